@@ -1,0 +1,92 @@
+"""What the attacker may do to an image: a norm, a budget and the box of valid images."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lustral.noise import NoiseStream
+from lustral.ratio import Ratio, parse_ratio
+
+
+def _norm(x: Tensor) -> Tensor:
+    """(B, 1, 1, 1) Euclidean norm of each image."""
+    return x.flatten(1).norm(dim=1)[:, None, None, None]
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """The set ``{x' : ||x' - x|| <= eps, 0 <= x' <= 1}`` around each image.
+
+    Args:
+        norm: "linf" (largest change of a pixel) or "l2" (Euclidean norm over all pixels and channels).
+        eps: the budget in units of the [0, 1] pixel range, such as 8/255 (linf) or 0.5 (l2).
+
+    Raises:
+        ValueError: if ``eps`` is negative, or given in grey levels (8 instead of 8/255).
+    """
+
+    norm: Literal["linf", "l2"]
+    eps: Ratio
+    budget: float = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.norm not in ("linf", "l2"):
+            raise ValueError(f"threat.norm is {self.norm!r}; it may be linf or l2.")
+        eps = parse_ratio(self.eps, "threat.eps")
+        if eps < 0:
+            raise ValueError(f"threat.eps is {self.eps}, and a budget cannot be negative.")
+        if self.norm == "linf" and eps > 1:
+            raise ValueError(
+                f"threat.eps is {self.eps}, but images lie in [0, 1]: write {self.eps}/255 if grey levels are meant."
+            )
+        object.__setattr__(self, "budget", eps)
+
+    def check(self, image_shape: tuple[int, ...]) -> None:
+        """Refuse an l2 budget that no pair of images of ``image_shape`` (C, H, W) can use up."""
+        largest = math.sqrt(math.prod(image_shape))
+        if self.norm == "l2" and self.budget > largest:
+            raise ValueError(
+                f"threat.eps is {self.eps}, but two images of shape {tuple(image_shape)} in [0, 1] are at most "
+                f"{largest:.4g} apart in l2: write {self.eps}/255 if grey levels are meant."
+            )
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """The nearest point of the threat set to ``x_adv`` (for l2: of the ball, then of the box)."""
+        delta = x_adv - x
+        if self.norm == "linf":
+            delta = delta.clamp(-self.budget, self.budget)
+        else:
+            delta = delta * (self.budget / _norm(delta).clamp_min(1e-12)).clamp_max(1.0)
+        return (x + delta).clamp(0.0, 1.0)
+
+    def ascent_direction(self, gradient: Tensor) -> Tensor:
+        """The direction of steepest ascent at unit norm: the sign (linf), the normalised gradient (l2).
+
+        An l2 gradient of zero stays zero, as the sign does: nothing is known, so nothing moves.
+        """
+        if self.norm == "linf":
+            return gradient.sign()
+        return gradient / _norm(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
+
+    def random_point(self, x: Tensor, noise: NoiseStream) -> Tensor:
+        """A uniform draw from the ball around each ``x``, clipped to the box."""
+        if self.norm == "linf":
+            delta = (2.0 * noise.uniform(x.shape[1:], dtype=x.dtype) - 1.0) * self.budget
+        else:
+            direction = noise.fork("direction").normal(x.shape[1:], dtype=x.dtype)
+            radius = noise.fork("radius").uniform((1, 1, 1), dtype=x.dtype) ** (1.0 / x[0].numel())
+            delta = direction / _norm(direction) * radius * self.budget
+        return self.project(x + delta, x)
+
+    def random_boundary_point(self, x: Tensor, noise: NoiseStream) -> Tensor:
+        """``x`` moved by the whole budget in a random direction (a random sign of each pixel for linf)."""
+        direction = noise.normal(x.shape[1:], dtype=x.dtype)
+        return self.project(x + self.ascent_direction(direction) * self.budget, x)
+
+    def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """(B,) norm of the perturbation."""
+        delta = (x_adv - x).flatten(1)
+        return delta.abs().amax(1) if self.norm == "linf" else delta.norm(dim=1)
