@@ -1,0 +1,48 @@
+"""The one convention for diffusion networks: a denoiser returns the posterior mean of the clean image."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from lustral.diffusion.schedules import NoiseSchedule, coefficient
+
+
+class Denoiser(nn.Module, ABC):
+    """E[x_0 | x_t] of a diffusion model, in diffusion space ([-1, 1]).
+
+    Subclasses compute `forward`; noise and score are derived from it here and nowhere else.
+
+    Attributes:
+        schedule: the noise schedule that the network was trained for.
+        image_shape: (C, H, W) of the images.
+    """
+
+    schedule: NoiseSchedule
+    image_shape: tuple[int, int, int]
+
+    @abstractmethod
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """The posterior mean of x_0. ``x_t`` (B, C, H, W); ``t`` () or (B,) in 1000ths (see `schedules`)."""
+
+    def noise(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """E[noise | x_t] = (x_t - alpha E[x_0 | x_t]) / sigma."""
+        return self.schedule_noise(x_t, self(x_t, t), t)
+
+    def score(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """The gradient of log p_t at x_t: -E[noise | x_t] / sigma (Tweedie's formula)."""
+        return -self.noise(x_t, t) / coefficient(self.schedule.sigma(t), x_t)
+
+    def schedule_noise(self, x_t: Tensor, x_0: Tensor, t: Tensor) -> Tensor:
+        """The noise that takes ``x_0`` to ``x_t``."""
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        return (x_t - coefficient(alpha, x_t) * x_0) / coefficient(sigma, x_t)
+
+
+def to_diffusion(x: Tensor) -> Tensor:
+    """[0, 1] images to diffusion space, [-1, 1]."""
+    return 2.0 * x - 1.0
+
+
+def from_diffusion(x: Tensor) -> Tensor:
+    """Diffusion space, [-1, 1], to [0, 1] images. Does not clamp."""
+    return (x + 1.0) / 2.0

@@ -1,0 +1,48 @@
+"""The classifier convention: [0, 1] images in, logits out, normalised inside."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Classifier(nn.Module, ABC):
+    """Logits of [0, 1] images. Subclasses give `logits` of normalised images.
+
+    Args:
+        num_classes: how many classes.
+        image_shape: (C, H, W) of the images.
+        mean: of each channel (or one for all), subtracted from the [0, 1] image.
+        std: of each channel (or one for all), the difference is divided by.
+
+    Attributes:
+        weights: the file its weights came from; None means that they are random.
+    """
+
+    weights: str | None
+
+    def __init__(
+        self, num_classes: int, image_shape: tuple[int, int, int], mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"num_classes is {num_classes}; a classifier needs at least 2.")
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) not in (1, image_shape[0]):
+                raise ValueError(f"{name} has {len(values)} values for {image_shape[0]} channels; give 1 or one each.")
+        if min(std) <= 0:
+            raise ValueError(f"std is {list(std)}; every value must be positive.")
+        self.num_classes, self.image_shape = num_classes, image_shape
+        self.mean, self.std = list(mean), list(std)
+        # Not part of the state: the architecture holds them.
+        self.register_buffer("_mean", torch.tensor(self.mean)[None, :, None, None], persistent=False)
+        self.register_buffer("_std", torch.tensor(self.std)[None, :, None, None], persistent=False)
+
+    @abstractmethod
+    def logits(self, x: Tensor) -> Tensor:
+        """(B, num_classes) from normalised images (B, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, num_classes) logits of images (B, C, H, W) in [0, 1]."""
+        return self.logits((x - self.get_buffer("_mean")) / self.get_buffer("_std"))

@@ -1,0 +1,45 @@
+"""ImageNet classifiers by their timm name."""
+
+from collections.abc import Sequence
+
+import timm
+from torch import Tensor
+
+from lustral.networks.classifier import Classifier
+from lustral.networks.weights import load_into
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class TimmClassifier(Classifier):
+    """A timm architecture, such as ``resnet50`` or ``deit_small_patch16_224``. Never downloads weights.
+
+    Args:
+        name: timm's model name.
+        num_classes: how many classes.
+        image_size: height and width of the images it is given, in pixels.
+        mean: of each channel, for the normalisation inside.
+        std: of each channel, for the normalisation inside.
+        weights: a file written by `save_network`; None leaves them random.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        num_classes: int = 1000,
+        image_size: int = 224,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        weights: str | None = None,
+    ) -> None:
+        super().__init__(num_classes, (3, image_size, image_size), mean, std)
+        if not timm.is_model(name):
+            close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "see timm.list_models()"
+            raise ValueError(f"timm has no model {name!r}; names like it: {close}.")
+        self.name, self.image_size, self.weights = name, image_size, weights
+        self.network = timm.create_model(name, pretrained=False, num_classes=num_classes)
+        load_into(self, weights)
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self.network(x)

@@ -1,0 +1,144 @@
+"""Weights files that alone rebuild their network: safetensors, with the architecture in the metadata.
+
+The metadata names a builder from the closed list `builders` and its arguments, never a class path, so that opening
+a file cannot run anybody's code.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lustral.describe import arguments
+from lustral.diffusion import Denoiser
+from lustral.networks.classifier import Classifier
+
+_KEY = "lustral"
+_SCHEMA = 1
+
+
+def builders() -> dict[str, Callable[..., nn.Module]]:
+    """Every network that a weights file may name."""
+    from lustral.networks import TimmClassifier, UNetDenoiser, WideResNet
+
+    return {builder.__name__: builder for builder in (TimmClassifier, UNetDenoiser, WideResNet)}
+
+
+def architecture(network: nn.Module) -> dict[str, Any]:
+    """The builder's name and arguments that make ``network`` again, as plain data."""
+    plain = json.loads(json.dumps(arguments(network, ("weights",))))  # tuples become lists, as in a file
+    return {"builder": type(network).__name__, "arguments": plain}
+
+
+def save_network(network: nn.Module, path: str | Path, notes: dict[str, str] | None = None) -> Path:
+    """Write ``network``'s weights and architecture to ``path``; appears whole or not at all.
+
+    Args:
+        notes: facts that travel along (the recipe, the training step, a source's licence).
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record = {"schema": _SCHEMA, **architecture(network), "notes": notes or {}}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    partial = path.with_name(path.name + ".partial")
+    save_file(state, partial, metadata={_KEY: json.dumps(record)})
+    partial.replace(path)
+    return path
+
+
+def read_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The metadata record and the state of a weights file.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is cut short, is no Lustral weights file, or holds NaN or Inf.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no weights file {path} (looked in {Path.cwd()}): train it with the recipe of the same name "
+            "in configs/train, or name another with the `weights` option."
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is damaged or no safetensors file ({error}): copy or train it again."
+        ) from error
+    if _KEY not in metadata:
+        raise ValueError(f"{path} does not say which network it belongs to: it was not written by Lustral; import it.")
+    bad = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if bad:
+        raise ValueError(f"{path} holds NaN or Inf in {bad[0]} ({len(bad)} tensors in all): train it again.")
+    return json.loads(metadata[_KEY]), state
+
+
+def load_into(network: nn.Module, path: str | Path | None) -> None:
+    """Load a weights file into the network it was written for; None leaves the network as it is.
+
+    Raises:
+        ValueError: if the file belongs to another network; the message says what differs.
+    """
+    if path is None:
+        return
+    record, state = read_weights(path)
+    here = architecture(network)
+    if record["builder"] != here["builder"]:
+        raise ValueError(f"{path} holds the weights of a {record['builder']}, not of a {here['builder']}.")
+    there = record["arguments"]
+    differing = [
+        f"{name} = {there.get(name)} there and {here['arguments'].get(name)} here"
+        for name in sorted({*there, *here["arguments"]})
+        if there.get(name) != here["arguments"].get(name)
+    ]
+    if differing:
+        raise ValueError(f"{path} holds the weights of another {here['builder']}: {'; '.join(differing)}.")
+    _load_state(network, state, path)
+
+
+def load_network(weights: str | Path) -> nn.Module:
+    """Rebuild the network that a weights file holds."""
+    record, state = read_weights(weights)
+    known = builders()
+    if record["builder"] not in known:
+        raise ValueError(f"{weights} names the network {record['builder']!r}; known are {', '.join(sorted(known))}.")
+    network = known[record["builder"]](**record["arguments"])
+    _load_state(network, state, weights)
+    network.weights = str(weights)  # type: ignore[assignment]
+    return network
+
+
+def load_classifier(weights: str) -> Classifier:
+    """Rebuild the classifier that a weights file holds (use as a ``class_path``)."""
+    return _of_kind(load_network(weights), Classifier, weights)
+
+
+def load_denoiser(weights: str) -> Denoiser:
+    """Rebuild the denoiser that a weights file holds (use as a ``class_path``)."""
+    return _of_kind(load_network(weights), Denoiser, weights)
+
+
+def _of_kind(network: nn.Module, kind: type[Any], weights: str) -> Any:
+    if not isinstance(network, kind):
+        raise ValueError(f"{weights} holds a {type(network).__name__}, which is no {kind.__name__}.")
+    return network
+
+
+def _load_state(network: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
+    expected = network.state_dict()
+    missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    reshaped = [name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape]
+    if missing or unknown or reshaped:
+        raise ValueError(
+            f"{path} does not fit {type(network).__name__}: {len(missing)} tensors missing {missing[:3]}, "
+            f"{len(unknown)} unknown {unknown[:3]}, {len(reshaped)} of another shape {sorted(reshaped)[:3]}."
+        )
+    with torch.no_grad():
+        network.load_state_dict(state, strict=True)

@@ -1,0 +1,90 @@
+"""Wide residual networks (Zagoruyko and Komodakis 2016), the pre-activation form that CIFAR victims use."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lustral.networks.classifier import Classifier
+from lustral.networks.weights import load_into
+
+
+class _Block(nn.Module):
+    """BN-ReLU-conv-BN-ReLU-dropout-conv with a shortcut; where the width changes, the shortcut convolves the
+    activated input."""
+
+    def __init__(self, width_in: int, width_out: int, stride: int, dropout: float) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(width_in)
+        self.conv1 = nn.Conv2d(width_in, width_out, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width_out)
+        self.conv2 = nn.Conv2d(width_out, width_out, 3, 1, 1, bias=False)
+        self.dropout = dropout
+        self.shortcut = nn.Conv2d(width_in, width_out, 1, stride, bias=False) if width_in != width_out else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated = F.relu(self.bn1(x))
+        out = F.relu(self.bn2(self.conv1(activated)))
+        out = self.conv2(F.dropout(out, self.dropout, self.training))
+        return out + (x if self.shortcut is None else self.shortcut(activated))
+
+
+class WideResNet(Classifier):
+    """WRN-``depth``-``width`` in three stages at full, half and quarter resolution.
+
+    28-10 has 36.5 M parameters and 70-16 266.8 M; RobustBench's ``Standard`` takes raw images (mean 0, std 1).
+
+    Args:
+        depth: 6 n + 4 for n blocks a stage (10, 16, 28, 70 ...).
+        width: the widening factor; the stages have 16, 32 and 64 times as many channels.
+        num_classes: how many classes.
+        channels: 1 or 3.
+        image_size: height and width in pixels, a multiple of 4.
+        dropout: probability inside each block while training.
+        mean: of each channel, for the normalisation inside.
+        std: of each channel, for the normalisation inside.
+        weights: a file written by `save_network`; None leaves them random.
+    """
+
+    def __init__(
+        self,
+        depth: int = 28,
+        width: int = 10,
+        num_classes: int = 10,
+        channels: int = 3,
+        image_size: int = 32,
+        dropout: float = 0.0,
+        mean: Sequence[float] = (0.0,),
+        std: Sequence[float] = (1.0,),
+        weights: str | None = None,
+    ) -> None:
+        super().__init__(num_classes, (channels, image_size, image_size), mean, std)
+        if depth < 10 or (depth - 4) % 6:
+            raise ValueError(f"depth is {depth}; a WideResNet's is 6 n + 4: 10, 16, 22, 28, ... 70.")
+        self.depth, self.width, self.channels, self.image_size = depth, width, channels, image_size
+        self.dropout, self.weights = dropout, weights
+        widths = [16, 16 * width, 32 * width, 64 * width]
+        blocks = (depth - 4) // 6
+        self.stem = nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False)
+        self.stages = nn.Sequential(
+            *(
+                nn.Sequential(
+                    *(
+                        _Block(widths[s] if b == 0 else widths[s + 1], widths[s + 1], 2 if s and b == 0 else 1, dropout)
+                        for b in range(blocks)
+                    )
+                )
+                for s in range(3)
+            )
+        )
+        self.norm = nn.BatchNorm2d(widths[3])
+        self.head = nn.Linear(widths[3], num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(self.head.bias)
+        load_into(self, weights)
+
+    def logits(self, x: Tensor) -> Tensor:
+        features = F.relu(self.norm(self.stages(self.stem(x))))
+        return self.head(features.mean(dim=(2, 3)))

@@ -1,0 +1,98 @@
+"""The seam of every purification method: the base class verifies, the method computes."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lustral.diffusion.trajectory import Step, unroll
+from lustral.noise import NoiseStream
+
+GradientMode = Literal["exact", "bpda", "detached"]
+"""exact: of the whole unrolled trajectory; bpda: the purifier's Jacobian replaced by the identity (Athalye et al.
+2018); detached: none."""
+
+Context = dict[str, Tensor]
+"""What an image alone decides (a level, a mask, a reference): tensors with one row an image."""
+
+
+@dataclass(frozen=True)
+class Purified:
+    """What a purifier returns.
+
+    Attributes:
+        images: (V, B, C, H, W), V views of each image that are merged by the defence; V is 1 for most methods.
+        trace: what happened on the way, tensors with one row an image ("noised": the image at t*, ...).
+    """
+
+    images: Tensor
+    trace: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Purifier(nn.Module, ABC):
+    """Maps attacked images to purified ones. Subclasses give `run`, and `prepare` where an image decides something.
+
+    Attributes:
+        random: whether two calls with other noise give other images.
+        gradient_modes: the modes this method can answer honestly.
+        graph_budget: bytes that kept graphs of an unrolled trajectory may take (see `unroll`); never changes a
+            result. Set by whoever runs the evaluation.
+    """
+
+    random: bool = True
+    gradient_modes: tuple[GradientMode, ...] = get_args(GradientMode)
+    graph_budget: float = 0.0
+
+    def bind(self, classifier: nn.Module) -> None:  # noqa: B027  (most methods do not look at the victim)
+        """Show the victim to methods that look at it (masks, guidance). Called once, before any image."""
+
+    def prepare(self, x: Tensor, noise: NoiseStream) -> Context:
+        """What ``x`` (B, C, H, W) alone decides, row by row; differentiable where the attack may use it."""
+        return {}
+
+    @abstractmethod
+    def run(self, x: Tensor, context: Context, noise: NoiseStream) -> Purified:
+        """Purify ``x``, (B, C, H, W) in [0, 1], with every random draw taken from ``noise`` (B rows)."""
+
+    def forward(self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact") -> Purified:
+        """Purify, with the chosen gradient. Final: subclasses give `run`."""
+        if gradient not in self.gradient_modes:
+            raise ValueError(
+                f"{type(self).__name__} has no {gradient!r} gradient; it offers {', '.join(self.gradient_modes)}."
+            )
+        if x.ndim != 4 or len(noise) != len(x):
+            raise ValueError(
+                f"A purifier takes images (B, C, H, W) and a noise stream of B rows, not {tuple(x.shape)} and "
+                f"{len(noise)} rows."
+            )
+        if gradient == "exact":
+            purified = self.run(x, self.prepare(x, noise), noise)
+        else:
+            with torch.no_grad():
+                purified = self.run(x, self.prepare(x, noise), noise)
+            if gradient == "bpda":
+                purified = Purified(_straight_through(x, purified.images), purified.trace)
+        assert purified.images.shape[1:] == x.shape, f"{type(self).__name__} changed the shape of its images"
+        return purified
+
+    def unroll(self, step: Step, num_steps: int, x: Tensor, inputs: Sequence[Tensor] = ()) -> Tensor:
+        """`lustral.diffusion.unroll` within this purifier's graph budget."""
+        return unroll(step, num_steps, x, inputs, self.graph_budget)
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, images: Tensor) -> Tensor:  # type: ignore[override]
+        return images.clone()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gradient.sum(0), None
+
+
+def _straight_through(x: Tensor, images: Tensor) -> Tensor:
+    """``images`` (V, B, ...) with the identity of ``x`` as their Jacobian, bit for bit (no x + (y - x) rounding)."""
+    return _StraightThrough.apply(x, images)  # type: ignore[return-value]
