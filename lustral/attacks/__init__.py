@@ -1,0 +1,26 @@
+"""Attacks: one a file, all through one engine."""
+
+from lustral.attacks.base import Attack, AttackResult, Cases, Judged, Victim
+from lustral.attacks.engine import Answer, Engine
+from lustral.attacks.first_order import FirstOrderAttack, State
+from lustral.attacks.objectives import CrossEntropy, Margin, MeanLogitMargin, Objective
+from lustral.attacks.pgd import PGD
+from lustral.attacks.random_directions import RandomDirections
+
+__all__ = [
+    "PGD",
+    "Answer",
+    "Attack",
+    "AttackResult",
+    "Cases",
+    "CrossEntropy",
+    "Engine",
+    "FirstOrderAttack",
+    "Judged",
+    "Margin",
+    "MeanLogitMargin",
+    "Objective",
+    "RandomDirections",
+    "State",
+    "Victim",
+]

@@ -1,0 +1,110 @@
+"""The seam of every attack: the base class projects, checks and measures; the attack searches."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from lustral.noise import NoiseStream
+from lustral.purifiers import GradientMode
+from lustral.threat import ThreatModel
+
+if TYPE_CHECKING:
+    from lustral.attacks.engine import Engine
+
+BUDGET_TOLERANCE = 1e-6
+"""Float32 rounding that a stored perturbation may exceed its budget by."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A defence's answer to a batch: ``logits`` (B, K), and the purifier's ``trace``."""
+
+    logits: Tensor
+    trace: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Victim(Protocol):
+    """What an attack may know of a defence: the very thing that is judged, its noise apart."""
+
+    @property
+    def random(self) -> bool:
+        """Whether two answers with other noise differ."""
+        ...
+
+    def __call__(self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact") -> Judged:
+        """Judge images (B, C, H, W) with a stream of B rows."""
+        ...
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Images under attack: ``images`` (B, C, H, W) in [0, 1], ``labels`` (B,), ``index`` (B,) in the full split."""
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def select(self, rows: Tensor) -> "Cases":
+        return Cases(self.images[rows], self.labels[rows], self.index[rows])
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """What an attack found, one row a case.
+
+    Attributes:
+        images: (B, C, H, W), within the threat model. Where ``failed``, the clean image.
+        distance: (B,) norm of the perturbation.
+        failed: (B,) whether NaN or Inf turned up: no image to judge, and counted as broken by the evaluation.
+        statistics: (B,) each, what the audit asks about: "zero_gradients" (share), "loss_first", "loss_last",
+            "predicted_gain" (first-order change of the loss summed over the steps between the two).
+    """
+
+    images: Tensor
+    distance: Tensor
+    failed: Tensor
+    statistics: dict[str, Tensor]
+
+
+class Attack(ABC):
+    """Searches the threat set of each case for the input that harms the defence most.
+
+    Subclasses give `run`. Every one keeps a perturbed image for every case, successful or not.
+    """
+
+    @property
+    def name(self) -> str:
+        """The stream its noise is drawn from, and its name on the card."""
+        return type(self).__name__
+
+    @abstractmethod
+    def run(
+        self, engine: "Engine", cases: Cases, threat: ThreatModel, noise: NoiseStream
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The found images (B, C, H, W), and statistics of (B,) each."""
+
+    def __call__(self, engine: "Engine", cases: Cases, threat: ThreatModel, noise: NoiseStream) -> AttackResult:
+        """Attack ``cases``; ``noise`` is the run's stream of their rows. Final: subclasses give `run`."""
+        low, high = cases.images.aminmax()
+        if not (low >= 0.0 and high <= 1.0):
+            raise ValueError(
+                f"Images lie in [{low:.4g}, {high:.4g}], but attacks take images in [0, 1]: divide by 255 if they "
+                "are grey levels."
+            )
+        with torch.no_grad():
+            images, statistics = self.run(engine, cases, threat, noise.fork("attack", self.name))
+            failed = ~images.flatten(1).isfinite().all(1)
+            for values in statistics.values():
+                failed |= ~values.isfinite()
+            images = torch.where(failed[:, None, None, None], cases.images, images)
+            images = threat.project(images, cases.images)
+            distance = threat.distance(images, cases.images)
+        excess = float((distance - threat.budget).amax())
+        assert excess <= BUDGET_TOLERANCE, f"{self.name} left its budget by {excess}"
+        return AttackResult(images, distance, failed, statistics)

@@ -1,0 +1,207 @@
+"""First-order attacks as state machines over rows, and the one loop that runs them all.
+
+The loop decides what no attack should decide for itself: which noise a query sees (fresh at every iteration),
+which iterates are kept, and how the winner is chosen.
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lustral.attacks.base import Attack, Cases
+from lustral.attacks.engine import Answer, Engine
+from lustral.attacks.objectives import CrossEntropy, Objective
+from lustral.noise import NoiseStream
+from lustral.purifiers import GradientMode
+from lustral.threat import ThreatModel
+
+_COMPACT_EVERY = 5  # steps between looks at which cases are decided: a look waits for the device
+
+
+@dataclass(frozen=True)
+class State:
+    """Where an attack stands, row by row.
+
+    Attributes:
+        query: (B, C, H, W) the point at which loss and gradient are wanted next.
+        x: (B, C, H, W) the clean images.
+        y: (B,) their labels.
+        threat: the budget.
+        memory: what else the attack carries from step to step, tensors with B rows.
+    """
+
+    query: Tensor
+    x: Tensor
+    y: Tensor
+    threat: ThreatModel
+    memory: dict[str, Tensor] = field(default_factory=dict)
+
+    def select(self, rows: Tensor) -> "State":
+        memory = {name: values[rows] for name, values in self.memory.items()}
+        return replace(self, query=self.query[rows], x=self.x[rows], y=self.y[rows], memory=memory)
+
+
+class FirstOrderAttack(Attack):
+    """An attack that asks for gradients.
+
+    Args:
+        num_steps: gradient steps a restart.
+        restarts: independent runs; the best iterate over all of them is kept.
+        eot: draws of the defence's noise a gradient is averaged over (Athalye et al. 2018).
+        objective: what is ascended.
+        gradient: "exact", "bpda" or "detached" (see `lustral.purifiers`).
+        selection: "best" keeps the iterate with the highest score of all restarts; "last" returns the last
+            iterate of the last restart, as the classic implementations do.
+        finalists: iterates an image that are scored again on selection draws (random defences, "best" only).
+        selection_draws: draws of that score. They are seen neither by the attack nor by the verdict.
+    """
+
+    def __init__(
+        self,
+        num_steps: int,
+        restarts: int = 1,
+        eot: int = 1,
+        objective: Objective | None = None,
+        gradient: GradientMode = "exact",
+        selection: Literal["best", "last"] = "best",
+        finalists: int = 3,
+        selection_draws: int = 16,
+    ) -> None:
+        for name, value in (("num_steps", num_steps), ("restarts", restarts), ("eot", eot), ("finalists", finalists)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1.")
+        if selection_draws < 1:
+            raise ValueError(f"selection_draws is {selection_draws}; it must be at least 1.")
+        self.num_steps, self.restarts, self.eot = num_steps, restarts, eot
+        self.objective = objective or CrossEntropy()
+        self.gradient: GradientMode = gradient
+        self.selection, self.finalists, self.selection_draws = selection, finalists, selection_draws
+
+    @abstractmethod
+    def start(self, x: Tensor, y: Tensor, threat: ThreatModel, noise: NoiseStream) -> State:
+        """The state before the first query."""
+
+    @abstractmethod
+    def update(self, state: State, answer: Answer) -> State:
+        """The next state, from the loss and the gradient at ``state.query``."""
+
+    def run(
+        self, engine: Engine, cases: Cases, threat: ThreatModel, noise: NoiseStream
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        if threat.budget == 0:
+            zero = cases.images.new_zeros(len(cases))
+            names = ("zero_gradients", "loss_first", "loss_last", "predicted_gain")
+            return cases.images.clone(), dict.fromkeys(names, zero)
+        leaderboard = _Leaderboard(cases.images, self.finalists, may_decide=not engine.defence.random)
+        statistics = _Statistics(cases.images)
+        last = cases.images
+        for restart in range(self.restarts):
+            rows = torch.arange(len(cases), device=cases.images.device)
+            stream = noise.at(restart=restart)
+            state = self.start(cases.images, cases.labels, threat, stream.fork("start"))
+            for k in range(self.num_steps):
+                if self.selection == "best" and leaderboard.may_decide and k % _COMPACT_EVERY == 0:
+                    open_rows = ~leaderboard.decided[rows]
+                    rows, state = rows[open_rows], state.select(open_rows)
+                    if len(rows) == 0:
+                        break
+                answer = engine.answer(
+                    state.query,
+                    state.y,
+                    stream.fork("gradient").at(iteration=k).select(rows),
+                    self.objective,
+                    self.eot,
+                    self.gradient,
+                )
+                leaderboard.offer(rows, state.y, state.query, answer)
+                after = self.update(state, answer)
+                if restart == 0:
+                    statistics.record(rows, state.query, answer, after.query)
+                state = after
+                engine.observe(self.name, restart * self.num_steps + k + 1, self.restarts * self.num_steps)
+            else:
+                leaderboard.enter(rows, state.query)
+                last = cases.images.index_copy(0, rows, state.query)
+        if self.selection == "last":
+            return last, statistics.result()
+        return self._best(engine, cases, leaderboard, noise.fork("selection")), statistics.result()
+
+    def _best(self, engine: Engine, cases: Cases, board: "_Leaderboard", noise: NoiseStream) -> Tensor:
+        """The finalist that is wrong most often on fresh selection draws; among equals, the one of higher loss.
+
+        Every finalist is scored on the same draws, which makes the comparison sharper and the winner's own score
+        no estimate of anything: the verdict has its own noise.
+        """
+        candidates = [*board.images, *board.entered]
+        scores = []
+        for candidate in candidates:
+            logits = engine.logits(candidate, noise, self.selection_draws)
+            wrong = (logits.argmax(-1) != cases.labels).double().mean(0)
+            loss = self.objective(logits, cases.labels, {}).double()
+            scores.append(torch.stack((wrong, loss)))
+        stacked = torch.stack(scores)  # (candidates, 2, B)
+        ties = stacked[:, 0] == stacked[:, 0].amax(0)
+        winner = stacked[:, 1].nan_to_num(-torch.inf).masked_fill(~ties, -torch.inf).argmax(0)
+        best = torch.stack(candidates)[winner, torch.arange(len(cases), device=winner.device)]
+        return torch.where(board.decided[:, None, None, None], board.broken, best)
+
+
+class _Leaderboard:
+    """The iterates of highest loss an image, and of a deterministic defence the first that breaks it.
+
+    One wrong answer decides a case only where a second look could not differ. For a random defence it would be
+    optional stopping: looking once in each of 100 steps "breaks" most images that nobody attacked.
+    """
+
+    def __init__(self, images: Tensor, size: int, may_decide: bool) -> None:
+        self.may_decide = may_decide
+        self.decided = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        self.broken = images.clone()
+        self.images = images.repeat(size, 1, 1, 1, 1)
+        self.losses = images.new_full((size, len(images)), -torch.inf, dtype=torch.float64)
+        self.entered: list[Tensor] = []  # last iterates: their loss is not known, so each is a finalist
+        self._clean = images
+
+    def offer(self, rows: Tensor, y: Tensor, query: Tensor, answer: Answer) -> None:
+        """An iterate with the loss and the logits of draws that it has not seen."""
+        loss = answer.loss.double().nan_to_num(-torch.inf)
+        slot = self.losses[:, rows].argmin(0)
+        better = loss > self.losses[slot, rows]
+        self.images[slot, rows] = torch.where(better[:, None, None, None], query, self.images[slot, rows])
+        self.losses[slot, rows] = torch.where(better, loss, self.losses[slot, rows])
+        if self.may_decide:
+            broken = (answer.logits[0].argmax(-1) != y) & ~self.decided[rows]
+            self.broken[rows] = torch.where(broken[:, None, None, None], query, self.broken[rows])
+            self.decided[rows] |= broken
+
+    def enter(self, rows: Tensor, query: Tensor) -> None:
+        """An iterate whose loss is not known."""
+        self.entered.append(self._clean.index_copy(0, rows, query))
+
+
+class _Statistics:
+    """What the audit asks about the first restart: does the gradient exist, and does following it raise the loss?"""
+
+    def __init__(self, images: Tensor) -> None:
+        zero = images.new_zeros(len(images))
+        self.first, self.last, self.predicted = zero.clone(), zero.clone(), zero.clone()
+        self._zero_rows, self._steps, self._ahead = zero.clone(), zero.clone(), zero.clone()
+
+    def record(self, rows: Tensor, query: Tensor, answer: Answer, following: Tensor) -> None:
+        self.first[rows] = torch.where(self._steps[rows] == 0, answer.loss, self.first[rows])
+        self.last[rows] = answer.loss
+        self.predicted[rows] = self._ahead[rows]
+        self._ahead[rows] += (answer.gradient * (following - query)).flatten(1).sum(1)
+        self._zero_rows[rows] += answer.zero_rows
+        self._steps[rows] += 1
+
+    def result(self) -> dict[str, Tensor]:
+        return {
+            "zero_gradients": self._zero_rows / self._steps.clamp_min(1),
+            "loss_first": self.first,
+            "loss_last": self.last,
+            "predicted_gain": self.predicted,
+        }

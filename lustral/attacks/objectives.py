@@ -1,0 +1,54 @@
+"""What an attack ascends: a loss an image of the logits of several draws."""
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Objective(ABC):
+    """A loss to be raised.
+
+    Attributes:
+        separable: whether the loss is the mean over draws of a loss of each draw alone. The engine then needs one
+            pass instead of two.
+    """
+
+    separable: bool = True
+
+    @abstractmethod
+    def __call__(self, logits: Tensor, y: Tensor, trace: dict[str, Tensor]) -> Tensor:
+        """(B,) losses of ``logits`` (N draws, B, K) with true labels ``y`` (B,). ``trace`` is the purifier's."""
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """The best wrong logit minus the true one, (..., B) from (..., B, K): positive means misclassified."""
+    is_true = F.one_hot(y, logits.shape[-1]).bool().expand_as(logits)
+    wrong = logits.masked_fill(is_true, -torch.inf).amax(-1)
+    return wrong - logits.masked_fill(~is_true, 0.0).sum(-1)
+
+
+class CrossEntropy(Objective):
+    """Mean over draws of the cross-entropy. Its gradient fades where the true class has probability one."""
+
+    def __call__(self, logits: Tensor, y: Tensor, trace: dict[str, Tensor]) -> Tensor:
+        draws = logits.shape[0]
+        loss = F.cross_entropy(logits.flatten(0, 1), y.repeat(draws), reduction="none")
+        return loss.view(draws, -1).mean(0)
+
+
+class Margin(Objective):
+    """Mean over draws of (best wrong logit - true logit), the Carlini-Wagner loss without its threshold."""
+
+    def __call__(self, logits: Tensor, y: Tensor, trace: dict[str, Tensor]) -> Tensor:
+        return margin(logits, y).mean(0)
+
+
+class MeanLogitMargin(Objective):
+    """The margin of the mean logits over draws: aims at the `mean_logit` rule."""
+
+    separable = False
+
+    def __call__(self, logits: Tensor, y: Tensor, trace: dict[str, Tensor]) -> Tensor:
+        return margin(logits.mean(0), y)

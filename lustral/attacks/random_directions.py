@@ -1,0 +1,41 @@
+"""The control that every adaptive attack must beat: random points on the edge of the budget."""
+
+import torch
+from torch import Tensor
+
+from lustral.attacks.base import Attack, Cases
+from lustral.attacks.engine import Engine
+from lustral.attacks.objectives import Margin
+from lustral.noise import NoiseStream
+from lustral.threat import ThreatModel
+
+
+class RandomDirections(Attack):
+    """The worst of ``tries`` random perturbations that use the whole budget, chosen on selection draws.
+
+    Args:
+        tries: perturbations an image.
+        selection_draws: draws of the defence's noise on which they are compared.
+    """
+
+    def __init__(self, tries: int = 10, selection_draws: int = 16) -> None:
+        if tries < 1 or selection_draws < 1:
+            raise ValueError(f"tries = {tries} and selection_draws = {selection_draws} must be at least 1.")
+        self.tries, self.selection_draws = tries, selection_draws
+
+    def run(
+        self, engine: Engine, cases: Cases, threat: ThreatModel, noise: NoiseStream
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        best, best_score = cases.images, cases.images.new_full((len(cases),), -torch.inf, dtype=torch.float64)
+        objective = Margin()
+        for k in range(self.tries):
+            found = threat.random_boundary_point(cases.images, noise.fork("direction").at(iteration=k))
+            logits = engine.logits(found, noise.fork("selection"), self.selection_draws)
+            wrong = (logits.argmax(-1) != cases.labels).double().mean(0)
+            # Wrong draws first; the bounded margin only breaks ties between equal shares.
+            score = wrong * 4 + torch.tanh(objective(logits, cases.labels, {}).double())
+            better = score > best_score
+            best = torch.where(better[:, None, None, None], found, best)
+            best_score = torch.where(better, score, best_score)
+            engine.observe(self.name, k + 1, self.tries)
+        return best, {}

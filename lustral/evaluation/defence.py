@@ -1,0 +1,38 @@
+"""A defence: the classifier after the purifier, and nothing else."""
+
+from typing import final
+
+from torch import Tensor, nn
+
+from lustral.attacks import Judged
+from lustral.networks import Classifier
+from lustral.noise import NoiseStream
+from lustral.purifiers import GradientMode, Purifier
+
+
+@final
+class Defence(nn.Module):
+    """Judges images: purifies, classifies every view, and takes the mean of the views' logits.
+
+    Both parts are frozen: they keep no parameter gradients, while the gradient of the input still flows.
+
+    Args:
+        classifier: the victim.
+        purifier: what stands before it; `Identity` for an undefended classifier.
+    """
+
+    def __init__(self, classifier: Classifier, purifier: Purifier) -> None:
+        super().__init__()
+        self.classifier, self.purifier = classifier, purifier
+        self.eval().requires_grad_(False)
+        purifier.bind(classifier)
+
+    @property
+    def random(self) -> bool:
+        return self.purifier.random
+
+    def forward(self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact") -> Judged:
+        purified = self.purifier(x, noise, gradient)
+        views, batch = purified.images.shape[:2]
+        logits = self.classifier(purified.images.flatten(0, 1)).view(views, batch, -1)
+        return Judged(logits[0] if views == 1 else logits.mean(0), purified.trace)

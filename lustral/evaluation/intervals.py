@@ -1,0 +1,85 @@
+"""Rates with their uncertainty, and the words in which two defences may be compared."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy.stats import norm
+
+_Z = float(norm.ppf(0.975))
+_RESAMPLES = 10_000
+_BOOTSTRAP_KEY = 0x1E57A1  # a fixed stream: the same records give the same interval, always
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A rate in [0, 1] with a 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+
+def wilson(successes: float, n: int) -> Rate:
+    """Wilson's score interval of a binomial proportion (Wilson 1927)."""
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes of {n}: a rate needs at least one sample and no more successes.")
+    p = successes / n
+    centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z / (1 + _Z**2 / n) * np.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
+    # The ends are exact at 0 and n; elsewhere rounding could put an end on the wrong side of the rate.
+    low = 0.0 if successes == 0 else min(p, float(centre - half))
+    high = 1.0 if successes == n else max(p, float(centre + half))
+    return Rate(p, low, high)
+
+
+def bootstrap(values: Sequence[float]) -> Rate:
+    """The mean with a percentile interval over resampled images (Efron 1979), widened to Wilson's where all
+    values are 0 or all are 1 and resampling would claim certainty."""
+    sample = np.asarray(values, dtype=np.float64)
+    mean = float(sample.mean())
+    if np.all(sample == sample[0]) and sample[0] in (0.0, 1.0):
+        return wilson(float(sample.sum()), len(sample))
+    low, high = np.quantile(_resampled_means(sample), (0.025, 0.975))
+    return Rate(mean, float(min(low, mean)), float(max(high, mean)))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A paired difference (second minus first) with a 95 % interval, and what may be said of it."""
+
+    difference: float
+    low: float
+    high: float
+    verdict: Literal["better", "worse", "undecided"]
+
+
+def compare(first: Sequence[float], second: Sequence[float], margin: float = 0.02) -> Comparison:
+    """Is the second defence better than the first on the same images? By a paired bootstrap.
+
+    "better" or "worse" need an interval that excludes 0 and a difference of at least ``margin``; everything else
+    is "undecided".
+    """
+    if len(first) != len(second) or not len(first):
+        raise ValueError(f"A paired comparison takes the same images, not {len(first)} and {len(second)} of them.")
+    paired = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
+    difference = float(paired.mean())
+    low, high = (float(q) for q in np.quantile(_resampled_means(paired), (0.025, 0.975)))
+    verdict: Literal["better", "worse", "undecided"] = "undecided"
+    if low > 0 and difference >= margin:
+        verdict = "better"
+    elif high < 0 and difference <= -margin:
+        verdict = "worse"
+    return Comparison(difference, low, high, verdict)
+
+
+def _resampled_means(sample: np.ndarray) -> np.ndarray:
+    generator = np.random.Generator(np.random.Philox(key=_BOOTSTRAP_KEY))
+    # Counts of each distinct value are enough, and far smaller than 10,000 resampled data sets.
+    distinct, counts = np.unique(sample, return_counts=True)
+    drawn = generator.multinomial(len(sample), counts / len(sample), size=_RESAMPLES)
+    return drawn @ distinct / len(sample)
