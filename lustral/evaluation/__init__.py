@@ -1,0 +1,33 @@
+"""From a defence and an attack to a number that can be trusted."""
+
+from lustral.evaluation.card import make_card, write_card
+from lustral.evaluation.defence import Defence
+from lustral.evaluation.evaluator import Evaluator
+from lustral.evaluation.fingerprint import Fingerprint
+from lustral.evaluation.intervals import Rate, bootstrap, compare, wilson
+from lustral.evaluation.protocol import Protocol
+from lustral.evaluation.records import Record, RecordFolder, read_records
+from lustral.evaluation.verdicts import Expected, Majority, MeanLogit, OneShot, VerdictRule, Worst, all_rules
+
+__all__ = [
+    "Defence",
+    "Evaluator",
+    "Expected",
+    "Fingerprint",
+    "Majority",
+    "MeanLogit",
+    "OneShot",
+    "Protocol",
+    "Rate",
+    "Record",
+    "RecordFolder",
+    "VerdictRule",
+    "Worst",
+    "all_rules",
+    "bootstrap",
+    "compare",
+    "make_card",
+    "read_records",
+    "wilson",
+    "write_card",
+]

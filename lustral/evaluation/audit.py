@@ -1,0 +1,149 @@
+"""Is the number to be believed? Attacks and statistics that must agree with it, and a plain word if they do not.
+
+The checks are those of specs/evaluation.md 1.2. A check never changes a number; it can only make a card suspect.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from lustral.attacks import Cases, Engine, FirstOrderAttack, RandomDirections
+from lustral.attacks.base import Attack, Judged, Victim
+from lustral.evaluation.intervals import compare
+from lustral.evaluation.records import Record
+from lustral.evaluation.verdicts import Expected
+from lustral.noise import NoiseStream
+from lustral.purifiers import GradientMode
+from lustral.ratio import parse_ratio
+from lustral.threat import ThreatModel
+
+ZERO_GRADIENTS = 0.01
+"""Largest share of gradients that may be zero everywhere."""
+BLIND_GAIN = 0.01
+"""Smallest share of the predicted rise of the loss that must really happen."""
+LARGE_EPS_ACCURACY = 0.05
+"""Largest accuracy that may be left when the budget allows every image."""
+
+
+class KnownNoise:
+    """A defence whose noise the attacker knows: whatever stream it is given, it uses the verdict's first draw."""
+
+    def __init__(self, defence: Victim, verdict: NoiseStream) -> None:
+        self._defence, self._verdict = defence, verdict.repeat(1)
+        self._index = verdict.index
+
+    random = False
+
+    def __call__(self, x: torch.Tensor, noise: NoiseStream, gradient: GradientMode = "exact") -> Judged:
+        row = (noise.index[:, None] == self._index[None, :]).int().argmax(1)
+        return self._defence(x, self._verdict.select(row), gradient)
+
+
+def audit_cases(
+    engine: Engine, attack: Attack, cases: Cases, threat: ThreatModel, noise: NoiseStream, verdict_draws: int,
+    known_noise: bool,
+) -> list[dict[str, float]]:
+    """Run the audit's own attacks on ``cases``; one dictionary of accuracies (expected over draws) a case."""
+    stream = noise.fork("audit")
+    rule = Expected(verdict_draws)
+    found: dict[str, torch.Tensor] = {}
+
+    def accuracy(name: str, other: Attack, budget: ThreatModel) -> None:
+        images = other(engine, cases, budget, stream.fork(name)).images
+        logits = engine.logits(images, stream.fork(name, "verdict"), verdict_draws)
+        found[name] = rule(logits, cases.labels)
+
+    accuracy("random_directions", RandomDirections(), threat)
+    if isinstance(attack, FirstOrderAttack) and threat.budget > 0:
+        modes = getattr(getattr(engine.defence, "purifier", None), "gradient_modes", ())
+        if attack.gradient == "exact" and engine.defence.random and "bpda" in modes:
+            accuracy("bpda", _changed(attack, gradient="bpda"), threat)
+        accuracy("double_eps", *_scaled(attack, threat, 2.0))
+        accuracy("large_eps", *_scaled(attack, threat, _largest(threat, cases) / threat.budget))
+    if known_noise and engine.defence.random:
+        verdict = noise.fork("verdict", "adversarial")
+        known = Engine(KnownNoise(engine.defence, verdict), engine.rows, engine.observe)
+        images = attack(known, cases, threat, stream.fork("known_noise")).images
+        found["known_noise"] = rule(known.logits(images, verdict, verdict_draws), cases.labels)
+    return [{name: float(values[i]) for name, values in found.items()} for i in range(len(cases))]
+
+
+def _changed(attack: FirstOrderAttack, **options: Any) -> FirstOrderAttack:
+    other = copy.copy(attack)
+    for name, value in options.items():
+        setattr(other, name, value)
+    return other
+
+
+def _scaled(attack: FirstOrderAttack, threat: ThreatModel, factor: float) -> tuple[FirstOrderAttack, ThreatModel]:
+    """The same attack with a larger budget; an explicit step size grows along, or it could not be used up."""
+    step = getattr(attack, "step_size", None)
+    other = attack if step is None else _changed(attack, step_size=parse_ratio(step) * factor)
+    return other, ThreatModel(threat.norm, threat.budget * factor)
+
+
+def _largest(threat: ThreatModel, cases: Cases) -> float:
+    """A budget that allows nearly every image (all of them for linf)."""
+    return 1.0 if threat.norm == "linf" else 0.5 * cases.images[0].numel() ** 0.5
+
+
+def audit_records(records: Sequence[Record], verdict_draws: int, target: str) -> tuple[dict[str, Any], list[str]]:
+    """The audit's section of the card, and the reasons to suspect its numbers (none for a healthy run)."""
+    report: dict[str, Any] = {}
+    doubts: list[str] = []
+
+    failed = [record.index for record in records if record.failed]
+    report["failed_samples"] = failed
+    if failed:
+        doubts.append(f"{len(failed)} samples met NaN or Inf and count as broken (first: {failed[0]})")
+    moved = [r for r in records if r.statistics.get("predicted_gain", 0.0) > 0 and not r.failed]
+    if moved:
+        # Zero gradients matter where the attack was still working, so all records with a gradient count.
+        zero = sum(r.statistics["zero_gradients"] for r in records) / len(records)
+        gain = sum(r.statistics["loss_last"] - r.statistics["loss_first"] for r in moved) / len(moved)
+        predicted = sum(r.statistics["predicted_gain"] for r in moved) / len(moved)
+        report["zero_gradient_share"] = zero
+        report["loss"] = {"mean_gain": gain, "predicted_gain": predicted, "gain_share": gain / predicted}
+        if zero > ZERO_GRADIENTS:
+            doubts.append(f"{100 * zero:.1f} % of the gradients are zero everywhere")
+        if gain <= 0:
+            doubts.append("the loss does not rise with the attack's steps")
+        elif gain < BLIND_GAIN * predicted:
+            doubts.append("the loss rises by less than 1 % of what its gradient predicts")
+    elif any("zero_gradients" in r.statistics for r in records) and any(r.distance > 0 for r in records):
+        report["zero_gradient_share"] = 1.0
+        doubts.append("no gradient moved any image")
+
+    audited = [record for record in records if record.audit]
+    report["num_images"] = len(audited)
+    if audited:
+        rule = Expected(verdict_draws)
+        attacked = [
+            float(rule(r.adversarial_logits[:, None], torch.tensor([r.label]))[0]) if not r.failed else 0.0
+            for r in audited
+        ]
+        names = list(audited[0].audit)
+        report["expected_accuracy"] = {"attack": _mean(attacked)} | {
+            name: _mean([r.audit[name] for r in audited]) for name in names
+        }
+        for name in ("random_directions", "bpda"):
+            if name in names and compare([r.audit[name] for r in audited], attacked).verdict == "better":
+                doubts.append(f"{name.replace('_', ' ')} beats the attack on the audited images")
+        if "large_eps" in names:
+            doubts += _eps_doubts(report["expected_accuracy"])
+    return report, doubts
+
+
+def _eps_doubts(accuracy: dict[str, float]) -> list[str]:
+    doubts = []
+    if accuracy["large_eps"] > LARGE_EPS_ACCURACY:
+        doubts.append(f"{100 * accuracy['large_eps']:.0f} % accuracy is left at a budget that allows every image")
+    if accuracy["double_eps"] > accuracy["attack"] + 0.1:
+        doubts.append("accuracy rises when the budget is doubled")
+    return doubts
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,96 @@
+"""The card: everything a reader needs to believe or doubt a robust number, made from a run's files alone."""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lustral.evaluation.audit import audit_records
+from lustral.evaluation.cost import total_cost
+from lustral.evaluation.intervals import Rate, bootstrap, wilson
+from lustral.evaluation.records import Record, read_records
+from lustral.evaluation.verdicts import VerdictRule, all_rules
+
+SCHEMA = 1
+
+
+def verdicts(records: Sequence[Record], rule: VerdictRule) -> tuple[list[float], list[float]]:
+    """How right the defence is on each clean and each adversarial image; failed samples count as broken."""
+    labels = torch.tensor([record.label for record in records])
+    clean = rule(torch.stack([record.clean_logits for record in records], 1), labels)
+    robust = rule(torch.stack([record.adversarial_logits for record in records], 1), labels)
+    broken = torch.tensor([record.failed for record in records])
+    return clean.tolist(), robust.masked_fill(broken, 0.0).tolist()
+
+
+def rate(values: Sequence[float], rule: VerdictRule) -> Rate:
+    """The mean verdict with the interval that fits the rule."""
+    return wilson(sum(values), len(values)) if rule.binary else bootstrap(values)
+
+
+def make_card(
+    records: Sequence[Record],
+    fingerprint: dict[str, Any],
+    costs: Iterable[dict[str, Any]] = (),
+    provenance: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The card of ``records``, as plain data.
+
+    Args:
+        records: at least one.
+        fingerprint: the content of ``fingerprint.json``.
+        costs: cost lines of every process and start.
+        provenance: where and with what the run was made.
+    """
+    if not records:
+        raise ValueError("There is no record yet, so there is nothing to put on a card: run `cli.py test` first.")
+    decides = fingerprint["decides"]
+    protocol = decides["protocol"]
+    table = {}
+    for rule in all_rules(protocol["verdict_draws"]):
+        clean, robust = verdicts(records, rule)
+        table[rule.name] = {
+            "clean": asdict(rate(clean, rule)),
+            "robust": asdict(rate(robust, rule)),
+            "draws": rule.num_draws,
+            "aimed_at": rule.name == protocol["target"],
+        }
+    audit, doubts = audit_records(records, protocol["verdict_draws"], protocol["target"])
+    return {
+        "schema": SCHEMA,
+        "status": f"suspect: {'; '.join(doubts)}" if doubts else "ok",
+        "n": len(records),
+        "verdicts": table,
+        "cost": total_cost(costs),
+        "audit": audit,
+        "attack": {**decides["attack"], "threat": decides["threat"]},
+        "defence": decides["defence"],
+        "protocol": protocol,
+        "data": decides.get("data", {}),
+        "seed": decides["seed"],
+        "rows": decides["rows"],
+        "fingerprint": fingerprint["sha256"],
+        "provenance": provenance or {},
+    }
+
+
+def write_card(run: str | Path) -> dict[str, Any]:
+    """Make ``run/card.json`` from ``run/records``, ``run/cost`` and ``run/provenance.json``, and return the card."""
+    run = Path(run)
+    fingerprint = json.loads((run / "records" / "fingerprint.json").read_text())
+    costs = [json.loads(line) for path in sorted((run / "cost").glob("*.jsonl")) for line in path.open()]
+    provenance = run / "provenance.json"
+    card = make_card(
+        list(read_records(run / "records").values()),
+        fingerprint,
+        costs,
+        json.loads(provenance.read_text()) if provenance.is_file() else None,
+    )
+    partial = run / f".card.{os.getpid()}"
+    partial.write_text(json.dumps(card, indent=1) + "\n")
+    partial.replace(run / "card.json")
+    return card

@@ -1,0 +1,111 @@
+"""What an evaluation costs: network calls, seconds and live tensor memory."""
+
+import time
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+MIB = 2**20
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors made inside it that are still alive, and their peak.
+
+    On a CPU nothing else tells what a computation needs: the process's own size also holds caches and libraries.
+    It slows every operation down, so it watches one attack step, not a run.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = 0
+        self.peak = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._watch(tensor.untyped_storage())
+        return out
+
+    def _watch(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._seen or storage.nbytes() == 0:
+            return
+        size = storage.nbytes()
+        self._seen.add(key)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.live -= size
+
+
+@dataclass
+class Cost:
+    """Sums over a process: rows of network calls by kind, seconds, images, and the peak of one attack step."""
+
+    images: int = 0
+    seconds: float = 0.0
+    calls: dict[str, int] = field(default_factory=dict)
+    peak_memory: int = 0
+
+    @contextmanager
+    def measured(self, images: int, networks: Iterable[tuple[str, nn.Module]], device: torch.device) -> Iterator[None]:
+        """Count everything that happens inside as the cost of ``images`` images."""
+        handles = [
+            handle
+            for name, network in networks
+            for handle in (network.register_forward_hook(self._counter(name)),)
+        ]
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+                self.peak_memory = max(self.peak_memory, torch.cuda.max_memory_allocated(device))
+            self.seconds += time.perf_counter() - start
+            self.images += images
+            for handle in handles:
+                handle.remove()
+
+    def _counter(self, name: str) -> Any:
+        def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            rows = len(inputs[0])
+            self._add(f"{name}_forward", rows)
+            if output.requires_grad:
+                output.register_hook(lambda gradient: self._add(f"{name}_backward", rows))
+
+        return count
+
+    def _add(self, key: str, rows: int) -> None:
+        self.calls[key] = self.calls.get(key, 0) + rows
+
+
+def total_cost(costs: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The card's section from the cost lines of every process and start."""
+    images, seconds, peak, calls = 0, 0.0, 0, {}
+    for cost in costs:
+        images, seconds = images + cost["images"], seconds + cost["seconds"]
+        peak = max(peak, cost["peak_memory"])
+        for name, rows in cost["calls"].items():
+            calls[name] = calls.get(name, 0) + rows
+    share = max(images, 1)
+    return {
+        "network_calls_per_image": sum(calls.values()) / share,
+        "calls_per_image": {name: rows / share for name, rows in sorted(calls.items())},
+        "seconds_per_image": seconds / share,
+        "peak_memory_mib": peak / MIB,
+    }

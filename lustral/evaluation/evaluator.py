@@ -1,0 +1,122 @@
+"""Attack, then judge: from cases to records."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lustral.attacks import Attack, Cases, CrossEntropy, Engine
+from lustral.describe import describe
+from lustral.diffusion import Denoiser
+from lustral.evaluation.audit import audit_cases
+from lustral.evaluation.cost import Cost, LiveBytes
+from lustral.evaluation.defence import Defence
+from lustral.evaluation.protocol import Protocol
+from lustral.evaluation.records import Record
+from lustral.noise import NoiseStream
+from lustral.threat import ThreatModel
+
+
+class Evaluator:
+    """Runs one attack against one defence under one protocol.
+
+    Every draw comes from a stream of its own: attack, selection, audit, and the verdicts of clean and adversarial
+    images. What one image's record says depends on nothing but the image and the arguments below.
+
+    Args:
+        defence: what is judged; the attack sees the very same.
+        attack: how it is attacked.
+        threat: within which budget.
+        protocol: what is measured.
+        seed: the run's seed.
+        rows: R, the rows of every network call.
+        observe: called with (task, step, number of steps) as the work goes on.
+    """
+
+    def __init__(
+        self,
+        defence: Defence,
+        attack: Attack,
+        threat: ThreatModel,
+        protocol: Protocol,
+        seed: int,
+        rows: int,
+        observe: Callable[[str, int, int], None] | None = None,
+    ) -> None:
+        self.defence, self.attack, self.threat, self.protocol = defence, attack, threat, protocol
+        self.seed, self.rows = seed, rows
+        self.engine = Engine(defence, rows, observe)
+        self.cost = Cost()
+
+    def decides(self) -> dict[str, Any]:
+        """Everything that decides a record, the data apart, as plain data."""
+        return {
+            "defence": describe(self.defence),
+            "attack": describe(self.attack),
+            "threat": describe(self.threat),
+            "protocol": describe(self.protocol),
+            "seed": self.seed,
+            "rows": self.rows,
+        }
+
+    def evaluate(self, cases: Cases, audited: Tensor) -> list[Record]:
+        """One record a case; ``audited`` (B,) tells which of them are audited as well."""
+        self.threat.check(tuple(cases.images.shape[1:]))
+        noise = NoiseStream(self.seed, cases.index)
+        device = cases.images.device
+        if device.type == "cpu" and self.cost.peak_memory == 0:
+            self.cost.peak_memory = self._peak_memory(cases, noise)
+        with self.cost.measured(len(cases), _networks(self.defence), device):
+            clean = self._verdict(cases.images, noise.fork("verdict", "clean"))
+            result = self.attack(self.engine, cases, self.threat, noise)
+            adversarial = self._verdict(result.images, noise.fork("verdict", "adversarial"))
+        audits: dict[int, dict[str, float]] = {}
+        rows = audited.nonzero().flatten()
+        if len(rows):
+            found = audit_cases(
+                self.engine,
+                self.attack,
+                cases.select(rows),
+                self.threat,
+                noise.select(rows),
+                self.protocol.verdict_draws,
+                self.protocol.known_noise,
+            )
+            audits = dict(zip(rows.tolist(), found, strict=True))
+        statistics = {name: values.tolist() for name, values in result.statistics.items()}
+        labels, index = cases.labels.tolist(), cases.index.tolist()
+        distance, failed = result.distance.tolist(), result.failed | ~adversarial.isfinite().all(-1).all(0)
+        images, clean, adversarial = result.images.cpu(), clean.cpu(), adversarial.cpu()
+        return [
+            Record(
+                index=index[i],
+                label=labels[i],
+                image=images[i],
+                distance=distance[i],
+                failed=bool(failed[i]),
+                clean_logits=clean[:, i],
+                adversarial_logits=adversarial[:, i],
+                # A failed sample's NaN is no JSON; that it failed says everything.
+                statistics={} if failed[i] else {name: values[i] for name, values in statistics.items()},
+                audit=audits.get(i, {}),
+            )
+            for i in range(len(cases))
+        ]
+
+    def _verdict(self, images: Tensor, noise: NoiseStream) -> Tensor:
+        return self.engine.logits(images, noise, self.protocol.verdict_draws)
+
+    def _peak_memory(self, cases: Cases, noise: NoiseStream) -> int:
+        """Live bytes at the peak of one full network call and its gradient."""
+        rows = torch.arange(min(self.rows, len(cases)))
+        few = cases.select(rows)
+        with LiveBytes() as live:
+            self.engine.answer(few.images, few.labels, noise.select(rows).fork("memory"), CrossEntropy())
+        return live.peak
+
+
+def _networks(defence: Defence) -> Sequence[tuple[str, nn.Module]]:
+    """The networks whose calls are counted."""
+    denoisers = [("denoiser", m) for m in defence.purifier.modules() if isinstance(m, Denoiser)]
+    return [("classifier", defence.classifier), *denoisers]

@@ -1,0 +1,38 @@
+"""What decides a result, as plain data and as a hash: records of different fingerprints never mix."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+SCHEMA = 1
+"""Raised whenever the code changes what a number means; older records are then refused, not blended in."""
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """The part of a run that decides its results: defence, attack, threat, protocol, seed, R and data.
+
+    Not in it: trainer, batch size, budgets, paths and the number of images, which must not change a result.
+    """
+
+    decides: dict[str, Any]
+
+    @property
+    def sha256(self) -> str:
+        canonical = json.dumps({"schema": SCHEMA, **self.decides}, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def differences(self, other: dict[str, Any]) -> list[str]:
+        """The keys, dotted, in which ``other`` differs."""
+        here, there = _flat(self.decides), _flat(other)
+        return sorted(key for key in here.keys() | there.keys() if here.get(key) != there.get(key))
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= _flat(item, f"{prefix}.{key}" if prefix else key)
+    return flat
