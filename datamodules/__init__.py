@@ -1,0 +1,9 @@
+"""Data modules: every data set as batches of (image in [0, 1], label, index)."""
+
+from datamodules.base import ImageDataModule
+from datamodules.cifar import CIFAR10
+from datamodules.digits import Digits
+from datamodules.imagenet import ImageNet
+from datamodules.svhn import SVHN
+
+__all__ = ["CIFAR10", "SVHN", "Digits", "ImageDataModule", "ImageNet"]

@@ -1,0 +1,119 @@
+"""The 1,797 handwritten digits that come with scikit-learn: nothing to download, minutes to train on."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from torch.nn import functional as F
+
+from datamodules.base import ImageDataModule, Split
+from datamodules.keyed import keyed_generator
+from datamodules.sources import ArraySource
+from datamodules.subsets import SHIPPED, read_indices
+
+
+class Digits(ImageDataModule):
+    """Scikit-learn's digits: grey images of 8 x 8 pixels, ten classes.
+
+    The stored pixels lie on sixteenths, so any input off that grid would be recognised as attacked without
+    looking at it. Each image therefore gets a fixed uniform dequantisation of +-1/32, keyed by its position
+    and clipped to [0, 1]: image i is the same everywhere. Other sizes and channels are made from that image.
+
+    The split is fixed: 1,297 images to train, 500 to test (``configs/subsets/digits_*.txt``, written from
+    ``subsets.stratified_order(labels)``: its first 500 positions are the test part, the rest the training
+    part, whose first 150 are the validation part). Training never sees the validation part, however much of
+    it ``num_val`` uses. Training and test are parts of one set, so ``index`` is the position in all 1,797,
+    for both.
+
+    Args:
+        batch_size: images a batch and process, >= 1.
+        num_workers: processes that load images, beside this one; the images are in memory, 0 is fastest.
+        image_size: pixels a side, >= 1; other than 8 by bilinear interpolation (antialiased).
+        channels: 1, or 3 equal ones.
+        num_val: the first so many of the 150 validation images, 1..150.
+        num_test: test only the first so many of the test images (every beginning is balanced); None: all.
+        test_subset: an index file with positions out of the test part; None: all 500.
+        seed: of the shuffling, >= 0.
+
+    Raises:
+        ValueError, FileNotFoundError: as for :class:`ImageDataModule`; all of them at construction.
+    """
+
+    name = "digits"
+
+    def __init__(
+        self,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        image_size: int = 8,
+        channels: int = 1,
+        num_val: int = 150,
+        num_test: int | None = None,
+        test_subset: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, num_workers, num_val, num_test, test_subset, seed)
+        if image_size < 1:
+            raise ValueError(f"data.image_size is {image_size}; it must be at least 1 pixel.")
+        if channels not in (1, 3):
+            raise ValueError(
+                f"data.channels is {channels}; digits are grey: give 1, or 3 for equal channels."
+            )
+        self.image_size = image_size
+        self.channels = channels
+        self._test = read_indices(SHIPPED / "digits_test.txt")
+        self._val = read_indices(SHIPPED / "digits_val.txt")
+        self._train = read_indices(SHIPPED / "digits_train.txt")
+        if num_val > len(self._val):
+            raise ValueError(
+                f"data.num_val is {num_val}, but digits have {len(self._val)} validation images."
+            )
+        _ = self.test_indices  # the split is known, so a bad subset need not wait for the data
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple("0123456789")
+
+    def check(self, split: Split = "test") -> None:
+        """Nothing to look for: the images come with scikit-learn."""
+
+    def load_train(self) -> ArraySource:
+        return self.load_test()
+
+    def load_test(self) -> ArraySource:
+        stored, labels = load_digits(return_X_y=True)
+        stored = stored.reshape(-1, 8, 8).astype(np.uint8)  # integers 0..16
+        images = torch.from_numpy(dequantise(stored))[:, None]
+        if self.image_size != 8:
+            size = (self.image_size, self.image_size)
+            images = F.interpolate(images, size, mode="bilinear", antialias=True).clamp(0, 1)
+        images = images.expand(-1, self.channels, -1, -1)
+        return ArraySource(images.numpy(), labels, stored=stored)
+
+    def test_part(self) -> list[int]:
+        return list(self._test)
+
+    def split_train(self) -> tuple[list[int], list[int]]:
+        held_out = set(self._val)
+        return [index for index in self._train if index not in held_out], self._val[: self.num_val]
+
+    def pixel_options(self) -> Mapping[str, object]:
+        return {
+            "dequantisation": "uniform +-1/32, keyed by position",
+            "interpolation": "bilinear, antialiased",
+        }
+
+
+def dequantise(stored: np.ndarray) -> np.ndarray:
+    """Integers 0..16 (N, 8, 8) as float32 in [0, 1], image i moved off the grid by noise keyed by i.
+
+    The noise is uniform on [-1/32, 1/32). It is made of the raw bits of the Philox generator, the only draws
+    of NumPy's new generators that no later version may change.
+    """
+    images = np.empty(stored.shape, dtype=np.float32)
+    for position, image in enumerate(stored):
+        raw = keyed_generator("digits dequantisation", 0, 0, position).bit_generator.random_raw(image.size)
+        uniform = (raw >> np.uint64(11)) * 2.0**-53  # 53 bits, in [0, 1)
+        images[position] = np.clip(image / 16 + (uniform.reshape(image.shape) - 0.5) / 16, 0, 1)
+    return images
