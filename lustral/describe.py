@@ -15,7 +15,9 @@ from torch import nn
 
 def arguments(component: object, leave_out: Iterable[str] = ()) -> dict[str, Any]:
     """The constructor arguments of ``component`` by name, as they are."""
-    names = list(inspect.signature(type(component)).parameters)
+    parameters = inspect.signature(type(component)).parameters.values()
+    # nn.Module's own *args and **kwargs take nothing; a public constructor here has none of its own.
+    names = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     missing = [name for name in names if not hasattr(component, name)]
     if missing:
         raise TypeError(

@@ -121,7 +121,7 @@ class RecordFolder:
 
     def indices(self) -> set[int]:
         """The samples that have a record."""
-        return {json.loads(line)["index"] for line in _lines(self.folder)}
+        return record_indices(self.folder)
 
     def close(self) -> None:
         if self._shard is not None:
@@ -136,6 +136,11 @@ def read_records(folder: str | Path) -> dict[int, Record]:
         record = Record.from_json(line)
         records.setdefault(record.index, record)
     return dict(sorted(records.items()))
+
+
+def record_indices(folder: str | Path) -> set[int]:
+    """The samples that have a record in a folder."""
+    return {json.loads(line)["index"] for line in _lines(Path(folder))}
 
 
 def _lines(folder: Path) -> list[str]:

@@ -1,0 +1,11 @@
+"""What happens around training and evaluation: averages, exports, records, pictures, progress, provenance."""
+
+from callbacks.attack_records import AttackRecords
+from callbacks.ema import EMA
+from callbacks.finite_loss import FiniteLoss
+from callbacks.panels import Panels
+from callbacks.progress import InnerProgress
+from callbacks.provenance import Provenance
+from callbacks.weight_export import WeightExport
+
+__all__ = ["EMA", "AttackRecords", "FiniteLoss", "InnerProgress", "Panels", "Provenance", "WeightExport"]

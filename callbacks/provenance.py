@@ -1,0 +1,81 @@
+"""Where a number came from: the resolved config, versions and device, beside the results."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+PACKAGES = ("lustral", "torch", "torchvision", "lightning", "torchmetrics", "timm", "diffusers", "numpy", "scikit-learn")
+
+
+class Provenance(SaveConfigCallback):
+    """Saves ``config_<stage>.yaml`` and ``provenance.json`` into the run folder when a stage starts, and shows the
+    config in TensorBoard.
+
+    Lightning's own callback refuses a second run in a folder; here a second run is how a killed one goes on, so
+    each stage has a file of its own that is written again.
+    """
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        folder, stage = Path(trainer.default_root_dir), getattr(stage, "value", stage)
+        text = self.parser.dump(self.config, skip_none=False)
+        facts = json.dumps(_facts(trainer, stage, yaml.safe_load(text)), indent=1, default=str) + "\n"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write(folder / f"config_{stage}.yaml", text)
+            _write(folder / "provenance.json", facts)
+        except OSError as error:
+            raise OSError(
+                f"The run folder {folder} cannot be written ({error.strerror}): free or unlock it, or choose another "
+                "with --trainer.default_root_dir."
+            ) from error
+        if isinstance(trainer.logger, TensorBoardLogger):
+            indented = "\n".join("    " + line for line in text.splitlines())  # a code block in TensorBoard's Markdown
+            trainer.logger.experiment.add_text(f"config/{stage}", indented)
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def _facts(trainer: Trainer, stage: str, config: dict[str, Any]) -> dict[str, Any]:
+    device = trainer.strategy.root_device
+    return {
+        "stage": stage,
+        "recipe": [str(path) for path in config.get("config") or []],
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": ["cli.py", *sys.argv[1:]],
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine() + " CPU",
+        "processes": trainer.world_size,
+        "threads": torch.get_num_threads(),
+        "config": config,
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the code, with a + if files were changed since; None outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

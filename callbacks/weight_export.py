@@ -1,0 +1,22 @@
+"""Hand the trained network on: one safetensors file that alone rebuilds it."""
+
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from lustral.networks import save_network
+
+
+class WeightExport(Callback):
+    """Writes ``weights.safetensors`` into the run folder when a training ends, with the averaged weights where an
+    `EMA` callback stands before this one. Acts on modules that have an ``exported`` network."""
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        network = getattr(pl_module, "exported", None)
+        if network is None or not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        notes = {"step": str(trainer.global_step), "epoch": str(trainer.current_epoch)}
+        notes |= {name: f"{float(value):.6g}" for name, value in trainer.callback_metrics.items() if "val/" in name}
+        path = save_network(network, Path(trainer.default_root_dir) / "weights.safetensors", notes)
+        rank_zero_info(f"Weights: {path}")

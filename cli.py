@@ -1,0 +1,176 @@
+#!/usr/bin/env python
+"""The front door of Lustral.
+
+    python cli.py fit  -c configs/train/RECIPE.yaml      train a network; writes runs/train/RECIPE/weights.safetensors
+    python cli.py test -c configs/eval/RECIPE.yaml       attack a defence; writes runs/eval/RECIPE/card.json
+    python cli.py report RUN_DIR ...                     tables and figures of finished runs
+
+Every option of a recipe can be changed on the command line: --data.num_test 100, --model.threat.eps 8/255,
+--model.attack.num_steps 50, --trainer.devices 8 --trainer.strategy ddp, --trainer.default_root_dir DIR.
+"""
+
+from lustral import environment  # noqa: F401, I001  (before torch and torchvision are used)
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentError
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+from callbacks import AttackRecords, FiniteLoss, InnerProgress, Panels, Provenance, WeightExport
+from callbacks.finish import finish_evaluation
+from lightning_modules import RobustnessEvaluation
+from lustral.recipes import check_layers, run_folder
+from lustral.reporting import FORMATS, report, write_report
+
+BASE = Path(__file__).parent / "configs" / "base.yaml"
+SUSPECT_EXIT_CODE = 3
+
+
+class LustralCLI(LightningCLI):
+    """LightningCLI with the guards that an honest evaluation needs (DESIGN.md section 5)."""
+
+    card: dict[str, Any] | None = None
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--allow_untrained", type=bool, default=False, help="Evaluate networks whose weights are random."
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        words = sys.argv[1:] if args is None else [str(word) for word in args]
+        check_layers(_recipes(words))
+        super().parse_arguments(parser, args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Hyper-parameters saved in a checkpoint may not overrule the config: its weights are taken, nothing else."""
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        trainer = config.trainer
+        if trainer.default_root_dir is None:
+            trainer.default_root_dir = str(run_folder([str(path) for path in config.config or []]))
+        if trainer.use_distributed_sampler:
+            raise ValueError(
+                "trainer.use_distributed_sampler pads the last batch with repeated samples, which makes every number "
+                "wrong: leave it false; the data modules bring samplers that do not repeat."
+            )
+        if self.subcommand == "test" and trainer.plugins is None and SLURMEnvironment.detect():
+            # A requeued evaluation simply starts again and skips what is recorded.
+            trainer.plugins = [SLURMEnvironment(auto_requeue=False)]
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        trainer = super().instantiate_trainer(**kwargs)
+        if trainer.world_size > 1 and isinstance(trainer.accelerator, CPUAccelerator):
+            torch.set_num_threads(1)  # processes share the cores; threads on top of them only fight
+        if self._get(self.config, "trainer.logger") is None and not trainer.fast_dev_run:
+            trainer.logger = TensorBoardLogger(trainer.default_root_dir, name="tensorboard", version="")
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
+        return trainer
+
+    def before_test(self) -> None:
+        self._refuse_untrained()
+        self.datamodule.prepare_data()  # missing data is told before any process starts to work
+
+    before_validate = before_predict = before_test
+
+    def after_test(self) -> None:
+        if isinstance(self.model, RobustnessEvaluation) and self.trainer.is_global_zero:
+            self.card = finish_evaluation(self.trainer, self.model, self.datamodule)
+
+    def _refuse_untrained(self) -> None:
+        if isinstance(self.model, RobustnessEvaluation):
+            untrained = self.model.untrained()
+        else:
+            exported = getattr(self.model, "exported", None)
+            given = self._get(self.config, "ckpt_path") or getattr(exported, "weights", "")
+            untrained = [] if given is not None else [type(exported).__name__]
+        if untrained and not self._get(self.config, "allow_untrained"):
+            raise ValueError(
+                f"The weights of {', '.join(untrained)} are random, so the numbers would mean nothing: name a weights "
+                "file (its `weights` option), or pass --allow_untrained=true to try the machinery."
+            )
+
+
+def _recipes(words: Sequence[str]) -> list[str]:
+    """The files given with -c or --config."""
+    found = [words[i + 1] for i, word in enumerate(words[:-1]) if word in ("-c", "--config")]
+    return found + [word.partition("=")[2] for word in words if word.startswith(("--config=", "-c="))]
+
+
+def _report(words: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="cli.py report", description="Tables and figures of finished runs.")
+    parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="a run folder, or a folder of them")
+    parser.add_argument("--format", choices=FORMATS, default="markdown", help="of the table that is printed")
+    parser.add_argument("--output", type=Path, help="also write the report in every format, with figures, to a folder")
+    options = parser.parse_args(words)
+    print(report(options.run_dirs, options.format))
+    if options.output is not None:
+        for path in write_report(options.run_dirs, options.output):
+            print(path, file=sys.stderr)
+    return 0
+
+
+def _quieten() -> None:
+    """Leave out what Lightning says at every start and nobody can act on."""
+    for message in (
+        ".*does not have many workers.*",  # the digits are in memory; real data sets set num_workers in their config
+        "LightningCLI's args parameter is intended.*",
+        ".*LeafSpec.* is deprecated.*",  # Lightning's own use of torch
+        ".*Checkpoint directory .* exists and is not empty.*",  # a second training in a folder is a resumed one
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).addFilter(lambda record: "💡" not in record.getMessage())
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a subcommand; returns the exit code: 0, 1 for an error (told in a sentence), 3 for failed samples."""
+    words = sys.argv[1:] if args is None else list(args)
+    _quieten()
+    try:
+        if words[:1] == ["report"]:
+            return _report(words[1:])
+        defaults: dict[str, Any] = {
+            "callbacks": [FiniteLoss(), WeightExport(), AttackRecords(), InnerProgress(), Panels()],
+        }
+        stage = {"default_config_files": [str(BASE)], "exit_on_error": False}
+        cli = LustralCLI(
+            LightningModule,
+            LightningDataModule,
+            save_config_callback=Provenance,
+            save_config_kwargs={"save_to_log_dir": False, "overwrite": True},
+            trainer_defaults=defaults,
+            seed_everything_default=0,
+            parser_kwargs={"exit_on_error": False, **{name: stage for name in LightningCLI.subcommands()}},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            args=None if args is None else words,
+        )
+    except (ValueError, OSError, ArgumentError) as error:
+        if os.environ.get("LUSTRAL_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if cli.card is not None and cli.card["audit"]["failed_samples"]:
+        return SUSPECT_EXIT_CODE
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

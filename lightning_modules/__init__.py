@@ -1,0 +1,7 @@
+"""Thin shells around the core: what is optimised, what is logged, nothing else."""
+
+from lightning_modules.classifier_training import ClassifierTraining
+from lightning_modules.diffusion_training import DiffusionTraining
+from lightning_modules.robustness_evaluation import RobustnessEvaluation
+
+__all__ = ["ClassifierTraining", "DiffusionTraining", "RobustnessEvaluation"]

@@ -1,0 +1,113 @@
+"""The test loop as a robustness evaluation: attack and judge the images that have no record yet."""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from lightning_modules.checks import check_fit
+from lustral.attacks import Attack, Cases
+from lustral.diffusion import Denoiser
+from lustral.evaluation import Defence, Evaluator, Fingerprint, Protocol, Record
+from lustral.networks import Classifier
+from lustral.purifiers import Purifier
+from lustral.threat import ThreatModel
+
+
+class RobustnessEvaluation(LightningModule):
+    """How robust is a frozen defence under an attack that sees it whole? Run with ``cli.py test``.
+
+    Args:
+        classifier: the victim.
+        purifier: what stands before it; `lustral.purifiers.Identity` for none.
+        attack: how it is attacked.
+        threat: within which budget.
+        protocol: what is measured.
+        seed: of every draw of noise; another seed is another run.
+        rows: R, the rows of every network call. It decides the last bits of the results; fill the device with it.
+        graph_budget_mib: memory for graphs of reverse steps that are kept instead of run again, in MiB. Changes
+            time, never a result.
+
+    Attributes:
+        finished: indices that already have a record and are skipped.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        purifier: Purifier,
+        attack: Attack,
+        threat: ThreatModel,
+        protocol: Protocol,
+        seed: int = 0,
+        rows: int = 64,
+        graph_budget_mib: float = 1024.0,
+    ) -> None:
+        super().__init__()
+        if graph_budget_mib < 0:
+            raise ValueError(f"graph_budget_mib is {graph_budget_mib}; it cannot be negative.")
+        self.defence = Defence(classifier, purifier)
+        purifier.graph_budget = graph_budget_mib * 2**20
+        self.evaluator = Evaluator(self.defence, attack, threat, protocol, seed, rows)
+        self.finished: Collection[int] = frozenset()
+        self._audited: Tensor | None = None
+
+    def observe(self, callback: Callable[[str, int, int], None]) -> None:
+        """Have ``callback(task, step, number of steps)`` told of every attack step."""
+        self.evaluator.engine.observe = callback
+
+    def fingerprint(self) -> Fingerprint:
+        """What decides the results of this evaluation on the attached data."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        data = datamodule.fingerprint() if datamodule is not None else {}
+        audited = [] if self._audited is None else self._audited.tolist()
+        return Fingerprint({**self.evaluator.decides(), "data": data, "audited": audited})
+
+    def untrained(self) -> list[str]:
+        """The parts of the defence whose weights are random."""
+        parts = {"classifier": self.defence.classifier} | {
+            f"purifier.{name}" if name else "purifier": module
+            for name, module in self.defence.purifier.named_modules()
+            if isinstance(module, (Denoiser, Classifier))
+        }
+        return [name for name, part in parts.items() if getattr(part, "weights", "") is None]
+
+    def setup(self, stage: str) -> None:
+        datamodule = getattr(self.trainer, "datamodule", None)
+        denoisers = [m for m in self.defence.purifier.modules() if isinstance(m, Denoiser)]
+        check_fit(datamodule, {"classifier": self.defence.classifier, **{"denoiser": m for m in denoisers}})
+        if datamodule is not None:
+            self.evaluator.threat.check((datamodule.channels, datamodule.image_size, datamodule.image_size))
+            first = datamodule.test_set_indices[: self.evaluator.protocol.audit_images]
+            self._audited = torch.tensor(first, dtype=torch.int64)
+        if str(self.trainer.precision) not in ("32-true", "64-true"):
+            raise ValueError(
+                f"trainer.precision is {self.trainer.precision}, but a defence is judged in full precision: set "
+                "trainer.precision to 32-true."
+            )
+
+    def on_test_start(self) -> None:
+        # Under gloo Lightning quietly takes no_grad instead, and the mistake would show on a GPU only.
+        if self.trainer.test_loop.inference_mode:
+            raise ValueError("Attacks need gradients, which inference mode forbids: set trainer.inference_mode to false.")
+        self.defence.eval()
+        # An image's bits must not depend on which algorithm a benchmark run happened to prefer.
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
+
+    def test_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> dict[str, list[Record]] | None:
+        """``{"records": ...}`` of those images of the batch that have none; None if all have."""
+        images, labels, index = batch
+        todo = torch.tensor([i not in self.finished for i in index.tolist()], device=index.device)
+        if not todo.any():
+            return None
+        cases = Cases(images, labels, index).select(todo)
+        audited = torch.zeros(len(cases), dtype=torch.bool, device=index.device)
+        if self._audited is not None:
+            audited = torch.isin(cases.index, self._audited.to(index.device))
+        return {"records": self.evaluator.evaluate(cases, audited)}
+
+    def configure_optimizers(self) -> Any:
+        raise ValueError("A robustness evaluation trains nothing: run it with `cli.py test`.")

@@ -1,0 +1,21 @@
+"""From the cards of finished runs to tables and figures."""
+
+from lustral.reporting.build import FORMATS, report, write_report
+from lustral.reporting.figures import accuracy_bars, budget_curve, draws_histogram
+from lustral.reporting.panels import panel_figure
+from lustral.reporting.runs import Run, load_runs, read_card
+from lustral.reporting.terminal import rich_table
+
+__all__ = [
+    "FORMATS",
+    "Run",
+    "accuracy_bars",
+    "budget_curve",
+    "draws_histogram",
+    "load_runs",
+    "panel_figure",
+    "read_card",
+    "report",
+    "rich_table",
+    "write_report",
+]

@@ -1,0 +1,103 @@
+"""From run folders to a report: as text, or as a folder of texts and figures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from lustral.reporting.data import csv_text, json_text
+from lustral.reporting.figures import accuracy_bars, budget_curve, draws_histogram
+from lustral.reporting.latex import latex, latex_figures
+from lustral.reporting.markdown import markdown, markdown_figures
+from lustral.reporting.runs import Run, load_runs
+from lustral.reporting.style import save
+from lustral.reporting.tables import all_tables
+
+FORMATS = ("markdown", "latex", "csv", "json")
+
+
+def report(run_dirs: Sequence[str | Path], format: str = "markdown") -> str:
+    """The report of the runs in ``run_dirs``.
+
+    Args:
+        run_dirs: folders with a ``card.json``, or with several of them below. The others are compared with the
+            first run.
+        format: "markdown", "latex", "csv" or "json".
+
+    Raises:
+        FileNotFoundError: if a folder or its card is missing.
+        ValueError: if a card cannot be read, or the format is another.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"--format is {format!r}; it may be {', '.join(FORMATS)}.")
+    return _text(load_runs(run_dirs), format)
+
+
+def write_report(run_dirs: Sequence[str | Path], folder: str | Path) -> list[Path]:
+    """Write the report in every format, and its figures as PNG and PDF, to ``folder``; return the files.
+
+    Raises:
+        FileNotFoundError: if a run folder or its card is missing.
+        ValueError: if a card cannot be read.
+        OSError: if ``folder`` cannot be written.
+    """
+    runs, folder = load_runs(run_dirs), Path(folder)
+    figures = _figures(runs)
+    captions = [(stem, caption) for stem, (_, caption) in figures.items()]
+    texts = {
+        "report.md": _text(runs, "markdown") + markdown_figures(captions),
+        "report.tex": _text(runs, "latex") + latex_figures(captions),
+        "report.csv": _text(runs, "csv"),
+        "report.json": _text(runs, "json"),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        written = []
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
+            written.append(folder / name)
+        for stem, (figure, _) in figures.items():
+            written += save(figure, folder, stem)
+    except OSError as error:
+        raise OSError(
+            f"The report cannot be written to {folder} ({error.strerror}): free or unlock it, or choose "
+            "another folder with --output."
+        ) from error
+    return written
+
+
+def _text(runs: Sequence[Run], format: str) -> str:
+    if format == "csv":
+        return csv_text(runs)
+    if format == "json":
+        return json_text(runs)
+    return (latex if format == "latex" else markdown)(all_tables(runs))
+
+
+def _figures(runs: Sequence[Run]) -> dict[str, tuple[Figure, str]]:
+    """Figures with captions by file stem; those that need records are left out for runs without."""
+    figures = {
+        "accuracy": (
+            accuracy_bars({run.name: run.card for run in runs}),
+            "Accuracy on clean and on adversarial images under the rule that the attack aimed at, with 95 % "
+            "intervals; hatched: suspect.",
+        )
+    }
+    audits = {run.name: rates for run in runs if (rates := run.audit_rates())}
+    if audits:
+        images = {run.name: run.card["audit"]["num_images"] for run in runs}
+        figures["audit"] = (
+            budget_curve(audits, images),
+            "What is left of the accuracy under the audit's attacks (`expected`, 95 % intervals); dotted: under "
+            "the run's own attack on the same images.",
+        )
+    for draws in sorted({run.num_draws for run in runs if run.records}):
+        shares = {
+            run.name: run.verdicts("expected") for run in runs if run.records and run.num_draws == draws
+        }
+        figures[f"draws_{draws}"] = (
+            draws_histogram(shares, draws),
+            f"How many of each image's {draws} verdict draws are right. A deterministic defence has images at 0 "
+            f"and {draws} only.",
+        )
+    return figures

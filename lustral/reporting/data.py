@@ -1,0 +1,55 @@
+"""Cards as data for other programs: one flat CSV row a run and rule, or JSON."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from lustral.ratio import parse_ratio
+from lustral.reporting.runs import Run
+from lustral.reporting.words import attack_in_short, classifier_in_short, defence_in_short
+
+
+def csv_text(runs: Sequence[Run]) -> str:
+    """A header and one row a run and rule; rates in [0, 1] at full precision. Measured numbers only."""
+    rows = [_row(run, rule) for run in runs for rule in run.card["verdicts"]]
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def json_text(runs: Sequence[Run]) -> str:
+    """A list of ``{"name", "card"}``."""
+    return json.dumps([{"name": run.name, "card": run.card} for run in runs], indent=1) + "\n"
+
+
+def _row(run: Run, rule: str) -> dict[str, Any]:
+    card, entry = run.card, run.card["verdicts"][rule]
+    rates = {
+        kind if end == "value" else f"{kind}_{end}": entry[kind][end]
+        for kind in ("clean", "robust")
+        for end in ("value", "low", "high")
+    }
+    threat = card["attack"]["threat"]
+    return {
+        "run": run.name,
+        "rule": rule,
+        "aimed_at": int(entry["aimed_at"]),
+        "draws": entry["draws"],
+        "n": card["n"],
+        **rates,
+        "network_calls_per_image": card["cost"]["network_calls_per_image"],
+        "seconds_per_image": card["cost"]["seconds_per_image"],
+        "peak_memory_mib": card["cost"]["peak_memory_mib"],
+        "status": card["status"],
+        "data": card["data"].get("dataset", ""),
+        "classifier": classifier_in_short(card["defence"]),
+        "defence": defence_in_short(card["defence"]),
+        "norm": threat["norm"],
+        "eps": parse_ratio(threat["eps"]),
+        "attack": attack_in_short(card["attack"]),
+        "fingerprint": card["fingerprint"],
+    }

@@ -1,0 +1,72 @@
+"""Runs on the same images, compared image by image: narrower and fairer than two intervals side by side."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lustral.evaluation import compare
+from lustral.evaluation.intervals import Comparison
+from lustral.reporting.runs import Run
+
+
+@dataclass(frozen=True)
+class Pair:
+    """``run`` minus ``reference`` on the images that both have.
+
+    Attributes:
+        rule: the verdict rule that both attacks aimed at.
+        n: common images.
+        clean: difference of the clean accuracies.
+        robust: difference of the robust accuracies.
+    """
+
+    run: str
+    reference: str
+    rule: str
+    n: int
+    clean: Comparison
+    robust: Comparison
+
+
+def paired_comparisons(runs: Sequence[Run]) -> tuple[list[Pair], list[str]]:
+    """Every run against the first, and a sentence for each that cannot be compared with it."""
+    pairs, notes = [], []
+    for run in runs[1:]:
+        obstacle = _obstacle(runs[0], run)
+        if obstacle:
+            notes.append(f"{run.name} is not compared with {runs[0].name}: {obstacle}.")
+        else:
+            pairs.append(_pair(runs[0], run))
+    return pairs, notes
+
+
+def _common(reference: Run, run: Run) -> list[int]:
+    return sorted(reference.records.keys() & run.records.keys())
+
+
+def _obstacle(reference: Run, run: Run) -> str | None:
+    """Why a difference would mean nothing; None if it means something."""
+    for what in ("data", "threat", "target", "verdict_draws"):
+        if _setting(reference, what) != _setting(run, what):
+            return f"the {what.replace('_', ' ')} differs"
+    without = [each.name for each in (reference, run) if not each.records]
+    if without:
+        return f"the records of {' and '.join(without)} are missing"
+    common = _common(reference, run)
+    if not common:
+        return "they have no image in common"
+    if any(reference.records[index].label != run.records[index].label for index in common):
+        return "the labels of their images differ"
+    return None
+
+
+def _setting(run: Run, what: str) -> object:
+    # Of the protocol, what the audit does changes no verdict, so it may differ.
+    places = {"data": run.card["data"], "threat": run.card["attack"]["threat"]}
+    return places[what] if what in places else run.card["protocol"][what]
+
+
+def _pair(reference: Run, run: Run) -> Pair:
+    indices = _common(reference, run)
+    first, second = (each.verdicts(run.target, indices) for each in (reference, run))
+    clean, robust = (compare(a, b) for a, b in zip(first, second, strict=True))
+    return Pair(run.name, reference.name, run.target, len(indices), clean, robust)

@@ -1,0 +1,127 @@
+"""Finished runs on disk: their cards, and their records for whatever a card does not hold."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lustral.evaluation import Rate, Record, VerdictRule, all_rules, bootstrap, read_records
+from lustral.evaluation.card import SCHEMA, verdicts
+
+Card = dict[str, Any]
+
+_HOW_TO = "run `python cli.py test -c configs/eval/<recipe>.yaml` first"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished evaluation.
+
+    Attributes:
+        name: what tables and figures call it: the folder's name, with as many parents as make it unique.
+        folder: where it lies.
+        card: the content of ``card.json``.
+    """
+
+    name: str
+    folder: Path
+    card: Card
+
+    @property
+    def recipe(self) -> str:
+        """The recipe's name, which is that of the run's folder."""
+        return self.folder.name
+
+    @property
+    def target(self) -> str:
+        """The verdict rule that the attack aimed at."""
+        return aimed_rule(self.card)
+
+    @property
+    def num_draws(self) -> int:
+        """Verdict draws stored for each clean and each adversarial image."""
+        return self.card["protocol"]["verdict_draws"]
+
+    @cached_property
+    def records(self) -> dict[int, Record]:
+        """The records by index; empty where only the card was kept."""
+        return read_records(self.folder / "records")
+
+    def verdicts(self, rule: str, indices: Sequence[int] | None = None) -> tuple[list[float], list[float]]:
+        """How right it is on each clean and each adversarial image, ``indices`` in their order (None: all)."""
+        chosen = self.records.values() if indices is None else [self.records[index] for index in indices]
+        return verdicts(list(chosen), self._rule(rule))
+
+    def audit_rates(self) -> dict[str, Rate]:
+        """The audit's accuracies (`expected`) with intervals over the audited images; empty if no records."""
+        audited = [record for record in self.records.values() if record.audit]
+        if not audited:
+            return {}
+        _, attacked = verdicts(audited, self._rule("expected"))
+        rates = {"attack": bootstrap(attacked)}
+        return rates | {name: bootstrap([r.audit[name] for r in audited]) for name in audited[0].audit}
+
+    def _rule(self, name: str) -> VerdictRule:
+        return next(rule for rule in all_rules(self.num_draws) if rule.name == name)
+
+
+def aimed_rule(card: Card) -> str:
+    """The verdict rule that the attack aimed at."""
+    return next(name for name, entry in card["verdicts"].items() if entry["aimed_at"])
+
+
+def load_runs(run_dirs: Sequence[str | Path]) -> list[Run]:
+    """The runs in ``run_dirs``, in that order; a folder that holds several gives all of them, sorted by path.
+
+    Raises:
+        FileNotFoundError: if a folder is missing, or no card is in it or below it.
+        ValueError: if a card cannot be read, or has another schema.
+    """
+    if not run_dirs:
+        raise ValueError(f"No run folder is given, so there is nothing to report: {_HOW_TO}.")
+    folders: dict[Path, Path] = {}
+    for given in run_dirs:
+        for folder in _folders_with_cards(Path(given)):
+            folders.setdefault(folder.resolve(), folder)
+    names = _unique_names(list(folders))
+    return [Run(names[path], folder, read_card(folder / "card.json")) for path, folder in folders.items()]
+
+
+def read_card(path: Path) -> Card:
+    """The card in ``path``, refused unless this version of Lustral can read it."""
+    try:
+        card = json.loads(path.read_text())
+        schema = card["schema"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is no card of an evaluation: remove it and {_HOW_TO}.") from error
+    if schema != SCHEMA:
+        raise ValueError(
+            f"{path} has schema {schema}, and this version of Lustral reads schema {SCHEMA}: report it with "
+            f"the version that wrote it, or move it away and {_HOW_TO}."
+        )
+    return card
+
+
+def _folders_with_cards(folder: Path) -> Iterator[Path]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no run folder {folder}: {_HOW_TO}.")
+    cards = [folder / "card.json"] if (folder / "card.json").is_file() else sorted(folder.rglob("card.json"))
+    if not cards:
+        raise FileNotFoundError(
+            f"No card.json is in {folder} or below it: {_HOW_TO} (an interrupted run goes on where it "
+            "stopped)."
+        )
+    yield from (card.parent for card in cards)
+
+
+def _unique_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """The shortest ends of ``paths`` that tell each from all others."""
+    names = {}
+    for path in paths:
+        depth = 1
+        while sum(other.parts[-depth:] == path.parts[-depth:] for other in paths) > 1:
+            depth += 1
+        names[path] = "/".join(path.parts[-depth:])
+    return names

@@ -1,0 +1,76 @@
+"""Components of a card in a few words, from their descriptions (`lustral.describe`) alone."""
+
+from typing import Any
+
+Description = dict[str, Any]
+
+_LABELS = {"t_star": "t*={}", "num_steps": "{} steps"}
+_MAX_ARGUMENTS = 4
+
+
+def defence_in_short(defence: Description) -> str:
+    """Such as ``DiffPure t*=100, 10 steps, EulerMaruyama``; ``none`` for an undefended classifier."""
+    purifier = defence.get("purifier", defence)
+    return "none" if purifier["class"] == "Identity" else component_in_short(purifier)
+
+
+def classifier_in_short(defence: Description) -> str:
+    """Such as ``WideResNet-28-10`` or ``resnet50``."""
+    classifier = defence["classifier"]
+    if "name" in classifier:
+        return str(classifier["name"])
+    size = [str(classifier[key]) for key in ("depth", "width") if key in classifier]
+    return "-".join([classifier["class"], *size])
+
+
+def threat_in_short(threat: Description) -> str:
+    """The norm and the budget as it was given, such as ``linf 8/255``."""
+    return f"{threat['norm']} {threat['eps']}"
+
+
+def attack_in_short(attack: Description) -> str:
+    """Such as ``PGD 20 x EOT 8, exact``."""
+    if not {"num_steps", "gradient"} <= attack.keys():
+        return component_in_short({key: value for key, value in attack.items() if key != "threat"})
+    words = f"{attack['class']} {attack['num_steps']}"
+    if attack.get("eot", 1) > 1:
+        words += f" x EOT {attack['eot']}"
+    if attack.get("restarts", 1) > 1:
+        words += f", {attack['restarts']} restarts"
+    if attack.get("objective"):
+        words += f", {attack['objective']['class']}"
+    return f"{words}, {attack['gradient']}"
+
+
+def component_in_short(component: Description) -> str:
+    """The class, its first few numbers, and the classes of its parts; networks and switches are left out."""
+    numbers = [_argument(key, value) for key, value in component.items() if _is_number(value)]
+    if len(numbers) > _MAX_ARGUMENTS:
+        numbers[_MAX_ARGUMENTS:] = ["..."]
+    parts = [
+        _part(value)
+        for value in component.values()
+        if isinstance(value, dict) and "class" in value and not _is_network(value)
+    ]
+    return f"{component['class']} {', '.join(numbers + parts)}".rstrip()
+
+
+def _part(component: Description) -> str:
+    numbers = [_argument(key, value) for key, value in component.items() if _is_number(value)]
+    return component["class"] + (f"({', '.join(numbers)})" if numbers else "")
+
+
+def _argument(key: str, value: Any) -> str:
+    return _LABELS.get(key, f"{key}={{}}").format(value)
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, list):
+        return 0 < len(value) <= 8 and all(_is_number(item) for item in value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_network(component: Description) -> bool:
+    """Whether weights are inside (a wrapped network included), or it is a network without stored weights."""
+    nested = any(isinstance(value, dict) and _is_network(value) for value in component.values())
+    return nested or "weights_sha256" in component or "image_size" in component or "channels" in component

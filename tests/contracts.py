@@ -1,0 +1,115 @@
+"""What the contract suites share: small real components, streams of rows, and independent derivatives."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from lustral.attacks import Cases, Judged
+from lustral.diffusion import Denoiser, NoiseSchedule
+from lustral.networks import Classifier
+from lustral.noise import NoiseStream
+from lustral.purifiers import Context, GradientMode, Purified, Purifier
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    """A generator of the test's own: the global one is never touched."""
+    return torch.Generator().manual_seed(seed)
+
+
+def images(batch: int, shape: tuple[int, ...] = (1, 4, 4), seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Images well inside [0, 1]."""
+    return 0.2 + 0.6 * torch.rand(batch, *shape, generator=generator(seed), dtype=dtype)
+
+
+def stream(batch: int, seed: int = 0) -> NoiseStream:
+    """Rows whose indices are neither in order nor close, as a shuffled subset's are."""
+    return NoiseStream(seed, (torch.arange(batch) * 7919 + 13) % 10_007)
+
+
+def cases(batch: int, shape: tuple[int, ...] = (1, 4, 4), classes: int = 3, seed: int = 0) -> Cases:
+    labels = torch.randint(0, classes, (batch,), generator=generator(seed + 1))
+    return Cases(images(batch, shape, seed), labels, stream(batch).index)
+
+
+def randomise(module: nn.Module, scale: float, seed: int = 0) -> None:
+    """Give every parameter keyed values: a network's own initialisation reads the global generator."""
+    source = generator(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(scale * torch.randn(parameter.shape, generator=source, dtype=torch.float64))
+
+
+class SmoothDenoiser(Denoiser):
+    """A small nonlinear convolutional denoiser that is smooth, so that central differences are exact enough."""
+
+    def __init__(self, schedule: NoiseSchedule, shape: tuple[int, int, int] = (1, 4, 4)) -> None:
+        super().__init__()
+        self.schedule, self.image_shape = schedule, shape
+        self.first = nn.Conv2d(shape[0], 4, 3, padding=1, dtype=torch.float64)
+        self.second = nn.Conv2d(4, shape[0], 3, padding=1, dtype=torch.float64)
+        randomise(self, 0.5)
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        time = (t.double() / 1000).to(x_t.dtype).reshape(-1, 1, 1, 1)
+        hidden = torch.tanh(self.first(x_t) + time)
+        return 0.6 * x_t + 0.4 * torch.tanh(self.second(hidden))
+
+
+class ToyClassifier(Classifier):
+    """A small smooth convolutional classifier."""
+
+    def __init__(
+        self, num_classes: int = 3, shape: tuple[int, int, int] = (1, 4, 4), seed: int = 0, weights: str | None = None
+    ) -> None:
+        super().__init__(num_classes, shape, (0.5,), (0.25,))
+        self.shape, self.seed, self.weights = shape, seed, weights
+        self.conv = nn.Conv2d(shape[0], 8, 3, padding=1)
+        self.head = nn.Linear(8 * shape[1] * shape[2], num_classes)
+        randomise(self, 0.4, seed)
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.conv(x)).flatten(1))
+
+
+class NoisyPurifier(Purifier):
+    """Adds noise and nothing else: the simplest random defence."""
+
+    def __init__(self, std: float = 0.1) -> None:
+        super().__init__()
+        self.std = std
+
+    def run(self, x: Tensor, context: Context, noise: NoiseStream) -> Purified:
+        return Purified((x + self.std * noise.normal(x.shape[1:], dtype=x.dtype))[None])
+
+
+class Reveal:
+    """A victim whose logits are the purified pixels: it shows what the engine does to a purifier's rows."""
+
+    def __init__(self, purifier: Purifier) -> None:
+        self.purifier = purifier
+
+    @property
+    def random(self) -> bool:
+        return self.purifier.random
+
+    def __call__(self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact") -> Judged:
+        return Judged(self.purifier(x, noise, gradient).images[0].flatten(1))
+
+
+def central_differences(function: Callable[[Tensor], Tensor], x: Tensor, h: float = 1e-5) -> Tensor:
+    """The gradient of a row-wise scalar ``function`` (B, ...) -> (B,), in float64; all rows are moved at once."""
+    assert x.dtype == torch.float64
+    found = torch.zeros_like(x).flatten(1)
+    with torch.no_grad():
+        for i in range(found.shape[1]):
+            step = torch.zeros_like(found)
+            step[:, i] = h
+            step = step.view_as(x)
+            found[:, i] = (function(x + step) - function(x - step)) / (2 * h)
+    return found.view_as(x)
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """Largest difference in units of the largest expected value."""
+    return float((found - expected).abs().max() / expected.abs().max())

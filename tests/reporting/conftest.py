@@ -1,0 +1,126 @@
+"""Small finished runs, made with the real evaluation API from random logits."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lustral.evaluation import Fingerprint, Record, RecordFolder, write_card
+
+DRAWS = 8
+CLASSES = 10
+
+MakeRun = Callable[..., Path]
+
+
+def decides(purified: bool, eps: str = "8/255", target: str = "expected") -> dict[str, Any]:
+    """What the real components say of themselves."""
+    classifier = {
+        "class": "WideResNet",
+        "depth": 10,
+        "width": 1,
+        "channels": 1,
+        "image_size": 8,
+        "weights_sha256": "c",
+    }
+    denoiser = {
+        "class": "UNetDenoiser",
+        "channels": 1,
+        "image_size": 8,
+        "dropout": 0.1,
+        "weights_sha256": "d",
+    }
+    diffpure = {
+        "class": "DiffPure",
+        "denoiser": denoiser,
+        "solver": {"class": "EulerMaruyama"},
+        "t_star": 100,
+        "num_steps": 10,
+        "forward_schedule": "denoiser",
+    }
+    purifier = diffpure if purified else {"class": "Identity"}
+    return {
+        "defence": {"class": "Defence", "classifier": classifier, "purifier": purifier},
+        "attack": {
+            "class": "PGD",
+            "num_steps": 20,
+            "step_size": None,
+            "random_start": True,
+            "restarts": 1,
+            "eot": 8 if purified else 1,
+            "objective": None,
+            "gradient": "exact",
+        },
+        "threat": {"class": "ThreatModel", "norm": "linf", "eps": eps},
+        "protocol": {
+            "class": "Protocol",
+            "verdict_draws": DRAWS,
+            "target": target,
+            "audit_images": 16,
+            "known_noise": True,
+        },
+        "seed": 0,
+        "rows": 16,
+        "data": {"dataset": "digits", "content": "e"},
+    }
+
+
+def random_record(
+    index: int, clean: float, robust: float, seed: int, audited: bool, gain: float = 1.0
+) -> Record:
+    """A sample whose draws of logits are right with about the given probabilities, differently for each image."""
+    generator = torch.Generator().manual_seed(1000 * seed + index)
+    label = index % CLASSES
+
+    def logits(probability: float) -> torch.Tensor:
+        centre = torch.tensor(probability).logit()
+        own = torch.sigmoid(centre + 1.5 * torch.randn((), generator=generator))
+        right = torch.rand(DRAWS, generator=generator) < own
+        drawn = torch.randn(DRAWS, CLASSES, generator=generator).clamp(-4, 4)
+        wrong = (label + 1) % CLASSES
+        return drawn + 20.0 * torch.eye(CLASSES)[torch.where(right, label, wrong)]
+
+    names = ("random_directions", "bpda", "known_noise", "double_eps", "large_eps")
+    left = (clean, min(1.0, robust + 0.2), robust - 0.1, robust / 3, 0.0)
+    spread = torch.randint(-1, 2, (5,), generator=generator) / DRAWS
+    audit = {name: float((value + s).clamp(0, 1)) for name, value, s in zip(names, left, spread, strict=True)}
+    audit["large_eps"] = 0.0
+    return Record(
+        index=index,
+        label=label,
+        image=torch.rand(1, 8, 8, generator=generator),
+        distance=0.03,
+        failed=False,
+        clean_logits=logits(clean),
+        adversarial_logits=logits(robust),
+        statistics={"zero_gradients": 0.0, "loss_first": 0.1, "loss_last": 0.1 + gain, "predicted_gain": 2.0},
+        audit=audit if audited else {},
+    )
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    """A function that writes a finished run and gives its folder."""
+
+    def make(
+        name: str,
+        clean: float = 0.95,
+        robust: float = 0.5,
+        indices: range = range(120),
+        purified: bool = True,
+        gain: float = 1.0,
+        **options: str,
+    ) -> Path:
+        run = tmp_path / "eval" / name
+        folder = RecordFolder(run / "records", Fingerprint(decides(purified, **options)))
+        folder.append([random_record(i, clean, robust, len(name), i < 16, gain) for i in indices])
+        folder.close()
+        (run / "cost").mkdir()
+        cost = '{"images": 120, "seconds": 60.0, "peak_memory": 1048576, "calls": {"denoiser_forward": 322560}}\n'
+        (run / "cost" / "rank0.jsonl").write_text(cost)
+        write_card(run)
+        return run
+
+    return make
