@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lustral.evaluation import read_records
 from lustral.noise import NoiseStream
-from lustral.reporting.figures import panel_figure
+from lustral.reporting import panel_figure
 
 
 class Panels(Callback):

@@ -20,8 +20,8 @@ def report(run_dirs: Sequence[str | Path], format: str = "markdown") -> str:
     """The report of the runs in ``run_dirs``.
 
     Args:
-        run_dirs: folders with a ``card.json``, or with several of them below. The others are compared with the
-            first run.
+        run_dirs: folders with a ``card.json``, or with several of them below. The others are compared with
+            the first.
         format: "markdown", "latex", "csv" or "json".
 
     Raises:
@@ -88,8 +88,8 @@ def _figures(runs: Sequence[Run]) -> dict[str, tuple[Figure, str]]:
         images = {run.name: run.card["audit"]["num_images"] for run in runs}
         figures["audit"] = (
             budget_curve(audits, images),
-            "What is left of the accuracy under the audit's attacks (`expected`, 95 % intervals); dotted: under "
-            "the run's own attack on the same images.",
+            "What is left of the accuracy under the audit's attacks (`expected`, 95 % intervals); dotted: "
+            "under the run's own attack on the same images.",
         )
     for draws in sorted({run.num_draws for run in runs if run.records}):
         shares = {
@@ -97,7 +97,7 @@ def _figures(runs: Sequence[Run]) -> dict[str, tuple[Figure, str]]:
         }
         figures[f"draws_{draws}"] = (
             draws_histogram(shares, draws),
-            f"How many of each image's {draws} verdict draws are right. A deterministic defence has images at 0 "
-            f"and {draws} only.",
+            f"How many of each image's {draws} verdict draws are right. A deterministic defence has images "
+            f"at 0 and {draws} only.",
         )
     return figures

@@ -12,7 +12,8 @@ from lustral.reporting.runs import Card, aimed_rule
 from lustral.reporting.style import CLEAN, INK, ROBUST, WIDTH, percent_axis, style
 from lustral.reporting.tables import AUDITS
 
-_PANELS_A_ROW = 3
+_LONG_NAME = 26
+"""Characters that fit above one of three axes side by side."""
 
 
 def accuracy_bars(cards: Mapping[str, Card]) -> Figure:
@@ -22,7 +23,7 @@ def accuracy_bars(cards: Mapping[str, Card]) -> Figure:
         cards: the runs' cards by name. The bars of a suspect run are hatched, and labelled so.
     """
     rules = {name: aimed_rule(card) for name, card in cards.items()}
-    common = set(rules.values()) if len(set(rules.values())) == 1 else set()
+    differ = len(set(rules.values())) > 1
     with style():
         figure = Figure(figsize=(WIDTH, 0.75 + 0.62 * len(cards)), layout="constrained")
         axes = figure.add_subplot()
@@ -32,16 +33,9 @@ def accuracy_bars(cards: Mapping[str, Card]) -> Figure:
                 label = {"clean": "clean", "robust": "under attack"}[kind] if row == 0 else None
                 rate = Rate(**card["verdicts"][rules[name]][kind])
                 _bar(axes, row + offset, rate, colour, label, hatched=suspect)
-        percent_axis(
-            axes,
-            f"accuracy in %, 95 % interval (rule: {common.pop()})"
-            if common
-            else "accuracy in %, 95 % interval",
-        )
-        axes.set_yticks(
-            range(len(cards)),
-            [_bar_label(name, card, len(set(rules.values())) > 1) for name, card in cards.items()],
-        )
+        rule = "" if differ else f" (rule: {next(iter(rules.values()))})"
+        percent_axis(axes, f"accuracy in %, 95 % interval{rule}")
+        axes.set_yticks(range(len(cards)), [_bar_label(name, card, differ) for name, card in cards.items()])
         axes.set_ylim(len(cards) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
@@ -90,7 +84,7 @@ def budget_curve(audits: Mapping[str, Mapping[str, Rate]], num_images: Mapping[s
     found = {name for rates in audits.values() for name in rates}
     names = [*(name for name in AUDITS if name in found), *sorted(found - AUDITS.keys())]
     with style():
-        figure, panels = _small_multiples(len(audits), 0.55 + 0.2 * len(names), share_y=True)
+        figure, panels = _small_multiples(list(audits), 0.55 + 0.2 * len(names))
         for axes, (run, rates) in zip(panels, audits.items(), strict=True):
             if "attack" in rates:
                 axes.axvline(100 * rates["attack"].value, color=ROBUST, linewidth=0.8, linestyle=":")
@@ -98,7 +92,7 @@ def budget_curve(audits: Mapping[str, Mapping[str, Rate]], num_images: Mapping[s
                 if name in rates:
                     _dot(axes, row, rates[name], ROBUST if name == "attack" else INK)
             percent_axis(axes, "accuracy in %")
-            axes.set_title(f"{run} (n = {num_images[run]})")
+            axes.set_title(f"{run}\nn = {num_images[run]}")
             axes.set_yticks(range(len(names)), [AUDITS.get(name, name) for name in names])
             axes.set_ylim(len(names) - 0.5, -0.5)
             axes.tick_params(axis="y", length=0)
@@ -132,7 +126,7 @@ def draws_histogram(shares: Mapping[str, tuple[Sequence[float], Sequence[float]]
     """
     positions = np.arange(num_draws + 1)
     with style():
-        figure, panels = _small_multiples(len(shares), 1.75, share_y=True)
+        figure, panels = _small_multiples(list(shares), 1.75)
         for number, (axes, (run, (clean, robust))) in enumerate(zip(panels, shares.items(), strict=True)):
             for values, colour, label, side in (
                 (clean, CLEAN, "clean", -1),
@@ -143,25 +137,25 @@ def draws_histogram(shares: Mapping[str, tuple[Sequence[float], Sequence[float]]
                 axes.bar(
                     positions + 0.21 * side, heights, 0.42, color=colour, label=label if number == 0 else None
                 )
-            axes.set_title(f"{run} (n = {len(clean)})")
+            axes.set_title(f"{run}\nn = {len(clean)}")
             axes.set_xlabel(f"right draws of {num_draws}")
             axes.set_xticks(np.unique(np.linspace(0, num_draws, min(5, num_draws + 1)).round()))
             axes.set_ylim(0, 100)
             axes.grid(axis="y")
-            if number % _PANELS_A_ROW == 0:
-                axes.set_ylabel("images in %")
+        figure.supylabel("images in %", fontsize="medium")
         figure.legend(loc="outside upper right", ncols=2, handlelength=1.2)
     return figure
 
 
-def _small_multiples(count: int, height: float, share_y: bool) -> tuple[Figure, list[Axes]]:
-    """A figure of ``count`` equal axes, each ``height`` inches high, at most three a row."""
-    columns = min(count, _PANELS_A_ROW)
-    rows = math.ceil(count / columns)
+def _small_multiples(runs: Sequence[str], height: float) -> tuple[Figure, list[Axes]]:
+    """A figure with axes ``height`` inches high for each run; fewer stand side by side if names are long."""
+    longest = max(len(run) for run in runs)
+    columns = min(len(runs), 3 if longest <= _LONG_NAME else 2)
+    rows = math.ceil(len(runs) / columns)
     width = WIDTH if columns > 1 else 0.6 * WIDTH
-    figure = Figure(figsize=(width, rows * (height + 0.35) + 0.2), layout="constrained")
-    grid = figure.subplots(rows, columns, sharey=share_y, squeeze=False)
+    figure = Figure(figsize=(width, rows * (height + 0.5) + 0.2), layout="constrained")
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
     panels = list(grid.flat)
-    for unused in panels[count:]:
+    for unused in panels[len(runs) :]:
         unused.remove()
-    return figure, panels[:count]
+    return figure, panels[: len(runs)]

@@ -75,8 +75,8 @@ def _for_display(name: str, row: Tensor, count: int) -> np.ndarray:
     """(N, H, W) grey or (N, H, W, 3) in [0, 1]."""
     if row.ndim != 4 or row.shape[1] not in (1, 3) or len(row) != count or not count:
         raise ValueError(
-            f"The images of {name!r} have shape {tuple(row.shape)}; panels take {max(count, 1)} (one a title) "
-            "of 1 or 3 channels, (N, C, H, W)."
+            f"The images of {name!r} have shape {tuple(row.shape)}; panels take {max(count, 1)} (one a "
+            "title) of 1 or 3 channels, (N, C, H, W)."
         )
     shown = row.detach().float().cpu().clamp(0, 1).numpy()
     return shown[:, 0] if row.shape[1] == 1 else shown.transpose(0, 2, 3, 1)

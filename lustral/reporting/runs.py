@@ -50,7 +50,7 @@ class Run:
         return read_records(self.folder / "records")
 
     def verdicts(self, rule: str, indices: Sequence[int] | None = None) -> tuple[list[float], list[float]]:
-        """How right it is on each clean and each adversarial image, ``indices`` in their order (None: all)."""
+        """How right it is on each clean and adversarial image, ``indices`` in their order (None: all)."""
         chosen = self.records.values() if indices is None else [self.records[index] for index in indices]
         return verdicts(list(chosen), self._rule(rule))
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -51,8 +52,8 @@ def style() -> Iterator[None]:
     """Lustral's settings, whatever the user's matplotlibrc says; theirs are back afterwards."""
     with mpl.rc_context():
         mpl.rcdefaults()
-        for name, value in _RC.items():
-            mpl.rcParams[name] = value
+        parameters: Any = mpl.rcParams  # its newest stubs know the keys as literals only
+        parameters.update(_RC)
         yield
 
 

@@ -167,8 +167,8 @@ def _pairs(runs: Sequence[Run]) -> Table:
     ]
     if pairs:
         notes.append(
-            "Second minus first in points [95 % interval], paired bootstrap over the n common images. Better or "
-            "worse needs an interval without 0 and at least 2 points."
+            "Second minus first in points [95 % interval], paired bootstrap over the n common images. Better "
+            "or worse needs an interval without 0 and at least 2 points."
         )
     return Table("comparisons", "Paired comparisons", columns, rows, notes)
 
@@ -181,7 +181,7 @@ def _difference(difference: Comparison) -> tuple[str, str]:
 
 def _audit(runs: Sequence[Run]) -> Table:
     audited = [run for run in runs if "expected_accuracy" in run.card["audit"]]
-    found = {name for run in audited for name in run.card["audit"]["expected_accuracy"]}
+    found: set[str] = {name for run in audited for name in run.card["audit"]["expected_accuracy"]}
     names = [*(name for name in AUDITS if name in found), *sorted(found - AUDITS.keys())]
     columns = [Column("Run"), Column("Images", numeric=True)]
     columns += [Column(AUDITS.get(name, name), numeric=True) for name in names]

@@ -1,4 +1,4 @@
-"""The main table for the console."""
+"""The main table for the console, narrow enough for 80 columns."""
 
 from collections.abc import Mapping
 
@@ -7,51 +7,68 @@ from rich.table import Table
 from rich.text import Text
 
 from lustral.reporting.runs import Card, aimed_rule
-from lustral.reporting.tables import TRANSFERRED, cost_cells, main_rules, percent, robust_cell, status_cells
+from lustral.reporting.tables import (
+    TRANSFERRED,
+    cost_cells,
+    main_rules,
+    percent,
+    robust_cell,
+    status_cells,
+)
 from lustral.reporting.words import attack_in_short, defence_in_short, threat_in_short
 
 
 def rich_table(cards: Mapping[str, Card]) -> Table:
-    """One row a run: what was attacked how, accuracies with 95 % intervals, cost and status.
+    """A block of lines a run: what was attacked how, its accuracies with 95 % intervals, cost and status.
 
     Args:
         cards: the runs' cards by name.
     """
     status, notes = status_cells(cards)
     rules = main_rules(list(cards.values()))
-    caption = [*notes, "Measured here: accuracy in % [95 % interval]; calls and seconds an image."]
+    caption = [
+        *notes,
+        "Measured here: accuracy in % [95 % interval]. Bold: the rule that the attack aimed at.",
+    ]
     if any(not card["verdicts"][rule]["aimed_at"] for card in cards.values() for rule in rules):
         caption.append(f"{TRANSFERRED} transferred: the attack aimed at another rule.")
     table = Table(
         title="Robustness",
         caption=Text("\n".join(caption)),
         caption_justify="left",
+        padding=(0, 1, 0, 0),
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
-    table.add_column("Run: defence / threat, attack", ratio=1)
-    table.add_column("n", justify="right", no_wrap=True)
-    for rule in rules:
-        aimed = all(aimed_rule(card) == rule for card in cards.values())
-        for kind in ("clean", "robust"):
-            heading = Text(f"{kind}\n{rule}", style="bold" if aimed else "")
-            table.add_column(heading, justify="right", no_wrap=True)
-    for label in ("calls", "seconds"):
-        table.add_column(label, justify="right", no_wrap=True)
-    table.add_column("status", no_wrap=True)
+    table.add_column("run", min_width=20)
+    table.add_column("rule", no_wrap=True)
+    table.add_column("clean", justify="right", no_wrap=True)
+    table.add_column("under attack", justify="right", no_wrap=True)
     for (name, card), word in zip(cards.items(), status, strict=True):
-        cells = []
-        for rule in rules:
-            cells += [Text(percent(card["verdicts"][rule]["clean"])), Text(robust_cell(card, rule))]
-        mark = Text(word, style="green" if word == "ok" else "bold red")
-        table.add_row(_description(name, card), str(card["n"]), *cells, *cost_cells(card), mark)
+        styles = ["bold" if rule == aimed_rule(card) else "" for rule in rules]
+        clean = [percent(card["verdicts"][rule]["clean"]) for rule in rules]
+        robust = [robust_cell(card, rule) for rule in rules]
+        # A space stands where the others have the mark, so that the digits stay in line.
+        robust = [cell if cell.endswith(TRANSFERRED) else f"{cell} " for cell in robust]
+        table.add_row(
+            _description(name, card, word), *(_lines(cells, styles) for cells in (rules, clean, robust))
+        )
     return table
 
 
-def _description(name: str, card: Card) -> Text:
+def _description(name: str, card: Card, status: str) -> Text:
     attack = card["attack"]
+    calls, seconds = cost_cells(card)
     return Text.assemble(
         (name, "bold"),
-        (f"\ndefence: {defence_in_short(card['defence'])}", "dim"),
-        (f"\n{threat_in_short(attack['threat'])}, {attack_in_short(attack)}", "dim"),
+        "\n",
+        (status, "green" if status == "ok" else "bold red"),
+        f", n = {card['n']}",
+        f"\n{threat_in_short(attack['threat'])}, {attack_in_short(attack)}",
+        f"\ndefence: {defence_in_short(card['defence'])}",
+        (f"\n{calls} calls, {seconds} s an image\n", "dim"),
     )
+
+
+def _lines(cells: list[str], styles: list[str]) -> Text:
+    return Text("\n").join(Text(cell, style) for cell, style in zip(cells, styles, strict=True))

@@ -1,5 +1,6 @@
 """Small finished runs, made with the real evaluation API from random logits."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lustral.evaluation import Fingerprint, Record, RecordFolder, write_card
+from lustral.evaluation import Fingerprint, Record, RecordFolder, make_card
 
 DRAWS = 8
 CLASSES = 10
@@ -70,7 +71,7 @@ def decides(purified: bool, eps: str = "8/255", target: str = "expected") -> dic
 def random_record(
     index: int, clean: float, robust: float, seed: int, audited: bool, gain: float = 1.0
 ) -> Record:
-    """A sample whose draws of logits are right with about the given probabilities, differently for each image."""
+    """A sample whose draws are right with about the given probabilities, differently for each image."""
     generator = torch.Generator().manual_seed(1000 * seed + index)
     label = index % CLASSES
 
@@ -117,10 +118,10 @@ def make_run(tmp_path: Path) -> MakeRun:
         folder = RecordFolder(run / "records", Fingerprint(decides(purified, **options)))
         folder.append([random_record(i, clean, robust, len(name), i < 16, gain) for i in indices])
         folder.close()
-        (run / "cost").mkdir()
-        cost = '{"images": 120, "seconds": 60.0, "peak_memory": 1048576, "calls": {"denoiser_forward": 322560}}\n'
-        (run / "cost" / "rank0.jsonl").write_text(cost)
-        write_card(run)
+        cost = {"images": 120, "seconds": 60.0, "peak_memory": 2**20, "calls": {"denoiser_forward": 322_560}}
+        fingerprint = json.loads((run / "records" / "fingerprint.json").read_text())
+        card = make_card(list(folder.read().values()), fingerprint, [cost])
+        (run / "card.json").write_text(json.dumps(card))
         return run
 
     return make

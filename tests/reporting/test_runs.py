@@ -1,0 +1,146 @@
+"""Which runs are found, what is refused, and how runs are compared."""
+
+import json
+import shutil
+
+import pytest
+
+from lustral.evaluation import compare
+from lustral.reporting import load_runs, report
+from lustral.reporting.paired import paired_comparisons
+from lustral.reporting.published import EVIDENCE, all_published
+from lustral.reporting.words import attack_in_short, component_in_short, defence_in_short
+
+
+def test_a_folder_of_runs_is_searched(make_run, tmp_path) -> None:
+    make_run("b"), make_run("a")
+    assert [run.name for run in load_runs([tmp_path])] == ["a", "b"]
+    assert [run.name for run in load_runs([tmp_path / "eval" / "b", tmp_path])] == ["b", "a"]
+
+
+def test_equal_folder_names_are_told_apart(make_run, tmp_path) -> None:
+    run = make_run("digits_diffpure")
+    shutil.copytree(run, tmp_path / "again" / "digits_diffpure")
+    runs = load_runs([run, tmp_path / "again"])
+    assert [run.name for run in runs] == ["eval/digits_diffpure", "again/digits_diffpure"]
+    assert {run.recipe for run in runs} == {"digits_diffpure"}
+
+
+def test_missing_folders_and_cards_name_the_remedy(tmp_path) -> None:
+    with pytest.raises(
+        FileNotFoundError, match=r"no run folder .*nowhere: run `python cli.py test -c configs/eval"
+    ):
+        report([tmp_path / "nowhere"])
+    with pytest.raises(
+        FileNotFoundError, match=r"No card.json is in .* run `python cli.py test -c configs/eval"
+    ):
+        report([tmp_path])
+    with pytest.raises(ValueError, match="No run folder is given"):
+        report([])
+
+
+def test_other_cards_are_refused(make_run) -> None:
+    run = make_run("digits_diffpure")
+    card = json.loads((run / "card.json").read_text())
+    (run / "card.json").write_text(json.dumps({**card, "schema": 2}))
+    with pytest.raises(ValueError, match="has schema 2, and this version of Lustral reads schema 1"):
+        report([run])
+    for text in ("[]", "{}", '{"schema": 1'):
+        (run / "card.json").write_text(text)
+        with pytest.raises(ValueError, match="is no card of an evaluation"):
+            report([run])
+
+
+def test_runs_are_compared_image_by_image(make_run) -> None:
+    first = make_run("digits_undefended", 0.95, 0.05, purified=False)
+    second = make_run("digits_diffpure", 0.95, 0.6, indices=range(20, 110))
+    pairs, notes = paired_comparisons(load_runs([first, second]))
+    assert not notes
+    assert (pairs[0].run, pairs[0].reference, pairs[0].n) == ("digits_diffpure", "digits_undefended", 90)
+    a, b = (run.verdicts("expected", range(20, 110))[1] for run in load_runs([first, second]))
+    assert pairs[0].robust == compare(a, b)
+    assert pairs[0].robust.verdict == "better"
+    pairs, _ = paired_comparisons(load_runs([second, first]))
+    assert pairs[0].robust.verdict == "worse"
+    text = report([first, second])
+    assert "## Paired comparisons" in text
+    assert f"{100 * compare(a, b).difference:+.1f} [" in text
+
+
+def test_equal_runs_are_undecided(make_run, tmp_path) -> None:
+    run = make_run("digits_diffpure")
+    shutil.copytree(run, tmp_path / "eval" / "copy")
+    pairs, _ = paired_comparisons(load_runs([run, tmp_path / "eval" / "copy"]))
+    assert pairs[0].robust.verdict == pairs[0].clean.verdict == "undecided"
+    assert pairs[0].robust.difference == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"eps": "4/255"}, "the threat differs"),
+        ({"target": "worst"}, "the target differs"),
+        ({"indices": range(200, 220)}, "they have no image in common"),
+    ],
+)
+def test_what_cannot_be_compared_is_said(make_run, options, reason) -> None:
+    text = report([make_run("first"), make_run("second", **options)])
+    assert f"second is not compared with first: {reason}." in text
+
+
+def test_a_card_alone_can_be_reported(make_run) -> None:
+    first, second = make_run("first"), make_run("second")
+    shutil.rmtree(second / "records")
+    text = report([first, second])
+    assert "second is not compared with first: the records of second are missing." in text
+
+
+def test_a_single_run_is_compared_with_nothing(make_run) -> None:
+    assert "Paired comparisons" not in report([make_run("only")])
+
+
+def test_published_numbers_stand_beside_with_their_source(make_run) -> None:
+    text = report([make_run("cifar10_diffpure")])
+    published = text.split("## Published numbers")[1]
+    assert "not measured here" in published
+    line = next(line for line in published.splitlines() if "70.64" in line)
+    for words in (
+        "Nie et al. 2022",
+        "89.02 ± 0.21",
+        "70.64 ± 0.39",
+        "WRN-28-10",
+        "linf 8/255",
+        "AutoAttack",
+        "rec-H",
+    ):
+        assert words in line
+    assert "rec-H: recalled from the paper" in published
+    assert "70.64" not in text.split("## Published numbers")[0]
+    assert r"70.64 $\pm$ 0.39" in report([make_run("again/cifar10_diffpure")], "latex")
+
+
+def test_nothing_is_said_where_nothing_was_published(make_run) -> None:
+    assert "ublished" not in report([make_run("digits_diffpure")])
+
+
+def test_published_data_are_sound() -> None:
+    for row in all_published():
+        assert row.evidence in EVIDENCE
+        assert row.source
+        assert row.threat.split()[0] in ("linf", "l2", "StAdv")
+        for value in (row.clean, row.robust):
+            assert value is None or 0 < value[0] < 100
+    assert len({row.recipe for row in all_published()}) == 4
+
+
+def test_components_in_short() -> None:
+    solver = {"class": "DDIM", "eta": 0.5}
+    nested = {"class": "Wrapped", "inner": {"class": "Net", "weights_sha256": "x"}}
+    purifier = {"class": "Gradual", "denoiser": nested, "levels": [30, 50], "solver": solver, "clip": True}
+    assert component_in_short(purifier) == "Gradual levels=[30, 50], DDIM(eta=0.5)"
+    many = {"class": "Many", **{name: i for i, name in enumerate("abcdef")}}
+    assert component_in_short(many) == "Many a=0, b=1, c=2, d=3, ..."
+    assert defence_in_short({"class": "Defence", "purifier": {"class": "Identity"}}) == "none"
+    pgd = {"class": "PGD", "num_steps": 5, "restarts": 2, "eot": 1, "objective": {"class": "Margin"}}
+    assert attack_in_short({**pgd, "gradient": "bpda"}) == "PGD 5, 2 restarts, Margin, bpda"
+    assert attack_in_short({"class": "RandomDirections", "threat": {}}) == "RandomDirections"
