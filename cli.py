@@ -15,13 +15,15 @@ import argparse
 import logging
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -32,6 +34,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from callbacks import AttackRecords, FiniteLoss, InnerProgress, Panels, Provenance, WeightExport
 from callbacks.finish import finish_evaluation
 from lightning_modules import RobustnessEvaluation
+from lustral.complaints import plain
 from lustral.recipes import check_layers, run_folder
 from lustral.reporting import FORMATS, report, write_report
 
@@ -46,7 +49,10 @@ class LustralCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
-            "--allow_untrained", type=bool, default=False, help="Evaluate networks whose weights are random."
+            "--allow_untrained",
+            type=bool,
+            default=False,
+            help="Try the machinery with random weights: weights files that the recipe names are not loaded.",
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -62,11 +68,16 @@ class LustralCLI(LightningCLI):
         trainer = config.trainer
         if trainer.default_root_dir is None:
             trainer.default_root_dir = str(run_folder([str(path) for path in config.config or []]))
+        _check_writable(Path(trainer.default_root_dir))
+        if trainer.enable_progress_bar is None and config.model.class_path.endswith("RobustnessEvaluation"):
+            trainer.enable_progress_bar = False  # InnerProgress shows what happens inside a batch
         if trainer.use_distributed_sampler:
             raise ValueError(
                 "trainer.use_distributed_sampler pads the last batch with repeated samples, which makes every number "
                 "wrong: leave it false; the data modules bring samplers that do not repeat."
             )
+        if config.allow_untrained:
+            _forget_weights(config.model)
         if self.subcommand == "test" and trainer.plugins is None and SLURMEnvironment.detect():
             # A requeued evaluation simply starts again and skips what is recorded.
             trainer.plugins = [SLURMEnvironment(auto_requeue=False)]
@@ -81,6 +92,10 @@ class LustralCLI(LightningCLI):
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
         return trainer
+
+    def before_fit(self) -> None:
+        if isinstance(self.model, RobustnessEvaluation):
+            raise ValueError("This recipe evaluates and trains nothing: run it with `python cli.py test`.")
 
     def before_test(self) -> None:
         self._refuse_untrained()
@@ -104,6 +119,28 @@ class LustralCLI(LightningCLI):
                 f"The weights of {', '.join(untrained)} are random, so the numbers would mean nothing: name a weights "
                 "file (its `weights` option), or pass --allow_untrained=true to try the machinery."
             )
+
+
+def _forget_weights(config: Any) -> None:
+    """Leave every network whose architecture the config gives without a weights file."""
+    for key, value in list(vars(config).items()):
+        if key == "weights" and not isinstance(value, Namespace) and len(vars(config)) > 1:
+            config[key] = None  # (a network that only a weights file describes keeps it)
+        elif isinstance(value, Namespace):
+            _forget_weights(value)
+
+
+def _check_writable(folder: Path) -> None:
+    """Before any work is done: can the run folder be written?"""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"The run folder {folder} cannot be written ({error.strerror}): free or unlock it, or choose another with "
+            "--trainer.default_root_dir."
+        ) from error
 
 
 def _recipes(words: Sequence[str]) -> list[str]:
@@ -162,10 +199,10 @@ def main(args: Sequence[str] | None = None) -> int:
             auto_configure_optimizers=False,
             args=None if args is None else words,
         )
-    except (ValueError, OSError, ArgumentError) as error:
+    except (ValueError, OSError, ArgumentError, MisconfigurationException) as error:
         if os.environ.get("LUSTRAL_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {plain(error)}", file=sys.stderr)
         return 1
     if cli.card is not None and cli.card["audit"]["failed_samples"]:
         return SUSPECT_EXIT_CODE

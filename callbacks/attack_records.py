@@ -49,5 +49,7 @@ class AttackRecords(Callback):
         if cost.images:
             folder = Path(trainer.default_root_dir) / "cost"
             folder.mkdir(exist_ok=True)
-            name = f"rank{trainer.global_rank}-{time.time_ns():x}-{os.getpid():x}.jsonl"
-            (folder / name).write_text(json.dumps(vars(cost)) + "\n")
+            name = f"rank{trainer.global_rank}-{time.time_ns():x}-{os.getpid():x}.json"
+            partial = folder / f".{name}"
+            partial.write_text(json.dumps(vars(cost)) + "\n")
+            partial.replace(folder / name)

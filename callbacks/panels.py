@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback
-from torch import Tensor
 
 from lustral.evaluation import read_records
 from lustral.noise import NoiseStream
@@ -28,7 +27,7 @@ class Panels(Callback):
         wanted = [i for i in datamodule.test_indices[: self.num_images] if i in records]
         if not wanted:
             return None
-        clean = _images(datamodule, wanted)
+        clean = datamodule.test_images(wanted)
         adversarial = torch.stack([records[i].image for i in wanted])
         noise = NoiseStream(module.evaluator.seed, torch.tensor(wanted)).fork("panels")
         defence = module.defence.cpu()
@@ -43,15 +42,4 @@ class Panels(Callback):
         names = datamodule.class_names
         titles = [f"{names[records[i].label]} → {names[int(p)]}" for i, p in zip(wanted, predicted, strict=True)]
         return panel_figure(rows, titles)
-
-
-def _images(datamodule: Any, wanted: list[int]) -> Tensor:
-    """The clean images of some positions of the test split."""
-    found: dict[int, Tensor] = {}
-    for images, _, index in datamodule.test_dataloader():
-        found |= {int(i): image for i, image in zip(index, images, strict=True) if int(i) in wanted}
-        if len(found) == len(wanted):
-            break
-    return torch.stack([found[i] for i in wanted])
-
 

@@ -31,15 +31,9 @@ class Provenance(SaveConfigCallback):
         folder, stage = Path(trainer.default_root_dir), getattr(stage, "value", stage)
         text = self.parser.dump(self.config, skip_none=False)
         facts = json.dumps(_facts(trainer, stage, yaml.safe_load(text)), indent=1, default=str) + "\n"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _write(folder / f"config_{stage}.yaml", text)
-            _write(folder / "provenance.json", facts)
-        except OSError as error:
-            raise OSError(
-                f"The run folder {folder} cannot be written ({error.strerror}): free or unlock it, or choose another "
-                "with --trainer.default_root_dir."
-            ) from error
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / f"config_{stage}.yaml", text)
+        _write(folder / "provenance.json", facts)
         if isinstance(trainer.logger, TensorBoardLogger):
             indented = "\n".join("    " + line for line in text.splitlines())  # a code block in TensorBoard's Markdown
             trainer.logger.experiment.add_text(f"config/{stage}", indented)

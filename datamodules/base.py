@@ -1,13 +1,14 @@
 """What all data modules share: the parts of a data set, their loaders, and the data's identity."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Literal
 
 import torch
 from lightning import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from datamodules.samplers import DisjointSampler, EpochSampler
@@ -63,6 +64,8 @@ class ImageDataModule(LightningDataModule, ABC):
         seed: int,
     ) -> None:
         super().__init__()
+        # With more processes than images some have nothing to do, and that is no error.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         self.batch_size = _at_least(1, batch_size, "batch_size")
         self.num_workers = _at_least(0, num_workers, "num_workers")
         self.num_val = _at_least(1, num_val, "num_val")
@@ -165,6 +168,11 @@ class ImageDataModule(LightningDataModule, ABC):
         indices = self.test_set_indices
         self._check_num_test(len(indices))
         return indices[: self.num_test]
+
+    def test_images(self, positions: Sequence[int]) -> Tensor:
+        """(n, C, H, W) in [0, 1]: some images of the test split by their position in it, on any process."""
+        samples = Samples(self.test_source, list(positions))
+        return torch.stack([samples[i][0] for i in range(len(samples))])
 
     def fingerprint(self) -> dict[str, object]:
         """Which test images these are: equal for equal pixels and labels, wherever the files lie.

@@ -63,7 +63,8 @@ class RobustnessEvaluation(LightningModule):
         datamodule = getattr(self.trainer, "datamodule", None)
         data = datamodule.fingerprint() if datamodule is not None else {}
         audited = [] if self._audited is None else self._audited.tolist()
-        return Fingerprint({**self.evaluator.decides(), "data": data, "audited": audited})
+        decides = {**self.evaluator.decides(), "data": data, "audited": audited, "untrained": self.untrained()}
+        return Fingerprint(decides)
 
     def untrained(self) -> list[str]:
         """The parts of the defence whose weights are random."""

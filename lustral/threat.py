@@ -40,7 +40,7 @@ class ThreatModel:
             raise ValueError(f"threat.eps is {self.eps}, and a budget cannot be negative.")
         if self.norm == "linf" and eps > 1:
             raise ValueError(
-                f"threat.eps is {self.eps}, but images lie in [0, 1]: write {self.eps}/255 if grey levels are meant."
+                f"threat.eps is {eps:g}, but images lie in [0, 1]: write {eps:g}/255 if grey levels are meant."
             )
         object.__setattr__(self, "budget", eps)
 

@@ -1,10 +1,12 @@
 """Gaussian data, for which everything a diffusion purifier does is known in closed form.
 
-For x_0 ~ N(mean, covariance) the posterior mean of x_0 is affine in x_t. So every reverse step is affine in the
-state and its noise, and so is the whole purified image. `diffpure_law` composes these maps in numpy, from the
-literature's formulas and from schedules written down again here: nothing of the code under test is called.
+For x_0 ~ N(mean, covariance) the posterior mean of x_0 is affine in x_t. So every reverse step is affine in
+the state and its noise, and so is the whole purified image. `diffpure_law` composes these maps in numpy,
+from the literature's formulas and from schedules written down again here: nothing of the code under test is
+called.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,7 +27,7 @@ SCHEDULES: dict[str, type[NoiseSchedule]] = {"vp": VPSchedule, "discrete": Discr
 class GaussianDenoiser(Denoiser):
     """E[x_0 | x_t] of x_0 ~ N(mean, covariance), in diffusion space.
 
-    Both are parameters, so that what holds for networks (frozen, no gradient of their own) can be asked of it.
+    Both are parameters, so that what holds for networks (frozen, no own gradient) can be asked of it.
     """
 
     def __init__(
@@ -35,7 +37,10 @@ class GaussianDenoiser(Denoiser):
         self.schedule, self.image_shape = schedule, shape
         self.mean = nn.Parameter(torch.from_numpy(mean))
         variances, axes = np.linalg.eigh(covariance)
-        self.variances, self.axes = nn.Parameter(torch.from_numpy(variances)), nn.Parameter(torch.from_numpy(axes))
+        self.variances, self.axes = (
+            nn.Parameter(torch.from_numpy(variances)),
+            nn.Parameter(torch.from_numpy(axes)),
+        )
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         alpha_bar = self.schedule.alpha_bar(t).reshape(-1, 1)  # (1 or B, 1)
@@ -47,7 +52,7 @@ class GaussianDenoiser(Denoiser):
 
 
 def alpha_bar(schedule: str, t: float) -> float:
-    """The share of variance left after ``t`` noising steps of 1000: Ho et al. 2020; Song et al. 2021, appendix B."""
+    """The share of variance left after ``t`` of 1000 steps: Ho et al. 2020; Song et al. 2021, appendix B."""
     if schedule == "discrete":
         assert t == int(t)
         return float(np.prod(1.0 - np.linspace(1e-4, 0.02, 1000)[: int(t)]))
@@ -82,8 +87,10 @@ def posterior_mean(mean: np.ndarray, covariance: np.ndarray, abar: float) -> tup
     return gain, mean - a * gain @ mean
 
 
-def euler_maruyama_step(schedule: str, mean: np.ndarray, covariance: np.ndarray, t: float, s: float) -> Affine:
-    """The reverse VP-SDE by one Euler step from t to s, with the score of N(a mean, a^2 covariance + sigma^2)."""
+def euler_maruyama_step(
+    schedule: str, mean: np.ndarray, covariance: np.ndarray, t: float, s: float
+) -> Affine:
+    """One Euler step of the reverse VP-SDE, with the score of N(a mean, a^2 covariance + sigma^2)."""
     assert schedule == "vp"
     one, abar = np.eye(len(mean)), alpha_bar(schedule, t)
     beta, h = 0.1 + 19.9 * t / 1000, (t - s) / 1000
@@ -133,11 +140,11 @@ def diffpure_law(
     covariance: np.ndarray = FULL,
     forward: str | None = None,
 ) -> Affine:
-    """The purified [0, 1] image as an affine map of the [0, 1] image, the forward noise and each step's noise."""
+    """The purified image as an affine map of the image, the forward noise and each step's noise."""
     one = np.eye(len(mean))
     abar = alpha_bar(forward or schedule, times[0])
     law = Affine(2 * one, -np.ones(len(mean)))
     law = law.then(Affine(np.sqrt(abar) * one, 0 * mean, (np.sqrt(1 - abar) * one,)))
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in itertools.pairwise(times):
         law = law.then(step(schedule, mean, covariance, t, s))
     return law.then(Affine(0.5 * one, 0.5 * np.ones(len(mean))))

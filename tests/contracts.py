@@ -17,7 +17,9 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def images(batch: int, shape: tuple[int, ...] = (1, 4, 4), seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+def images(
+    batch: int, shape: tuple[int, ...] = (1, 4, 4), seed: int = 0, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """Images well inside [0, 1]."""
     return 0.2 + 0.6 * torch.rand(batch, *shape, generator=generator(seed), dtype=dtype)
 
@@ -41,7 +43,7 @@ def randomise(module: nn.Module, scale: float, seed: int = 0) -> None:
 
 
 class SmoothDenoiser(Denoiser):
-    """A small nonlinear convolutional denoiser that is smooth, so that central differences are exact enough."""
+    """A small nonlinear denoiser that is smooth, so that central differences are exact enough."""
 
     def __init__(self, schedule: NoiseSchedule, shape: tuple[int, int, int] = (1, 4, 4)) -> None:
         super().__init__()
@@ -60,7 +62,11 @@ class ToyClassifier(Classifier):
     """A small smooth convolutional classifier."""
 
     def __init__(
-        self, num_classes: int = 3, shape: tuple[int, int, int] = (1, 4, 4), seed: int = 0, weights: str | None = None
+        self,
+        num_classes: int = 3,
+        shape: tuple[int, int, int] = (1, 4, 4),
+        seed: int = 0,
+        weights: str | None = None,
     ) -> None:
         super().__init__(num_classes, shape, (0.5,), (0.25,))
         self.shape, self.seed, self.weights = shape, seed, weights
@@ -98,7 +104,7 @@ class Reveal:
 
 
 def central_differences(function: Callable[[Tensor], Tensor], x: Tensor, h: float = 1e-5) -> Tensor:
-    """The gradient of a row-wise scalar ``function`` (B, ...) -> (B,), in float64; all rows are moved at once."""
+    """The gradient of a row-wise ``function`` (B, ...) -> (B,), in float64; all rows are moved at once."""
     assert x.dtype == torch.float64
     found = torch.zeros_like(x).flatten(1)
     with torch.no_grad():

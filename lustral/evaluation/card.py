@@ -60,6 +60,8 @@ def make_card(
             "aimed_at": rule.name == protocol["target"],
         }
     audit, doubts = audit_records(records, protocol["verdict_draws"], protocol["target"])
+    if decides.get("untrained"):
+        doubts.insert(0, f"the weights of {', '.join(decides['untrained'])} are random")
     return {
         "schema": SCHEMA,
         "status": f"suspect: {'; '.join(doubts)}" if doubts else "ok",
@@ -82,7 +84,7 @@ def write_card(run: str | Path) -> dict[str, Any]:
     """Make ``run/card.json`` from ``run/records``, ``run/cost`` and ``run/provenance.json``, and return the card."""
     run = Path(run)
     fingerprint = json.loads((run / "records" / "fingerprint.json").read_text())
-    costs = [json.loads(line) for path in sorted((run / "cost").glob("*.jsonl")) for line in path.open()]
+    costs = [json.loads(path.read_text()) for path in sorted((run / "cost").glob("*.json"))]
     provenance = run / "provenance.json"
     card = make_card(
         list(read_records(run / "records").values()),

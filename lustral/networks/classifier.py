@@ -20,7 +20,7 @@ class Classifier(nn.Module, ABC):
         weights: the file its weights came from; None means that they are random.
     """
 
-    weights: str | None
+    weights: None | str
 
     def __init__(
         self, num_classes: int, image_shape: tuple[int, int, int], mean: Sequence[float], std: Sequence[float]

@@ -69,7 +69,7 @@ class UNetDenoiser(NoisePredictor):
         norm_groups: int = 32,
         dropout: float = 0.1,
         schedule_type: Literal["vp", "discrete"] = "discrete",
-        weights: str | None = None,
+        weights: None | str = None,
     ) -> None:
         super().__init__()
         if schedule_type not in SCHEDULES:

@@ -31,7 +31,7 @@ class TimmClassifier(Classifier):
         image_size: int = 224,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
-        weights: str | None = None,
+        weights: None | str = None,
     ) -> None:
         super().__init__(num_classes, (3, image_size, image_size), mean, std)
         if not timm.is_model(name):

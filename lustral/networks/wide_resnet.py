@@ -56,7 +56,7 @@ class WideResNet(Classifier):
         dropout: float = 0.0,
         mean: Sequence[float] = (0.0,),
         std: Sequence[float] = (1.0,),
-        weights: str | None = None,
+        weights: None | str = None,
     ) -> None:
         super().__init__(num_classes, (channels, image_size, image_size), mean, std)
         if depth < 10 or (depth - 4) % 6:

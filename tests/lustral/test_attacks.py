@@ -86,7 +86,7 @@ def _right(batch: int) -> Cases:
     return replace(chosen, labels=ToyClassifier()(chosen.images).argmax(1))
 
 
-# The contract ----------------------------------------------------------------------------------------------------
+# The contract ------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "defence"), [*ON_DEFENCES, ("pgd", "diffpure"), ("pgd_l2", "diffpure")])
@@ -113,7 +113,7 @@ def test_every_case_gets_a_perturbed_image_within_its_budget(name: str, defence:
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_a_perturbed_image_is_kept_for_cases_that_hold_out(name: str) -> None:
-    """A defence that nothing fools: what comes back is what the attack tried last or best, not the clean image."""
+    """A defence that nothing fools: what comes back is what the attack tried, not the clean image."""
     build, threat = ATTACKS[name]
     chosen = cases(6)
     right = F.one_hot(chosen.labels, 3).float() * 3
@@ -145,7 +145,9 @@ def test_an_image_does_not_depend_on_its_batch(name: str, defence: str) -> None:
     order = torch.randperm(21, generator=generator(3))
     assert torch.equal(_attacked(name, defence, chosen.select(order)), together[order])
     for size in (7, 3):
-        parts = [_attacked(name, defence, chosen.select(torch.arange(i, i + size))) for i in range(0, 21, size)]
+        parts = [
+            _attacked(name, defence, chosen.select(torch.arange(i, i + size))) for i in range(0, 21, size)
+        ]
         assert torch.equal(torch.cat(parts), together), size
     for b in (0, 5):
         assert torch.equal(_attacked(name, defence, chosen.select(torch.tensor([b]))), together[b : b + 1])
@@ -171,13 +173,15 @@ def test_without_a_budget_the_clean_image_comes_back(name: str, defence: str) ->
 
 @pytest.mark.parametrize("name", [name for name in ATTACKS if name.startswith("pgd")])
 def test_gradients_do_more_harm_than_chance(name: str) -> None:
-    """On images that the classifier gets right, an attack must beat the control that it is audited against."""
+    """On images that the classifier gets right, an attack must beat the control of its audit."""
     chosen = _right(40)
     build, threat = ATTACKS[name]
     engine, accuracy = Engine(DEFENCES["undefended"](), ROWS), {}
     for attack in (build(), RandomDirections(4)):
         found = attack(engine, chosen, threat, stream(40)).images
-        accuracy[attack.name] = float((engine.logits(found, stream(40))[0].argmax(1) == chosen.labels).float().mean())
+        accuracy[attack.name] = float(
+            (engine.logits(found, stream(40))[0].argmax(1) == chosen.labels).float().mean()
+        )
     assert accuracy["PGD"] < accuracy["RandomDirections"] - 0.15, accuracy
 
 
@@ -204,10 +208,12 @@ def test_nan_in_the_victim_is_reported_and_not_attacked_away(name: str) -> None:
     assert torch.equal(result.images[others], healthy.images[others])
 
 
-# PGD against a straight reference --------------------------------------------------------------------------------
+# PGD against a straight reference ------------------------------------------------------------
 
 
-def _reference(model: Callable, x: Tensor, y: Tensor, eps: float, alpha: float, steps: int, norm: str) -> list[Tensor]:
+def _reference(
+    model: Callable, x: Tensor, y: Tensor, eps: float, alpha: float, steps: int, norm: str
+) -> list[Tensor]:
     """PGD without random start as the classic implementations have it."""
     x_adv, iterates = x.clone(), []
     for _ in range(steps):
@@ -245,7 +251,9 @@ def test_pgd_is_the_straight_reference_iterate_by_iterate(norm: str) -> None:
             assert torch.equal(found, wanted)
         else:
             torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
-    assert torch.equal(result.images, LINF.project(iterates[-1], chosen.images) if norm == "linf" else result.images)
+    assert torch.equal(
+        result.images, LINF.project(iterates[-1], chosen.images) if norm == "linf" else result.images
+    )
     assert (iterates[-1] - iterates[0]).abs().max() > alpha / 2
 
 
@@ -278,7 +286,7 @@ def test_random_directions_refuse_nothing_to_try(options: dict) -> None:
         RandomDirections(**options)
 
 
-# Objectives ------------------------------------------------------------------------------------------------------
+# Objectives ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -313,12 +321,15 @@ def test_objectives_are_their_formulas(name: str) -> None:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_separable_means_the_mean_over_draws(name: str) -> None:
     objective = OBJECTIVES[name]
-    logits, y = 3 * torch.randn(5, 30, 4, generator=generator(), dtype=torch.float64), cases(30, classes=4).labels
+    logits, y = (
+        3 * torch.randn(5, 30, 4, generator=generator(), dtype=torch.float64),
+        cases(30, classes=4).labels,
+    )
     single = torch.stack([objective(draw[None], y, {}) for draw in logits]).mean(0)
     assert torch.allclose(objective(logits, y, {}), single) == objective.separable
 
 
-# The engine ------------------------------------------------------------------------------------------------------
+# The engine ------------------------------------------------------------
 
 
 class _Recording:
@@ -411,12 +422,12 @@ def test_no_rows_are_refused() -> None:
         Engine(DEFENCES["undefended"](), 0)
 
 
-# Deciding --------------------------------------------------------------------------------------------------------
+# Deciding ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("threat", [LINF, ThreatModel("l2", 0.2)], ids=["linf", "l2"])
 def test_decided_cases_leave_a_deterministic_defence_and_nothing_changes(threat: ThreatModel) -> None:
-    """Fewer network calls than an attack that never looks, and each open case's image is what it was alone."""
+    """Fewer network calls than an attack that never looks, and each case's image is what it was alone."""
     chosen, attack = _right(24), PGD(20, selection_draws=1)
     recording = _Recording(DEFENCES["undefended"]())
     together = attack(Engine(recording, rows=4), chosen, threat, stream(24)).images
@@ -427,12 +438,14 @@ def test_decided_cases_leave_a_deterministic_defence_and_nothing_changes(threat:
     assert 0 < int(broken.sum()) < 24, "the test needs cases that leave and cases that stay"
     for b in range(24):
         row = torch.tensor([b])
-        alone = attack(Engine(DEFENCES["undefended"](), rows=4), chosen.select(row), threat, stream(24).select(row))
+        alone = attack(
+            Engine(DEFENCES["undefended"](), rows=4), chosen.select(row), threat, stream(24).select(row)
+        )
         assert torch.equal(alone.images[0], together[b])
 
 
 def test_a_random_defence_is_never_decided_by_one_look() -> None:
-    """A defence that is wrong in 2.4 % of draws whatever it is shown would be "broken" by 100 single looks."""
+    """A defence that is wrong in 2.4 % of draws, whatever it sees, would be "broken" by 100 single looks."""
     chosen = cases(40)
     recording: list[int] = []
 
@@ -454,7 +467,7 @@ def test_a_random_defence_is_never_decided_by_one_look() -> None:
     assert abs(accuracy - 0.976) < 4 * (0.024 / 2000) ** 0.5
 
 
-# Null controls ---------------------------------------------------------------------------------------------------
+# Null controls ------------------------------------------------------------
 
 DRAWS = 12
 
@@ -462,8 +475,8 @@ DRAWS = 12
 def _joint_p_value(records: list[Record], optional_stopping: bool = False) -> float:
     """One test over all rules that clean and robust verdicts have one mean, each rule on draws of its own.
 
-    Under the null hypothesis an image's two verdicts are exchangeable, so each rule gives a standard normal, and
-    disjoint draws make the rules' sum of squares chi-squared.
+    Under the null hypothesis an image's two verdicts are exchangeable, so each rule gives a standard normal,
+    and disjoint draws make the rules' sum of squares chi-squared.
     """
     labels = torch.tensor([record.label for record in records])
     clean = torch.stack([record.clean_logits for record in records], 1)

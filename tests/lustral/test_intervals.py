@@ -38,7 +38,9 @@ def test_wilson_refuses_impossible_counts(successes: int, n: int) -> None:
         wilson(successes, n)
 
 
-def _coverage(interval: Callable[[np.ndarray], Rate], draw: Callable[[np.random.Generator], np.ndarray], true: float) -> float:
+def _coverage(
+    interval: Callable[[np.ndarray], Rate], draw: Callable[[np.random.Generator], np.ndarray], true: float
+) -> float:
     generator = np.random.default_rng(0)
     covered = 0
     for _ in range(300):

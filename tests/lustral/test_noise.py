@@ -125,7 +125,7 @@ def test_repeating_twice_gives_distinct_draws() -> None:
 
 
 def test_larger_images_of_a_row_begin_with_the_smaller_ones_draws() -> None:
-    """Nothing relies on it but the reader: draws of another shape are not other noise, so streams must fork."""
+    """Draws of another shape are not other noise: who needs two independent ones must fork."""
     assert torch.equal(stream(3).uniform((10,))[:, :7], stream(3).uniform((7,)))
 
 

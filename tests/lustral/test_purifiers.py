@@ -38,7 +38,13 @@ def _diffpure(solver: Solver, schedule: str = "vp", forward: str = "denoiser") -
 
 def _unet() -> DiffPure:
     denoiser = UNetDenoiser(
-        image_size=4, channels=1, widths=(8, 16), blocks=1, attention=(False, True), norm_groups=4, schedule_type="vp"
+        image_size=4,
+        channels=1,
+        widths=(8, 16),
+        blocks=1,
+        attention=(False, True),
+        norm_groups=4,
+        schedule_type="vp",
     )
     randomise(denoiser, 0.2)
     return DiffPure(denoiser, EulerMaruyama(), 100, 3)
@@ -79,7 +85,9 @@ def test_images_and_trace_have_the_promised_shapes(purifier: Purifier) -> None:
     assert all(len(values) == 5 and not values.requires_grad for values in purified.trace.values())
 
 
-def test_the_same_stream_gives_the_same_image_and_another_gives_another_iff_random(purifier: Purifier) -> None:
+def test_the_same_stream_gives_the_same_image_and_another_gives_another_iff_random(
+    purifier: Purifier,
+) -> None:
     x = images(5, SHAPE)
     first, again, other = (purifier(x, noise).images for noise in (stream(5), stream(5), stream(5, seed=1)))
     assert torch.equal(first, again)
@@ -108,7 +116,7 @@ def test_an_image_does_not_look_at_its_neighbours(purifier: Purifier) -> None:
 
 @pytest.mark.parametrize("draws", [1, 3])
 def test_in_padded_chunks_not_a_bit_depends_on_the_batch(purifier: Purifier, draws: int) -> None:
-    """Any batch size and order, several draws folded into rows: the engine's promise, kept by the purifier."""
+    """Any batch size and order, draws folded into rows: the engine's promise, kept by the purifier."""
     x, noise = images(9, SHAPE), stream(9)
     engine = Engine(Reveal(purifier), rows=4)
     together = engine.logits(x, noise, draws)
@@ -184,7 +192,9 @@ def test_networks_are_frozen_and_collect_no_gradient(purifier: Purifier) -> None
     for parameter in purifier.parameters():
         assert not parameter.requires_grad
         assert parameter.grad is None
-    assert not any(module.training for module in purifier.modules() if module is not purifier and _has_weights(module))
+    assert not any(
+        module.training for module in purifier.modules() if module is not purifier and _has_weights(module)
+    )
 
 
 def _has_weights(module: nn.Module) -> bool:
@@ -195,7 +205,7 @@ def test_views_share_the_straight_through_gradient() -> None:
     """With V views, each has the identity as its Jacobian, so their gradients add up."""
 
     class TwoViews(Purifier):
-        def run(self, x: Tensor, context: Context, noise) -> Purified:  # noqa: ANN001
+        def run(self, x: Tensor, context: Context, noise) -> Purified:
             return Purified(torch.stack((x * 0, x + 1)))
 
     leaf = images(2, SHAPE).requires_grad_()
@@ -205,7 +215,7 @@ def test_views_share_the_straight_through_gradient() -> None:
     assert torch.equal(gradient, torch.full_like(leaf, 5.0))
 
 
-# DiffPure against closed forms -----------------------------------------------------------------------------------
+# DiffPure against closed forms ------------------------------------------------------------
 
 VP_TIMES = [100.0, 75.0, 50.0, 25.0, 0.01]
 CLOSED_FORMS: dict[str, tuple[Solver, str, Callable[..., Affine], list[float], str]] = {
@@ -214,8 +224,20 @@ CLOSED_FORMS: dict[str, tuple[Solver, str, Callable[..., Affine], list[float], s
     "ddim": (DDIM(), "discrete", closed_form.ddim_step(0.0), [100, 75, 50, 25, 0], "denoiser"),
     "ddim_vp": (DDIM(), "vp", closed_form.ddim_step(0.0), VP_TIMES, "denoiser"),
     "ddim_half": (DDIM(0.5), "discrete", closed_form.ddim_step(0.5), [100, 75, 50, 25, 0], "denoiser"),
-    "small": (Ancestral("small"), "discrete", closed_form.ancestral_step("small"), [100, 75, 50, 25, 0], "denoiser"),
-    "large": (Ancestral("large"), "discrete", closed_form.ancestral_step("large"), [100, 75, 50, 25, 0], "denoiser"),
+    "small": (
+        Ancestral("small"),
+        "discrete",
+        closed_form.ancestral_step("small"),
+        [100, 75, 50, 25, 0],
+        "denoiser",
+    ),
+    "large": (
+        Ancestral("large"),
+        "discrete",
+        closed_form.ancestral_step("large"),
+        [100, 75, 50, 25, 0],
+        "denoiser",
+    ),
     "large_vp": (Ancestral("large"), "vp", closed_form.ancestral_step("large"), VP_TIMES, "denoiser"),
 }
 
@@ -265,7 +287,9 @@ def test_the_input_gradient_is_the_analytic_jacobian_whatever_the_noise(form: st
     for k in range(4):
         out = purifier(leaf, stream(5, seed=k)).images[0].flatten(1)
         (row,) = torch.autograd.grad(out[:, k].sum(), leaf)
-        np.testing.assert_allclose(row.flatten(1).numpy(), np.tile(law.matrix[k], (5, 1)), rtol=1e-11, atol=1e-13)
+        np.testing.assert_allclose(
+            row.flatten(1).numpy(), np.tile(law.matrix[k], (5, 1)), rtol=1e-11, atol=1e-13
+        )
 
 
 def test_the_trace_shows_the_noised_image() -> None:
@@ -282,7 +306,9 @@ def test_the_published_forward_noise_is_the_discrete_tables() -> None:
     assert _diffpure(EulerMaruyama()).sigma != _diffpure(EulerMaruyama(), forward="discrete").sigma
     purifier = DiffPure(SmoothDenoiser(VPSchedule()), EulerMaruyama(), 100, 4, "discrete")
     assert purifier.sigma == pytest.approx(0.3209, abs=5e-5)
-    assert DiffPure(SmoothDenoiser(VPSchedule()), EulerMaruyama(), 100, 4).sigma == pytest.approx(0.3221, abs=5e-5)
+    assert DiffPure(SmoothDenoiser(VPSchedule()), EulerMaruyama(), 100, 4).sigma == pytest.approx(
+        0.3221, abs=5e-5
+    )
 
 
 def test_the_default_is_one_network_call_a_noising_step() -> None:
@@ -294,7 +320,7 @@ def test_the_default_is_one_network_call_a_noising_step() -> None:
 
 
 def test_nothing_is_clamped() -> None:
-    purifier, law = _gaussian("euler_maruyama")
+    purifier, _ = _gaussian("euler_maruyama")
     x = torch.tensor([0.0, 1.0, 0.0, 1.0], dtype=torch.float64).view(1, 1, 2, 2).expand(200, -1, -1, -1)
     out = purifier(x, stream(200)).images
     assert out.min() < 0
@@ -303,7 +329,7 @@ def test_nothing_is_clamped() -> None:
 
 @pytest.mark.parametrize(("t_star", "num_steps"), [(0, 1), (1001, 10), (100, 101), (100, 0)])
 def test_impossible_grids_are_refused_at_construction(t_star: int, num_steps: int) -> None:
-    with pytest.raises(ValueError, match="it lies in|lies in 1"):
+    with pytest.raises(ValueError, match=r"lies in 1\.\."):
         DiffPure(SmoothDenoiser(VPSchedule()), EulerMaruyama(), t_star, num_steps)
 
 

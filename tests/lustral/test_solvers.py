@@ -1,8 +1,9 @@
-"""Solvers: one contract for all, and against Gaussian data the formulas, the exact law, and the order of convergence.
+"""Solvers: one contract for all; on Gaussian data the formulas, the exact law and the order of convergence.
 
 A new solver joins by one row in `SOLVERS`.
 """
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -65,8 +66,16 @@ def test_noise_matters_exactly_where_the_solver_says_so(name: str) -> None:
 @pytest.mark.parametrize("name", ALSO_CLIPPED)
 def test_rows_do_not_look_at_each_other(name: str) -> None:
     """In any order, alone, or with a time of its own, a row gets the same step."""
-    solver, denoiser, x, noise = ALSO_CLIPPED[name], SmoothDenoiser(VPSchedule()), _states(6), _states(6).flip(0)
-    t, s = torch.tensor([100.0, 50, 75, 20, 900, 3]).double(), torch.tensor([80.0, 0.01, 70, 10, 500, 2]).double()
+    solver, denoiser, x, noise = (
+        ALSO_CLIPPED[name],
+        SmoothDenoiser(VPSchedule()),
+        _states(6),
+        _states(6).flip(0),
+    )
+    t, s = (
+        torch.tensor([100.0, 50, 75, 20, 900, 3]).double(),
+        torch.tensor([80.0, 0.01, 70, 10, 500, 2]).double(),
+    )
     together = solver.step(denoiser, x, t, s, noise)
     order = torch.tensor([3, 1, 5, 0, 4, 2])
     shuffled = solver.step(denoiser, x[order], t[order], s[order], noise[order])
@@ -105,7 +114,9 @@ def test_a_step_is_the_literatures_formula(name: str, schedule: str, t: int, s: 
     np.testing.assert_allclose(out.flatten(1).detach().numpy(), expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["ddim", "ddim_half", "ddim_full", "ancestral_small", "ancestral_large", "clipped"])
+@pytest.mark.parametrize(
+    "name", ["ddim", "ddim_half", "ddim_full", "ancestral_small", "ancestral_large", "clipped"]
+)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_the_last_step_returns_the_posterior_mean(name: str, schedule: str) -> None:
     denoiser = GaussianDenoiser(SCHEDULES[schedule](), 0.1 * MEAN, 0.05 * FULL)  # stays in [-1, 1]
@@ -135,16 +146,18 @@ def test_clipping_acts_on_the_estimate_of_the_clean_image_only() -> None:
     assert clipped.abs().max() > 1
 
 
-def _run(solver: Solver, denoiser: Denoiser, x: Tensor, noise: float, start: float, stop: float, steps: int) -> Tensor:
+def _run(
+    solver: Solver, denoiser: Denoiser, x: Tensor, noise: float, start: float, stop: float, steps: int
+) -> Tensor:
     times = torch.linspace(start, stop, steps + 1, dtype=torch.float64)
     with torch.no_grad():
-        for t, s in zip(times[:-1], times[1:], strict=True):
+        for t, s in itertools.pairwise(times):
             x = solver.step(denoiser, x, t, s, torch.full_like(x, noise))
     return x
 
 
 def _slopes(errors: list[float]) -> list[float]:
-    return [float(np.log2(coarse / fine)) for coarse, fine in zip(errors[:-1], errors[1:], strict=True)]
+    return [float(np.log2(coarse / fine)) for coarse, fine in itertools.pairwise(errors)]
 
 
 START, STOP = 400.0, 100.0
@@ -182,7 +195,7 @@ def test_random_solvers_converge_to_the_posterior_at_first_order(name: str) -> N
         mean_errors.append(np.abs(mean - exact_mean).max())
         times = torch.linspace(START, STOP, n + 1, dtype=torch.float64)
         variance, zero = np.zeros(4), torch.zeros(1, 1, 2, 2, dtype=torch.float64)
-        for t, s in zip(times[:-1], times[1:], strict=True):  # each pixel of its own: the data are uncorrelated
+        for t, s in itertools.pairwise(times):  # each pixel of its own: the data are uncorrelated
             steps = [solver.step(denoiser, zero + a, t, s, zero + b) for a, b in ((0, 0), (1, 0), (0, 1))]
             at_zero, of_state, of_noise = (step.detach().flatten().numpy() for step in steps)
             variance = (of_state - at_zero) ** 2 * variance + (of_noise - at_zero) ** 2

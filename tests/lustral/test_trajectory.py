@@ -1,4 +1,4 @@
-"""The unrolled trajectory: its gradient is the whole graph's, at constant graph memory, whatever the budget."""
+"""The unrolled trajectory: its gradient is the whole graph's, at constant memory, whatever the budget."""
 
 from collections.abc import Callable
 
@@ -83,8 +83,12 @@ def test_the_gradient_is_the_whole_graphs() -> None:
     found = _gradient(lambda x, other: unroll(step, NUM_STEPS, x, (other,)), x, other)
     expected = _gradient(lambda x, other: _straight(step, x, other), x, other)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
-    assert relative_error(found[0], central_differences(lambda x: _loss(_straight(step, x, other)), x)) < EXACT
-    assert relative_error(found[1], central_differences(lambda z: _loss(_straight(step, x, z)), other)) < EXACT
+    assert (
+        relative_error(found[0], central_differences(lambda x: _loss(_straight(step, x, other)), x)) < EXACT
+    )
+    assert (
+        relative_error(found[1], central_differences(lambda z: _loss(_straight(step, x, z)), other)) < EXACT
+    )
 
 
 BUDGETS = (0.0, 1.0, *(2.0**k for k in range(10, 17)), 1e18)
@@ -140,7 +144,9 @@ def test_an_input_alone_may_need_the_gradient() -> None:
 def test_a_step_that_ignores_its_state_passes_no_gradient_on() -> None:
     """The state's gradient is then zero, not missing, and inputs of later steps still get theirs."""
     x, other = _inputs()
-    constant = unroll(lambda i, x, z: z * (i + 1.0), 3, leaf := x.requires_grad_(), (given := other.requires_grad_(),))
+    constant = unroll(
+        lambda i, x, z: z * (i + 1.0), 3, leaf := x.requires_grad_(), (given := other.requires_grad_(),)
+    )
     gradients = torch.autograd.grad(constant.sum(), (leaf, given))
     assert torch.equal(gradients[0], torch.zeros_like(x))
     assert torch.equal(gradients[1], torch.full_like(other, 3.0))
@@ -150,8 +156,8 @@ def test_a_step_that_ignores_its_state_passes_no_gradient_on() -> None:
 def test_other_noise_in_the_recomputation_is_caught(budget: float) -> None:
     """A mutant whose noise comes from a generator that moves on, as torch's global one does.
 
-    Recomputed, its gradient belongs to another trajectory, and the check of this file says so; with every graph
-    kept nothing is recomputed, and the same mutant is right.
+    Recomputed, its gradient belongs to another trajectory, and the check of this file says so; with every
+    graph kept nothing is recomputed, and the same mutant is right.
     """
     x, _ = _inputs()
 
@@ -221,7 +227,13 @@ def _peak(purifier: DiffPure, x: Tensor, noise: NoiseStream) -> int:
 
 def test_memory_does_not_grow_with_the_number_of_steps() -> None:
     denoiser = UNetDenoiser(
-        image_size=8, channels=1, widths=(16, 32), blocks=1, attention=(False, True), norm_groups=8, schedule_type="vp"
+        image_size=8,
+        channels=1,
+        widths=(16, 32),
+        blocks=1,
+        attention=(False, True),
+        norm_groups=8,
+        schedule_type="vp",
     )
     randomise(denoiser, 0.1)
     x, noise = images(16, (1, 8, 8)), stream(16)

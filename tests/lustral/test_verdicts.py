@@ -77,7 +77,7 @@ def test_images_are_judged_alone(rule: VerdictRule) -> None:
 
 
 def test_ties_are_wrong(rule: VerdictRule) -> None:
-    """argmax would hand a tie to the lowest class, so defences that saturate would win points by class order."""
+    """argmax would hand a tie to the lowest class: defences that saturate would win points by class order."""
     y = torch.arange(CLASSES)
     assert (rule(torch.zeros(DRAWS, CLASSES, CLASSES), y) == 0).all()
     two_best = torch.zeros(DRAWS, CLASSES, CLASSES)

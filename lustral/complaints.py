@@ -1,0 +1,61 @@
+"""From a config parser's report on every type that did not fit, to the one sentence that the user needs."""
+
+import difflib
+import importlib
+import inspect
+import re
+
+_NOISE = re.compile(
+    r"^(Does not validate against any of the Union|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>|$)"
+)
+_KEY = re.compile(r'^Parser key "([^"]+)":\s*(.*)$')
+_CLASS = re.compile(r"^Problem with given class_path '([^']+)':\s*(.*)$")
+_OPTION = re.compile(r"^Option '([^']+)' is not accepted")
+_MISSING_NAME = re.compile(r"module '([^']+)' has no attribute '([^']+)'")
+_PATH = re.compile(r"^Expected a path but (\S+) either not accessible or invalid")
+
+
+def plain(error: Exception) -> str:
+    """One sentence for an error that a config or a component raised; other errors' own words are kept."""
+    lines = [line.strip().removeprefix("- ").strip() for line in str(error).splitlines()]
+    if len(lines) == 1:
+        return lines[0]
+    keys: list[str] = []
+    class_path, causes = "", []
+    for line in lines:
+        if _NOISE.match(line):
+            continue
+        if match := _KEY.match(line):
+            keys.append(match[1])
+            line = match[2]
+        elif match := _CLASS.match(line):
+            class_path, line = match[1], match[2]
+        if line:
+            causes.append(line)
+    # A path is only one of the things that a component may be; where something else was tried, that failed later.
+    told = [cause for cause in causes if not _PATH.match(cause)] or causes or [str(error)]
+    where = ".".join(keys)
+    return (f"{where}: " if where else "") + _mended(told[0], class_path)
+
+
+def _mended(cause: str, class_path: str) -> str:
+    """The cause with a remedy, where one can be told."""
+    if match := _OPTION.match(cause):
+        options = _options(class_path)
+        close = difflib.get_close_matches(match[1], options, 1)
+        name = class_path.rpartition(".")[2]
+        hint = f"did you mean {close[0]}?" if close else f"its options are {', '.join(options)}."
+        return f"{name} has no option {match[1]}; {hint}"
+    if match := _MISSING_NAME.search(cause):
+        public = getattr(importlib.import_module(match[1]), "__all__", [])
+        close = difflib.get_close_matches(match[2], public, 1)
+        hint = f"did you mean {match[1]}.{close[0]}?" if close else f"it has {', '.join(public)}."
+        return f"{match[1]} has no class {match[2]}; {hint}"
+    if match := _PATH.match(cause):
+        return f"there is no file or class {match[1]}."
+    return cause
+
+
+def _options(class_path: str) -> list[str]:
+    module, _, name = class_path.rpartition(".")
+    return list(inspect.signature(getattr(importlib.import_module(module), name)).parameters)

@@ -1,0 +1,200 @@
+"""Records: nothing written is lost, nothing half-written is believed, nothing foreign is mixed in."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lustral.evaluation import Fingerprint, Record, RecordFolder, read_records
+from tests.contracts import generator
+
+FINGERPRINT = Fingerprint({"seed": 0, "attack": {"class": "PGD", "num_steps": 20}, "rows": 64})
+
+
+def _record(index: int) -> Record:
+    source = generator(index)
+    return Record(
+        index=index,
+        label=index % 10,
+        image=torch.rand(1, 8, 8, generator=source),
+        distance=float(torch.rand((), generator=source, dtype=torch.float64)),
+        failed=index % 7 == 3,
+        clean_logits=torch.randn(4, 10, generator=source),
+        adversarial_logits=torch.randn(4, 10, generator=source) * 1e-20,  # subnormals survive as well
+        statistics={"loss_first": 0.1 + index, "loss_last": 1 / 3},
+        audit={"bpda": 0.25} if index == 0 else {},
+    )
+
+
+def _same(one: Record, other: Record) -> bool:
+    tensors = ("image", "clean_logits", "adversarial_logits")
+    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in tensors) and all(
+        vars(one)[name] == vars(other)[name] for name in vars(one) if name not in tensors
+    )
+
+
+def _shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.jsonl"))
+
+
+def _content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_record_survives_the_file_bit_for_bit(tmp_path: Path) -> None:
+    folder = RecordFolder(tmp_path / "records", FINGERPRINT)
+    written = [_record(i) for i in (5, 0, 3, 11)]
+    folder.append(written[:1])
+    folder.append(written[1:])
+    found = folder.read()
+    assert list(found) == [0, 3, 5, 11]
+    assert all(_same(found[record.index], record) for record in written)
+    assert found[0].image.dtype == found[0].clean_logits.dtype == torch.float32
+    assert folder.indices() == {0, 3, 5, 11}
+    folder.close()
+    assert list(read_records(tmp_path / "records")) == [0, 3, 5, 11]
+
+
+def test_logits_that_are_no_numbers_survive_too() -> None:
+    record = _record(1)
+    record.clean_logits[0, 0], record.clean_logits[1, 1] = float("nan"), float("-inf")
+    back = Record.from_json(record.to_json())
+    assert torch.equal(back.clean_logits.view(torch.int32), record.clean_logits.view(torch.int32))
+
+
+def test_every_append_is_readable_at_once(tmp_path: Path) -> None:
+    """Flushed, not kept in the process: what is appended has been handed to the operating system."""
+    folder = RecordFolder(tmp_path, FINGERPRINT)
+    for i in range(3):
+        folder.append([_record(i)])
+        assert list(read_records(tmp_path)) == list(range(i + 1))
+    folder.close()
+
+
+def test_a_killed_process_loses_nothing_that_it_appended(tmp_path: Path) -> None:
+    """A real process, stopped by SIGKILL in the middle of its work."""
+    script = """
+import sys, time, torch
+from lustral.evaluation import Fingerprint, Record, RecordFolder
+folder = RecordFolder(sys.argv[1], Fingerprint({"seed": 0}))
+tensor = torch.zeros(1, 2, 2)
+for i in range(5):
+    folder.append([Record(i, 0, tensor, 0.0, False, tensor[0], tensor[0], {})])
+print("written", flush=True)
+time.sleep(60)
+"""
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+    assert process.stdout is not None
+    assert process.stdout.readline() == "written\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert list(read_records(tmp_path)) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("kept", [1, 20, -2, -1])
+def test_a_torn_last_line_is_passed_over(tmp_path: Path, kept: int) -> None:
+    """Wherever the write was cut: at its first byte, in the middle, before the brace, before the newline."""
+    folder = RecordFolder(tmp_path, FINGERPRINT)
+    folder.append([_record(i) for i in range(3)])
+    folder.close()
+    (shard,) = _shards(tmp_path)
+    *lines, last = shard.read_text().splitlines(keepends=True)
+    shard.write_text("".join(lines) + last[:kept])
+    assert list(read_records(tmp_path)) == [0, 1]
+    again = RecordFolder(tmp_path, FINGERPRINT)
+    assert again.indices() == {0, 1}
+    again.append([_record(2)])
+    again.close()
+    assert list(read_records(tmp_path)) == [0, 1, 2]
+    assert shard.read_text().endswith(last[:kept]), "the dead process's shard was written to"
+
+
+def test_a_broken_line_in_the_middle_is_not_passed_over(tmp_path: Path) -> None:
+    folder = RecordFolder(tmp_path, FINGERPRINT)
+    folder.append([_record(i) for i in range(3)])
+    folder.close()
+    (shard,) = _shards(tmp_path)
+    lines = shard.read_text().splitlines(keepends=True)
+    shard.write_text(lines[0] + lines[1][:30] + "\n" + lines[2])
+    with pytest.raises(ValueError, match=r"line 2 is no record: the file was changed by hand; restore it"):
+        read_records(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("decides", "named"),
+    [
+        ({"seed": 1, "attack": {"class": "PGD", "num_steps": 20}, "rows": 64}, "seed"),
+        ({"seed": 0, "attack": {"class": "PGD", "num_steps": 40}, "rows": 64}, r"attack\.num_steps"),
+        ({"seed": 0, "attack": {"class": "PGD", "num_steps": 20}, "rows": 64, "data": "digits"}, "data"),
+    ],
+)
+def test_records_of_another_evaluation_are_refused_and_kept(
+    tmp_path: Path, decides: dict, named: str
+) -> None:
+    folder = RecordFolder(tmp_path, FINGERPRINT)
+    folder.append([_record(0)])
+    folder.close()
+    before = _content(tmp_path)
+    with pytest.raises(
+        ValueError, match=rf"holds records of another evaluation \(it differs in {named}\): give"
+    ):
+        RecordFolder(tmp_path, Fingerprint(decides))
+    assert _content(tmp_path) == before
+
+
+def test_records_without_a_fingerprint_are_refused_and_kept(tmp_path: Path) -> None:
+    folder = RecordFolder(tmp_path, FINGERPRINT)
+    folder.append([_record(0)])
+    folder.close()
+    (tmp_path / "fingerprint.json").unlink()
+    before = _content(tmp_path)
+    with pytest.raises(ValueError, match=r"without a fingerprint\.json"):
+        RecordFolder(tmp_path, FINGERPRINT)
+    assert _content(tmp_path) == before
+
+
+def test_the_same_evaluation_goes_on_in_its_folder(tmp_path: Path) -> None:
+    """The order of keys and a round through JSON do not make another evaluation of it."""
+    folder = RecordFolder(tmp_path, FINGERPRINT)
+    folder.append([_record(0)])
+    folder.close()
+    again = Fingerprint(json.loads(json.dumps(dict(reversed(FINGERPRINT.decides.items())))))
+    assert again.sha256 == FINGERPRINT.sha256
+    assert RecordFolder(tmp_path, again).indices() == {0}
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    """A file where the folder should be: as root, no permission would stop the test."""
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(
+        OSError, match=r"^Records cannot be written to .*run/records \(.*\): free or unlock it"
+    ) as caught:
+        RecordFolder(tmp_path / "run" / "records", FINGERPRINT)
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "run").read_text() == "a file"
+
+
+def test_two_processes_write_two_shards_and_the_first_of_equal_records_counts(tmp_path: Path) -> None:
+    folders = [RecordFolder(tmp_path, FINGERPRINT, rank) for rank in range(2)]
+    folders[0].append([_record(0), _record(2)])
+    folders[1].append([_record(1), _record(2)])
+    folders[0].append([_record(4)])
+    for folder in folders:
+        assert folder.indices() == {0, 1, 2, 4}
+        folder.close()
+    assert len(_shards(tmp_path)) == 2
+    found = read_records(tmp_path)
+    assert list(found) == [0, 1, 2, 4]
+    assert all(_same(found[i], _record(i)) for i in found)
+
+
+def test_a_process_with_nothing_to_write_leaves_no_shard(tmp_path: Path) -> None:
+    RecordFolder(tmp_path, FINGERPRINT).close()
+    assert _content(tmp_path).keys() == {"fingerprint.json"}
+    assert read_records(tmp_path) == {}

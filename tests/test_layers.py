@@ -1,0 +1,228 @@
+"""Imports run one way only (DESIGN 1), and nothing draws from a global generator: the syntax trees say so."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHELLS = ("lightning_modules", "datamodules", "callbacks")
+SOURCES = sorted(
+    path
+    for path in [*ROOT.glob("*.py"), *(p for top in ("lustral", *SHELLS) for p in (ROOT / top).rglob("*.py"))]
+    if path.is_file()
+)
+
+BOTTOM = {"noise", "threat", "ratio", "describe", "environment"}
+# What each part of `lustral` may import of it, itself apart. The order is DESIGN 1's; within one of its ranks,
+# networks and purifiers do not know each other.
+ALLOWED: dict[str, set[str]] = {
+    **dict.fromkeys(BOTTOM, BOTTOM),
+    "recipes": set(),  # aids of the command line, which the science neither needs nor knows
+    "complaints": set(),
+    "diffusion": BOTTOM,
+    "networks": BOTTOM | {"diffusion"},
+    "purifiers": BOTTOM | {"diffusion"},
+    "detectors": BOTTOM | {"diffusion"},
+    "attacks": BOTTOM | {"diffusion", "networks", "purifiers", "detectors"},
+    "evaluation": BOTTOM | {"diffusion", "networks", "purifiers", "detectors", "attacks"},
+    "reporting": BOTTOM | {"diffusion", "networks", "purifiers", "detectors", "attacks", "evaluation"},
+}
+FRAMEWORKS = {"lightning", "pytorch_lightning", "lightning_fabric", "tensorboard", "jsonargparse"}
+ONLY_IN_NETWORKS = {"diffusers", "timm"}
+
+
+def _imports(source: str, package: str) -> Iterator[tuple[str, int]]:
+    """Every module that ``source``, a file of the dotted ``package``, imports anywhere, with its line."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parents, base] if base else parents)
+            for alias in node.names:  # a name may be a submodule: `from lustral import noise`
+                yield f"{base}.{alias.name}", node.lineno
+
+
+def _violations(source: str, path: Path) -> list[str]:
+    """Sentences about imports of ``path`` (relative to the root) that run the wrong way."""
+    top, found = path.parts[0].removesuffix(".py"), []
+    part = path.parts[1].removesuffix(".py") if top == "lustral" and len(path.parts) > 1 else ""
+    for name, line in _imports(source, ".".join(path.parent.parts)):
+        other, *rest = name.split(".")
+        wrong = None
+        if other == "cli":
+            wrong = "nothing imports cli"
+        elif top == "lustral":
+            if other in SHELLS:
+                wrong = "lustral knows no Lightning shell"
+            elif other in FRAMEWORKS or name.startswith("torch.utils.tensorboard"):
+                wrong = "lustral is plain PyTorch"
+            elif (
+                other == "lustral"
+                and part != "__init__"
+                and rest
+                and rest[0] != part
+                and rest[0] not in ALLOWED[part]
+            ):
+                wrong = f"{part} may not know {rest[0]}"
+        elif top in SHELLS and other in SHELLS and other != top:
+            wrong = f"{top} may not know {other}"
+        if other in ONLY_IN_NETWORKS and (top, part) != ("lustral", "networks"):
+            wrong = f"{other} is imported in lustral/networks only"
+        if wrong:
+            found.append(f"{path}:{line} imports {name}: {wrong}")
+    return found
+
+
+def test_the_walk_finds_the_project() -> None:
+    parts = {
+        path.relative_to(ROOT).parts[1].removesuffix(".py") for path in SOURCES if "lustral" in path.parts
+    }
+    assert {"noise", "diffusion", "networks", "purifiers", "attacks", "evaluation"} <= parts
+    assert parts - {"__init__"} <= ALLOWED.keys(), "a new part of lustral needs its place in the order"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_one_way(path: Path) -> None:
+    assert not _violations(path.read_text(), path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("lustral/noise.py", "from lustral.diffusion import unroll"),
+        ("lustral/diffusion/solvers.py", "import lustral.purifiers"),
+        ("lustral/diffusion/solvers.py", "from ..networks import WideResNet"),
+        ("lustral/purifiers/diffpure.py", "from lustral.networks import UNetDenoiser"),
+        ("lustral/purifiers/diffpure.py", "def f():\n    from lustral import attacks"),
+        ("lustral/attacks/pgd.py", "from lustral.evaluation import Defence"),
+        ("lustral/attacks/pgd.py", "if TYPE_CHECKING:\n    from lustral.evaluation.defence import Defence"),
+        ("lustral/evaluation/card.py", "from lustral.reporting import tables"),
+        ("lustral/evaluation/card.py", "import lightning as L"),
+        ("lustral/evaluation/card.py", "from torch.utils.tensorboard import SummaryWriter"),
+        ("lustral/networks/weights.py", "import datamodules"),
+        ("lustral/attacks/pgd.py", "import timm"),
+        ("callbacks/ema.py", "from diffusers import UNet2DModel"),
+        ("callbacks/ema.py", "from lightning_modules import RobustnessEvaluation"),
+        ("datamodules/base.py", "import callbacks.ema"),
+        ("lightning_modules/evaluation.py", "from cli import main"),
+    ],
+)
+def test_the_walk_notices_what_runs_the_other_way(path: str, source: str) -> None:
+    assert len(_violations(source, Path(path))) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("lustral/attacks/pgd.py", "from lustral.attacks.engine import Answer"),
+        ("lustral/evaluation/card.py", "from lustral.noise import NoiseStream\nimport torch.utils.data"),
+        ("lustral/networks/denoisers.py", "from diffusers.models.unets.unet_2d import UNet2DModel"),
+        ("callbacks/ema.py", "from lustral.networks import save_network\nimport lightning"),
+        ("datamodules/cifar.py", "from datamodules.base import ImageDataModule"),
+    ],
+)
+def test_the_walk_lets_the_right_way_pass(path: str, source: str) -> None:
+    assert not _violations(source, Path(path))
+
+
+# Global generators ------------------------------------------------------------
+
+DRAWS = {
+    "bernoulli", "multinomial", "normal", "poisson", "rand", "rand_like", "randint", "randint_like", "randn",
+    "randn_like", "randperm",
+}  # fmt: skip
+IN_PLACE = {
+    "bernoulli_",
+    "cauchy_",
+    "exponential_",
+    "geometric_",
+    "log_normal_",
+    "normal_",
+    "random_",
+    "uniform_",
+}
+SEEDS = {"manual_seed", "seed", "seed_everything", "set_rng_state"}
+NUMPY_SAFE = {"Generator", "Philox", "PCG64", "RandomState", "SeedSequence", "default_rng"}
+
+
+def _dotted(node: ast.expr) -> str:
+    names = []
+    while isinstance(node, ast.Attribute):
+        names.append(node.attr)
+        node = node.value
+    names.append(node.id if isinstance(node, ast.Name) else "?")
+    return ".".join(reversed(names))
+
+
+def _global_draws(source: str) -> list[str]:
+    """Calls that read or seed a global generator: torch's, numpy's or Python's."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        owner, _, name = _dotted(node.func).rpartition(".")
+        keyed = any(keyword.arg == "generator" for keyword in node.keywords)
+        if (
+            (owner == "torch" and name in DRAWS and not keyed)
+            or (
+                owner in ("torch", "torch.cuda", "L", "lightning", "lightning.pytorch", "random")
+                and name in SEEDS
+            )
+            or (owner == "" and name == "seed_everything")
+            or (owner in ("np.random", "numpy.random") and name not in NUMPY_SAFE)
+            or (owner == "random" and name not in ("Random",))
+            or (owner not in ("", "nn.init", "torch.nn.init", "init") and name in IN_PLACE and not keyed)
+        ):
+            found.append(f"line {node.lineno}: {_dotted(node.func)}")
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_reads_a_global_generator(path: Path) -> None:
+    """An initialisation of weights (nn.init) is the one exception: training is seeded by its recipe."""
+    assert not _global_draws(path.read_text())
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "torch.manual_seed(0)",
+        "torch.randn(3)",
+        "torch.rand(3, device='cuda')",
+        "torch.randn_like(x)",
+        "torch.rand_like(x)",
+        "torch.randint(0, 9, (3,))",
+        "torch.randperm(9)",
+        "x.normal_()",
+        "torch.empty(3).uniform_()",
+        "np.random.rand(3)",
+        "np.random.seed(0)",
+        "random.random()",
+        "random.shuffle(x)",
+        "seed_everything(1)",
+    ],
+)
+def test_the_walk_notices_global_draws(source: str) -> None:
+    assert len(_global_draws(source)) == 1
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "torch.randn(3, generator=g)",
+        "torch.randperm(9, generator=torch.Generator().manual_seed(0))",
+        "x.normal_(generator=g)",
+        "np.random.default_rng(0).random(3)",
+        "np.random.RandomState(0).choice(10)",
+        "nn.init.kaiming_normal_(w)",
+        "noise.normal(shape)",
+    ],
+)
+def test_the_walk_lets_keyed_draws_pass(source: str) -> None:
+    assert not _global_draws(source)
