@@ -57,7 +57,7 @@ class LustralCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         words = sys.argv[1:] if args is None else [str(word) for word in args]
-        check_layers(_recipes(words))
+        check_layers(words)
         super().parse_arguments(parser, args)
 
     def _parse_ckpt_path(self) -> None:
@@ -143,12 +143,6 @@ def _check_writable(folder: Path) -> None:
         ) from error
 
 
-def _recipes(words: Sequence[str]) -> list[str]:
-    """The files given with -c or --config."""
-    found = [words[i + 1] for i, word in enumerate(words[:-1]) if word in ("-c", "--config")]
-    return found + [word.partition("=")[2] for word in words if word.startswith(("--config=", "-c="))]
-
-
 def _report(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="cli.py report", description="Tables and figures of finished runs.")
     parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="a run folder, or a folder of them")
@@ -197,6 +191,7 @@ def main(args: Sequence[str] | None = None) -> int:
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
             args=None if args is None else words,
         )
     except (ValueError, OSError, ArgumentError, MisconfigurationException) as error:

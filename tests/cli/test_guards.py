@@ -1,0 +1,211 @@
+"""The traps of LightningCLI and of evaluation: each fails on the stock behaviour and is refused or mended here."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from lustral.networks import WideResNet, save_network
+
+UNDEFENDED = "configs/eval/digits_undefended.yaml"
+DIFFPURE = "configs/eval/digits_diffpure.yaml"
+
+
+@pytest.fixture
+def words(tmp_path: Path, digit_weights: dict[str, Path]) -> list[object]:
+    """A small evaluation of the undefended classifier."""
+    return [
+        *("test", "-c", UNDEFENDED, "--trainer.default_root_dir", tmp_path / "run", "--trainer.accelerator", "cpu"),
+        *("--model.classifier.weights", digit_weights["classifier"], "--data.num_test", "3"),
+        *("--model.attack.num_steps", "2", "--model.protocol.audit_images", "0", "--model.rows", "4"),
+    ]
+
+
+BAD = [
+    (["--model.threat.eps", "8"], "8/255"),
+    (["--model.threat.eps", "abc"], "8/255"),
+    (["--model.classifier.weights", "nowhere.safetensors"], "no weights file nowhere.safetensors"),
+    (["--model.purifier", "lustral.purifiers.DifPure"], "did you mean lustral.purifiers.DiffPure"),
+    (["--model.attack.num_stepz", "3"], "did you mean num_steps"),
+    (["--data.num_tst", "3"], "did you mean num_test"),
+    (["--data.num_test", "100000"], "500"),
+    (["--data.image_size", "16"], "data.image_size"),
+    (["--trainer.use_distributed_sampler", "true"], "repeated samples"),
+    (["--trainer.inference_mode", "true"], "trainer.inference_mode"),
+    (["--trainer.precision", "bf16-mixed"], "32-true"),
+    (["--model.protocol.target", "best"], "protocol.target"),
+    (["--model.rows", "0"], "rows"),
+    (["-c", "configs/eval/nowhere.yaml"], "nowhere.yaml"),
+]
+
+
+@pytest.mark.parametrize(("extra", "told"), BAD, ids=[" ".join(extra) for extra, _ in BAD])
+def test_bad_input_gets_one_sentence(
+    extra: list[str], told: str, words: list[object], cli: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli(*words, *extra) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert told in errors[0]
+
+
+def test_unknown_subcommands_and_options_are_refused(cli: Callable[..., int], words: list[object]) -> None:
+    assert cli("frobnicate") == 1
+    assert cli(*words, "--modle.rows", "3") == 1
+    assert cli("report", "/nowhere/at/all") == 1
+
+
+def test_weights_of_another_network_are_refused(
+    words: list[object],
+    cli: Callable[..., int],
+    digit_weights: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    assert cli(*words, "--model.classifier.weights", digit_weights["denoiser"]) == 1
+    assert "no Classifier" in capsys.readouterr().err
+    three = save_network(WideResNet(10, 1, 3, 1, 8), tmp_path / "three.safetensors")
+    assert cli(*words, "--model.classifier.weights", three) == 1
+    assert "3 classes" in capsys.readouterr().err
+    truncated = tmp_path / "truncated.safetensors"
+    truncated.write_bytes(digit_weights["classifier"].read_bytes()[:5000])
+    assert cli(*words, "--model.classifier.weights", truncated) == 1
+    assert "damaged" in capsys.readouterr().err
+    network = WideResNet(10, 1, 10, 1, 8)
+    with torch.no_grad():
+        network.head.weight[0, 0] = torch.nan
+    assert cli(*words, "--model.classifier.weights", save_network(network, tmp_path / "nan.safetensors")) == 1
+    assert "NaN" in capsys.readouterr().err
+
+
+def test_a_run_folder_that_cannot_be_written_is_told_before_any_work(
+    words: list[object], cli: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")  # a folder below a file: unwritable for root too
+    assert cli(*words, "--trainer.default_root_dir", tmp_path / "file" / "run") == 1
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_records_of_another_run_are_refused_and_kept(
+    words: list[object], cli: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli(*words) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run" / "records").iterdir()}
+    assert cli(*words, "--model.attack.num_steps", "3") == 1
+    assert "attack.num_steps" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (tmp_path / "run" / "records").iterdir()} == before
+
+
+def test_random_weights_are_not_scored_unless_asked_for(
+    cli: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stock `test` without weights scores random ones."""
+    recipe = tmp_path / "untrained.yaml"
+    recipe.write_text(Path(UNDEFENDED).read_text().replace("../", f"{Path('configs').resolve()}/").replace(
+        "classifier/digits.yaml", "classifier/digits_wrn10-1.yaml"
+    ))
+    words = ("test", "-c", recipe, "--trainer.default_root_dir", tmp_path / "run", "--trainer.accelerator", "cpu")
+    words += ("--data.num_test", "3", "--model.attack.num_steps", "2", "--model.protocol.audit_images", "0")
+    assert cli(*words) == 1
+    assert "--allow_untrained" in capsys.readouterr().err
+    assert cli(*words, "--allow_untrained=true") == 0
+    card = json.loads((tmp_path / "run" / "card.json").read_text())
+    assert card["status"].startswith("suspect")
+    assert "random" in card["status"]
+
+
+def test_a_class_chosen_on_the_command_line_does_not_inherit_arguments(
+    words: list[object], cli: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stock jsonargparse keeps arguments of the old class that the new one has too."""
+    assert cli(*words[:-2], "--model.attack", "lustral.attacks.RandomDirections") == 0
+    plain = [w for w in words if "weights" not in str(w) and not str(w).endswith(".safetensors")]
+    assert cli(*plain, "--model.classifier", "lustral.networks.WideResNet") == 1
+    assert "--model.classifier.weights" in capsys.readouterr().err
+
+
+def test_training_modules_are_not_tested_with_random_weights_either(
+    cli: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = "configs/train/digits_classifier.yaml"
+    assert cli("test", "-c", recipe, "--trainer.default_root_dir", tmp_path) == 1
+    assert "--allow_untrained" in capsys.readouterr().err
+
+
+def test_an_evaluation_cannot_be_fitted(
+    words: list[object], cli: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli("fit", *words[1:]) == 1
+    assert "cli.py test" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_hyper_parameters_in_a_checkpoint_do_not_overrule_the_config(cli: Callable[..., int], tmp_path: Path) -> None:
+    """Stock LightningCLI merges ``hyper_parameters`` of --ckpt_path over YAML and command line."""
+    recipe = "configs/train/digits_classifier.yaml"
+    fast = ("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1")
+    run = tmp_path / "run"
+    assert cli("fit", "-c", recipe, "--trainer.default_root_dir", run, "--trainer.accelerator", "cpu", *fast) == 0
+    (checkpoint,) = (run / "checkpoints").glob("*.ckpt")
+    content = torch.load(checkpoint, weights_only=True)
+    content["hyper_parameters"] = {"label_smoothing": 0.5, "lr": 123.0}
+    torch.save(content, tmp_path / "poisoned.ckpt")
+    code = cli(
+        *("test", "-c", recipe, "--ckpt_path", tmp_path / "poisoned.ckpt", "--data.num_test", "3"),
+        *("--trainer.default_root_dir", tmp_path / "test", "--trainer.accelerator", "cpu"),
+    )
+    assert code == 0
+    used = (tmp_path / "test" / "config_test.yaml").read_text()
+    assert "123.0" not in used
+    assert "label_smoothing: 0.0" in used
+
+
+def test_layers_that_choose_two_classes_for_one_part_are_refused(
+    words: list[object], cli: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stock jsonargparse hands the first class's arguments to the second."""
+    assert cli(*words, "-c", DIFFPURE) == 1
+    assert "model.purifier" in capsys.readouterr().err
+
+
+def test_layers_that_agree_are_accepted(words: list[object], cli: Callable[..., int], tmp_path: Path) -> None:
+    layer = tmp_path / "layer.yaml"
+    layer.write_text("model:\n  init_args:\n    seed: 5\n")
+    assert cli(*words, "-c", layer) == 0
+    assert json.loads((tmp_path / "run" / "card.json").read_text())["seed"] == 5
+
+
+def test_a_second_run_in_one_folder_goes_on_instead_of_being_refused(
+    words: list[object], cli: Callable[..., int], tmp_path: Path
+) -> None:
+    """Stock SaveConfigCallback refuses a folder that holds a config."""
+    assert cli(*words) == 0
+    first = json.loads((tmp_path / "run" / "card.json").read_text())
+    assert cli(*words, "--data.num_test", "5") == 0
+    second = json.loads((tmp_path / "run" / "card.json").read_text())
+    assert (first["n"], second["n"]) == (3, 5)
+    assert len(list((tmp_path / "run" / "records").glob("*.jsonl"))) == 2
+    assert first["fingerprint"] == second["fingerprint"]
+
+
+def test_slurm_requeues_trainings_but_not_evaluations(
+    words: list[object], cli: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import cli as front_door
+
+    seen = []
+
+    class Slurm:
+        @staticmethod
+        def detect() -> bool:
+            return True
+
+        def __init__(self, auto_requeue: bool) -> None:
+            seen.append(auto_requeue)
+            raise ValueError("far enough")
+
+    monkeypatch.setattr(front_door, "SLURMEnvironment", Slurm)
+    assert cli(*words) == 1
+    assert seen == [False]
