@@ -15,7 +15,7 @@ SOURCES = sorted(
 )
 
 BOTTOM = {"noise", "threat", "ratio", "describe", "environment"}
-# What each part of `lustral` may import of it, itself apart. The order is DESIGN 1's; within one of its ranks,
+# What each part of `lustral` may import of it, itself apart. The order is DESIGN 1's; within one rank of it,
 # networks and purifiers do not know each other.
 ALLOWED: dict[str, set[str]] = {
     **dict.fromkeys(BOTTOM, BOTTOM),

@@ -153,6 +153,20 @@ def test_an_image_does_not_depend_on_its_batch(name: str, defence: str) -> None:
         assert torch.equal(_attacked(name, defence, chosen.select(torch.tensor([b]))), together[b : b + 1])
 
 
+@pytest.mark.parametrize("threat", [LINF, L2], ids=["linf", "l2"])
+def test_the_base_brings_back_what_an_attack_let_slip(threat: ThreatModel) -> None:
+    class Careless(Attack):
+        def run(self, engine, cases, threat, noise):
+            return cases.images + 10 * torch.randn(cases.images.shape, generator=generator()), {}
+
+    chosen = cases(5)
+    result = Careless()(Engine(DEFENCES["undefended"](), ROWS), chosen, threat, stream(5))
+    assert result.images.min() >= 0
+    assert result.images.max() <= 1
+    assert (result.distance > 0).all()
+    assert result.distance.max() <= threat.budget + 1e-6
+
+
 @pytest.mark.parametrize("name", ATTACKS)
 @pytest.mark.parametrize("scale", [255.0, -1.0, float("nan")])
 def test_images_off_the_unit_box_are_refused(name: str, scale: float) -> None:

@@ -65,6 +65,8 @@ CHANGED: dict[str, Callable[[], torch.Tensor]] = {
     "iteration": lambda: _with(iteration=1).normal(SHAPE),
     "restart": lambda: _with(restart=1).normal(SHAPE),
     "draw": lambda: _with(draw=1).normal(SHAPE),
+    "large draw": lambda: _with(draw=2**8).normal(SHAPE),
+    "largest draw": lambda: _with(draw=2**16 - 1).normal(SHAPE),
     "path": lambda: BASE.fork("verdict").normal(SHAPE),
     "longer path": lambda: BASE.fork("verdict", "clean").normal(SHAPE),
     "joined path": lambda: BASE.fork("verdictclean").normal(SHAPE),

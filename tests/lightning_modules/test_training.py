@@ -1,0 +1,101 @@
+"""The training shells: what they optimise, and that a run can be repeated."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from datamodules import Digits
+from lightning_modules import ClassifierTraining, DiffusionTraining
+from lightning_modules.checks import check_fit
+from lustral.networks import UNetDenoiser, WideResNet
+from lustral.noise import NoiseStream
+
+
+def _denoiser(schedule: str) -> UNetDenoiser:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return UNetDenoiser(8, 1, (8, 16), 1, (False, False), norm_groups=4, dropout=0.0, schedule_type=schedule)  # type: ignore[arg-type]
+
+
+def _trainer(folder: Path, steps: int) -> Trainer:
+    return Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+    )
+
+
+@pytest.mark.parametrize("schedule", ["vp", "discrete"])
+def test_the_loss_of_predicting_nothing_is_the_variance_of_the_noise(schedule: str) -> None:
+    module = DiffusionTraining(_denoiser(schedule))
+    with torch.no_grad():
+        for parameter in module.denoiser.network.conv_out.parameters():
+            parameter.zero_()
+    loss = module.loss(torch.rand(512, 1, 8, 8), NoiseStream(0, torch.arange(512)))
+    assert loss.shape == (512,)
+    assert abs(float(loss.detach().mean()) - 1.0) < 0.03
+
+
+@pytest.mark.parametrize("schedule", ["vp", "discrete"])
+def test_times_cover_the_schedule(schedule: str) -> None:
+    times = DiffusionTraining(_denoiser(schedule))._times(torch.linspace(1e-9, 1 - 1e-9, 10_001, dtype=torch.float64))
+    assert float(times.max()) > 999.9
+    if schedule == "discrete":
+        assert torch.equal(times, times.round())
+        assert float(times.min()) == 1
+    else:
+        assert 0 < float(times.min()) < 0.2
+
+
+def test_a_loss_does_not_depend_on_the_batch_it_came_in() -> None:
+    module = DiffusionTraining(_denoiser("vp"))
+    x, index = torch.rand(6, 1, 8, 8), torch.tensor([5, 3, 9, 100, 7, 1])
+    whole = module.loss(x, NoiseStream(0, index))
+    parts = [module.loss(x[i : i + 2], NoiseStream(0, index[i : i + 2])) for i in (0, 2, 4)]
+    torch.testing.assert_close(torch.cat(parts), whole)
+
+
+@pytest.mark.parametrize("kind", ["classifier", "diffusion"])
+def test_training_lowers_the_validation_loss_and_can_be_repeated(kind: str, tmp_path: Path) -> None:
+    def run(steps: int) -> tuple[float, torch.Tensor]:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            if kind == "classifier":
+                module = ClassifierTraining(WideResNet(10, 1, 10, 1, 8), lr=5e-3)
+            else:
+                module = DiffusionTraining(_denoiser("vp"), lr=5e-3)
+        data, trainer = Digits(batch_size=32), _trainer(tmp_path, steps)
+        trainer.fit(module, datamodule=data)
+        (metrics,) = trainer.validate(module, datamodule=data, verbose=False)
+        return metrics["val/loss"], torch.cat([p.detach().flatten() for p in module.parameters()])
+
+    start, _ = run(1)
+    end, weights = run(30)
+    again, same_weights = run(30)
+    assert end < 0.8 * start
+    assert end == again
+    assert torch.equal(weights, same_weights)
+
+
+def test_networks_must_fit_the_data() -> None:
+    data = Digits()
+    check_fit(data, {"classifier": WideResNet(10, 1, 10, 1, 8)})
+    with pytest.raises(ValueError, match="11 classes apart, but Digits has 10"):
+        check_fit(data, {"classifier": WideResNet(10, 1, 11, 1, 8)})
+    with pytest.raises(ValueError, match="image_size"):
+        check_fit(data, {"denoiser": UNetDenoiser(32, 1, (8, 16), 1, (False, False), norm_groups=4)})
+    check_fit(None, {"classifier": WideResNet(10, 1, 11, 1, 8)})
+
+
+@pytest.mark.parametrize("options", [{"optimizer": "lion"}])
+def test_unknown_options_are_refused(options: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="adamw or sgd"):
+        ClassifierTraining(WideResNet(10, 1, 10, 1, 8), **options)  # type: ignore[arg-type]
