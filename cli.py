@@ -29,7 +29,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
 from callbacks import AttackRecords, FiniteLoss, InnerProgress, Panels, Provenance, WeightExport
 from callbacks.finish import finish_evaluation
@@ -64,7 +64,7 @@ class LustralCLI(LightningCLI):
         """Hyper-parameters saved in a checkpoint may not overrule the config: its weights are taken, nothing else."""
 
     def before_instantiate_classes(self) -> None:
-        config = self.config[self.subcommand]
+        config = self.config[str(self.subcommand)]
         trainer = config.trainer
         if trainer.default_root_dir is None:
             trainer.default_root_dir = str(run_folder([str(path) for path in config.config or []]))
@@ -86,7 +86,7 @@ class LustralCLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         if trainer.world_size > 1 and isinstance(trainer.accelerator, CPUAccelerator):
             torch.set_num_threads(1)  # processes share the cores; threads on top of them only fight
-        if self._get(self.config, "trainer.logger") is None and not trainer.fast_dev_run:
+        if self._get(self.config, "trainer.logger") is None:
             trainer.logger = TensorBoardLogger(trainer.default_root_dir, name="tensorboard", version="")
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
@@ -187,7 +187,7 @@ def main(args: Sequence[str] | None = None) -> int:
             save_config_kwargs={"save_to_log_dir": False, "overwrite": True},
             trainer_defaults=defaults,
             seed_everything_default=0,
-            parser_kwargs={"exit_on_error": False, **{name: stage for name in LightningCLI.subcommands()}},
+            parser_kwargs={"exit_on_error": False, **dict.fromkeys(LightningCLI.subcommands(), stage)},
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,

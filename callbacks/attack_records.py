@@ -45,7 +45,7 @@ class AttackRecords(Callback):
         if self.folder is None:
             return
         self.folder.close()
-        cost = pl_module.evaluator.cost  # type: ignore[union-attr]
+        cost: Any = pl_module.evaluator.cost  # type: ignore[union-attr]
         if cost.images:
             folder = Path(trainer.default_root_dir) / "cost"
             folder.mkdir(exist_ok=True)

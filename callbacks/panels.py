@@ -42,4 +42,3 @@ class Panels(Callback):
         names = datamodule.class_names
         titles = [f"{names[records[i].label]} → {names[int(p)]}" for i, p in zip(wanted, predicted, strict=True)]
         return panel_figure(rows, titles)
-

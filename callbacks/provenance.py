@@ -16,7 +16,17 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-PACKAGES = ("lustral", "torch", "torchvision", "lightning", "torchmetrics", "timm", "diffusers", "numpy", "scikit-learn")
+PACKAGES = (
+    "lustral",
+    "torch",
+    "torchvision",
+    "lightning",
+    "torchmetrics",
+    "timm",
+    "diffusers",
+    "numpy",
+    "scikit-learn",
+)
 
 
 class Provenance(SaveConfigCallback):

@@ -14,7 +14,7 @@ class WeightExport(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         network = getattr(pl_module, "exported", None)
-        if network is None or not trainer.is_global_zero or trainer.fast_dev_run:
+        if network is None or not trainer.is_global_zero:
             return
         notes = {"step": str(trainer.global_step), "epoch": str(trainer.current_epoch)}
         notes |= {name: f"{float(value):.6g}" for name, value in trainer.callback_metrics.items() if "val/" in name}

@@ -115,9 +115,4 @@ def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _are_labels(labels: np.ndarray) -> bool:
-    return (
-        labels.ndim == 1
-        and labels.dtype.kind == "i"
-        and labels.size > 0
-        and 0 <= labels.min() <= labels.max() <= 9
-    )
+    return labels.ndim == 1 and labels.dtype.kind == "i" and labels.size > 0 and 0 <= labels.min() <= labels.max() <= 9

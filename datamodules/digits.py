@@ -57,18 +57,14 @@ class Digits(ImageDataModule):
         if image_size < 1:
             raise ValueError(f"data.image_size is {image_size}; it must be at least 1 pixel.")
         if channels not in (1, 3):
-            raise ValueError(
-                f"data.channels is {channels}; digits are grey: give 1, or 3 for equal channels."
-            )
+            raise ValueError(f"data.channels is {channels}; digits are grey: give 1, or 3 for equal channels.")
         self.image_size = image_size
         self.channels = channels
         self._test = read_indices(SHIPPED / "digits_test.txt")
         self._val = read_indices(SHIPPED / "digits_val.txt")
         self._train = read_indices(SHIPPED / "digits_train.txt")
         if num_val > len(self._val):
-            raise ValueError(
-                f"data.num_val is {num_val}, but digits have {len(self._val)} validation images."
-            )
+            raise ValueError(f"data.num_val is {num_val}, but digits have {len(self._val)} validation images.")
         _ = self.test_indices  # the split is known, so a bad subset need not wait for the data
 
     @property

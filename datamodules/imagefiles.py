@@ -36,9 +36,7 @@ class FileSource(ImageSource):
         for label, (name, folders) in enumerate(classes.items()):
             files = sorted((file, str(folder)) for folder in folders for file in _images(folder))
             if not files:
-                raise FileNotFoundError(
-                    f"{name} has no image: looked for *{', *'.join(ENDINGS)} in {folders[0]}."
-                )
+                raise FileNotFoundError(f"{name} has no image: looked for *{', *'.join(ENDINGS)} in {folders[0]}.")
             self.files += [os.path.join(folder, file) for file, folder in files]
             self.names += [f"{name}/{file}" for file, _ in files]
             labels += [label] * len(files)

@@ -48,9 +48,7 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
     """
 
     def __init__(self, length: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        super().__init__(
-            cast(Dataset, range(length)), num_replicas=world_size, rank=rank, shuffle=True, seed=seed
-        )
+        super().__init__(cast(Dataset, range(length)), num_replicas=world_size, rank=rank, shuffle=True, seed=seed)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch = self.epoch

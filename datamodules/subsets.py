@@ -33,9 +33,7 @@ def read_lines(path: str | Path, what: str) -> list[tuple[int, str]]:
         ) from error
     except UnicodeDecodeError as error:
         raise ValueError(f"The {what} {path} is not a text file.") from error
-    lines = [
-        (number, line.partition("#")[0].strip()) for number, line in enumerate(text.splitlines(), start=1)
-    ]
+    lines = [(number, line.partition("#")[0].strip()) for number, line in enumerate(text.splitlines(), start=1)]
     lines = [(number, line) for number, line in lines if line]
     if not lines:
         raise ValueError(f"The {what} {path} is empty: it needs one entry a line.")
@@ -52,9 +50,7 @@ def read_indices(path: str | Path) -> list[int]:
     indices: dict[int, int] = {}  # position -> the line that gave it
     for number, line in read_lines(path, "index file"):
         if not (line.isascii() and line.isdigit()):
-            raise ValueError(
-                f"Line {number} of {path} is {line!r}: an index file holds one integer >= 0 a line."
-            )
+            raise ValueError(f"Line {number} of {path} is {line!r}: an index file holds one integer >= 0 a line.")
         index = int(line)
         if index in indices:
             raise ValueError(f"Lines {indices[index]} and {number} of {path} both hold {index}: remove one.")

@@ -108,11 +108,7 @@ def read_mat(path: Path) -> tuple[np.ndarray, np.ndarray]:
         images, labels = content["X"], content["y"].reshape(-1).astype(np.int64)
     except Exception as error:  # a damaged file raises nearly anything
         raise ValueError(f"{path} cannot be read as a file of SVHN ({error!r}). {remedy}") from error
-    if (
-        images.dtype != np.uint8
-        or images.shape != (32, 32, 3, len(labels))
-        or not set(labels) <= set(range(1, 11))
-    ):
+    if images.dtype != np.uint8 or images.shape != (32, 32, 3, len(labels)) or not set(labels) <= set(range(1, 11)):
         raise ValueError(
             f"{path} is not a file of SVHN: it should hold 32 x 32 x 3 x N bytes and N labels 1..10, and "
             f"holds {images.dtype} {images.shape} and {len(labels)} labels. {remedy}"

@@ -50,7 +50,7 @@ class ClassifierTraining(LightningModule):
         return self.classifier
 
     def setup(self, stage: str) -> None:
-        check_fit(getattr(self.trainer, "datamodule", None), {"classifier": self.classifier})
+        check_fit(getattr(self.trainer, "datamodule", None), [("classifier", self.classifier)])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         x, y, _ = batch

@@ -44,7 +44,7 @@ class DiffusionTraining(LightningModule):
         return self.denoiser
 
     def setup(self, stage: str) -> None:
-        check_fit(getattr(self.trainer, "datamodule", None), {"denoiser": self.denoiser})
+        check_fit(getattr(self.trainer, "datamodule", None), [("denoiser", self.denoiser)])
 
     def loss(self, x: Tensor, noise: NoiseStream) -> Tensor:
         """(B,) squared error of the predicted noise, mean over pixels, of [0, 1] images ``x``."""

@@ -78,7 +78,7 @@ class RobustnessEvaluation(LightningModule):
     def setup(self, stage: str) -> None:
         datamodule = getattr(self.trainer, "datamodule", None)
         denoisers = [m for m in self.defence.purifier.modules() if isinstance(m, Denoiser)]
-        check_fit(datamodule, {"classifier": self.defence.classifier, **{"denoiser": m for m in denoisers}})
+        check_fit(datamodule, [("classifier", self.defence.classifier), *(("denoiser", m) for m in denoisers)])
         if datamodule is not None:
             self.evaluator.threat.check((datamodule.channels, datamodule.image_size, datamodule.image_size))
             first = datamodule.test_set_indices[: self.evaluator.protocol.audit_images]
@@ -92,7 +92,9 @@ class RobustnessEvaluation(LightningModule):
     def on_test_start(self) -> None:
         # Under gloo Lightning quietly takes no_grad instead, and the mistake would show on a GPU only.
         if self.trainer.test_loop.inference_mode:
-            raise ValueError("Attacks need gradients, which inference mode forbids: set trainer.inference_mode to false.")
+            raise ValueError(
+                "Attacks need gradients, which inference mode forbids: set trainer.inference_mode to false."
+            )
         self.defence.eval()
         # An image's bits must not depend on which algorithm a benchmark run happened to prefer.
         torch.backends.cudnn.benchmark = False

@@ -26,7 +26,7 @@ _TORCHVISION_OPERATORS = (
 def _import_torchvision() -> torch.library.Library | None:
     """Import torchvision; where its operators do not load, declare them first and return the declarations."""
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except RuntimeError as error:
         if "operator torchvision::" not in str(error):
             raise

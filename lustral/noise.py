@@ -124,11 +124,9 @@ class NoiseStream:
         restart = zero if self.restart is None else self.restart
         draw = zero if self.draw is None else self.draw
         rows = (self.index, zero if self.iteration is None else self.iteration, (restart << 16) | draw)
-        counter = (
-            torch.arange(blocks, device=self.index.device)[None, :],
-            *(row.expand(len(self))[:, None] for row in rows),
-        )
-        return torch.stack(torch.broadcast_tensors(*philox4x32(counter, key)), dim=-1)
+        block = torch.arange(blocks, device=self.index.device)[None, :]
+        index, iteration, number = (row.expand(len(self))[:, None] for row in rows)
+        return torch.stack(torch.broadcast_tensors(*philox4x32((block, index, iteration, number), key)), dim=-1)
 
     def _shaped(self, values: Tensor, shape: torch.Size | tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return values.flatten(1)[:, : math.prod(shape)].reshape(len(self), *shape).to(dtype)

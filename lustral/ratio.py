@@ -13,8 +13,8 @@ def parse_ratio(value: Ratio, name: str = "ratio") -> float:
             in the message.
     """
     try:
-        numerator, _, denominator = str(value).partition("/")
-        number = float(numerator) / (float(denominator) if denominator else 1.0)
+        numerator, slash, denominator = str(value).partition("/")
+        number = float(numerator) / (float(denominator) if slash else 1.0)
     except (ValueError, ZeroDivisionError):
         number = math.nan
     if not math.isfinite(number):

@@ -77,8 +77,9 @@ class ThreatModel:
             delta = (2.0 * noise.uniform(x.shape[1:], dtype=x.dtype) - 1.0) * self.budget
         else:
             direction = noise.fork("direction").normal(x.shape[1:], dtype=x.dtype)
-            radius = noise.fork("radius").uniform((1, 1, 1), dtype=x.dtype) ** (1.0 / x[0].numel())
-            delta = direction / _norm(direction) * radius * self.budget
+            # In float64: a float32 power differs in its last bits between places in a batch.
+            radius = noise.fork("radius").uniform((1, 1, 1), dtype=torch.float64) ** (1.0 / x[0].numel())
+            delta = direction / _norm(direction) * radius.to(x.dtype) * self.budget
         return self.project(x + delta, x)
 
     def random_boundary_point(self, x: Tensor, noise: NoiseStream) -> Tensor:

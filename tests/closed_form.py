@@ -87,9 +87,7 @@ def posterior_mean(mean: np.ndarray, covariance: np.ndarray, abar: float) -> tup
     return gain, mean - a * gain @ mean
 
 
-def euler_maruyama_step(
-    schedule: str, mean: np.ndarray, covariance: np.ndarray, t: float, s: float
-) -> Affine:
+def euler_maruyama_step(schedule: str, mean: np.ndarray, covariance: np.ndarray, t: float, s: float) -> Affine:
     """One Euler step of the reverse VP-SDE, with the score of N(a mean, a^2 covariance + sigma^2)."""
     assert schedule == "vp"
     one, abar = np.eye(len(mean)), alpha_bar(schedule, t)

@@ -17,9 +17,7 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def images(
-    batch: int, shape: tuple[int, ...] = (1, 4, 4), seed: int = 0, dtype: torch.dtype = torch.float32
-) -> Tensor:
+def images(batch: int, shape: tuple[int, ...] = (1, 4, 4), seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     """Images well inside [0, 1]."""
     return 0.2 + 0.6 * torch.rand(batch, *shape, generator=generator(seed), dtype=dtype)
 

@@ -63,11 +63,7 @@ def _violations(source: str, path: Path) -> list[str]:
             elif other in FRAMEWORKS or name.startswith("torch.utils.tensorboard"):
                 wrong = "lustral is plain PyTorch"
             elif (
-                other == "lustral"
-                and part != "__init__"
-                and rest
-                and rest[0] != part
-                and rest[0] not in ALLOWED[part]
+                other == "lustral" and part != "__init__" and rest and rest[0] != part and rest[0] not in ALLOWED[part]
             ):
                 wrong = f"{part} may not know {rest[0]}"
         elif top in SHELLS and other in SHELLS and other != top:
@@ -80,9 +76,7 @@ def _violations(source: str, path: Path) -> list[str]:
 
 
 def test_the_walk_finds_the_project() -> None:
-    parts = {
-        path.relative_to(ROOT).parts[1].removesuffix(".py") for path in SOURCES if "lustral" in path.parts
-    }
+    parts = {path.relative_to(ROOT).parts[1].removesuffix(".py") for path in SOURCES if "lustral" in path.parts}
     assert {"noise", "diffusion", "networks", "purifiers", "attacks", "evaluation"} <= parts
     assert parts - {"__init__"} <= ALLOWED.keys(), "a new part of lustral needs its place in the order"
 
@@ -170,10 +164,7 @@ def _global_draws(source: str) -> list[str]:
         keyed = any(keyword.arg == "generator" for keyword in node.keywords)
         if (
             (owner == "torch" and name in DRAWS and not keyed)
-            or (
-                owner in ("torch", "torch.cuda", "L", "lightning", "lightning.pytorch", "random")
-                and name in SEEDS
-            )
+            or (owner in ("torch", "torch.cuda", "L", "lightning", "lightning.pytorch", "random") and name in SEEDS)
             or (owner == "" and name == "seed_everything")
             or (owner in ("np.random", "numpy.random") and name not in NUMPY_SAFE)
             or (owner == "random" and name not in ("Random",))

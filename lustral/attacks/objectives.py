@@ -29,20 +29,28 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return wrong - logits.masked_fill(~is_true, 0.0).sum(-1)
 
 
+def mean_over_draws(values: Tensor) -> Tensor:
+    """The mean over the first dimension, summed in its order: a reduction's order may depend on the batch."""
+    total = values[0]
+    for draw in values[1:]:
+        total = total + draw
+    return total / len(values)
+
+
 class CrossEntropy(Objective):
     """Mean over draws of the cross-entropy. Its gradient fades where the true class has probability one."""
 
     def __call__(self, logits: Tensor, y: Tensor, trace: dict[str, Tensor]) -> Tensor:
         draws = logits.shape[0]
         loss = F.cross_entropy(logits.flatten(0, 1), y.repeat(draws), reduction="none")
-        return loss.view(draws, -1).mean(0)
+        return mean_over_draws(loss.view(draws, -1))
 
 
 class Margin(Objective):
     """Mean over draws of (best wrong logit - true logit), the Carlini-Wagner loss without its threshold."""
 
     def __call__(self, logits: Tensor, y: Tensor, trace: dict[str, Tensor]) -> Tensor:
-        return margin(logits, y).mean(0)
+        return mean_over_draws(margin(logits, y))
 
 
 class MeanLogitMargin(Objective):
@@ -51,4 +59,4 @@ class MeanLogitMargin(Objective):
     separable = False
 
     def __call__(self, logits: Tensor, y: Tensor, trace: dict[str, Tensor]) -> Tensor:
-        return margin(logits.mean(0), y)
+        return margin(mean_over_draws(logits), y)

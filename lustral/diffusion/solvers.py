@@ -51,7 +51,7 @@ class Solver(ABC):
 
     random: bool = True
 
-    def check(self, denoiser: Denoiser) -> None:
+    def check(self, denoiser: Denoiser) -> None:  # noqa: B027  (most can follow any)
         """Refuse a denoiser whose schedule this solver cannot follow."""
 
     @abstractmethod

@@ -114,6 +114,7 @@ class _Unrolled(torch.autograd.Function):
             del graph
             gradient = torch.zeros_like(gradient) if state_gradient is None else state_gradient
             for k, found in enumerate(input_gradients):
+                total = totals[k]
                 if found is not None:
-                    totals[k] = found if totals[k] is None else totals[k] + found
+                    totals[k] = found if total is None else total + found
         return None, None, None, gradient, *totals

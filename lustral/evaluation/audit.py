@@ -42,7 +42,12 @@ class KnownNoise:
 
 
 def audit_cases(
-    engine: Engine, attack: Attack, cases: Cases, threat: ThreatModel, noise: NoiseStream, verdict_draws: int,
+    engine: Engine,
+    attack: Attack,
+    cases: Cases,
+    threat: ThreatModel,
+    noise: NoiseStream,
+    verdict_draws: int,
     known_noise: bool,
 ) -> list[dict[str, float]]:
     """Run the audit's own attacks on ``cases``; one dictionary of accuracies (expected over draws) a case."""
@@ -98,12 +103,12 @@ def audit_records(records: Sequence[Record], verdict_draws: int, target: str) ->
     report["failed_samples"] = failed
     if failed:
         doubts.append(f"{len(failed)} samples met NaN or Inf and count as broken (first: {failed[0]})")
-    moved = [r for r in records if r.statistics.get("predicted_gain", 0.0) > 0 and not r.failed]
+    differentiated = [r.statistics for r in records if "zero_gradients" in r.statistics]  # failed samples have none
+    zero = sum(s["zero_gradients"] for s in differentiated) / max(len(differentiated), 1)
+    moved = [s for s in differentiated if s["predicted_gain"] > 0]
     if moved:
-        # Zero gradients matter where the attack was still working, so all records with a gradient count.
-        zero = sum(r.statistics["zero_gradients"] for r in records) / len(records)
-        gain = sum(r.statistics["loss_last"] - r.statistics["loss_first"] for r in moved) / len(moved)
-        predicted = sum(r.statistics["predicted_gain"] for r in moved) / len(moved)
+        gain = sum(s["loss_last"] - s["loss_first"] for s in moved) / len(moved)
+        predicted = sum(s["predicted_gain"] for s in moved) / len(moved)
         report["zero_gradient_share"] = zero
         report["loss"] = {"mean_gain": gain, "predicted_gain": predicted, "gain_share": gain / predicted}
         if zero > ZERO_GRADIENTS:
@@ -112,9 +117,9 @@ def audit_records(records: Sequence[Record], verdict_draws: int, target: str) ->
             doubts.append("the loss does not rise with the attack's steps")
         elif gain < BLIND_GAIN * predicted:
             doubts.append("the loss rises by less than 1 % of what its gradient predicts")
-    elif any("zero_gradients" in r.statistics for r in records) and any(r.distance > 0 for r in records):
-        report["zero_gradient_share"] = 1.0
-        doubts.append("no gradient moved any image")
+    elif zero > ZERO_GRADIENTS:
+        report["zero_gradient_share"] = zero
+        doubts.append(f"no gradient moved any image: {100 * zero:.1f} % of them are zero everywhere")
 
     audited = [record for record in records if record.audit]
     report["num_images"] = len(audited)

@@ -63,9 +63,7 @@ class Cost:
     def measured(self, images: int, networks: Iterable[tuple[str, nn.Module]], device: torch.device) -> Iterator[None]:
         """Count everything that happens inside as the cost of ``images`` images."""
         handles = [
-            handle
-            for name, network in networks
-            for handle in (network.register_forward_hook(self._counter(name)),)
+            handle for name, network in networks for handle in (network.register_forward_hook(self._counter(name)),)
         ]
         if device.type == "cuda":
             torch.cuda.synchronize(device)

@@ -74,7 +74,7 @@ def compare(first: Sequence[float], second: Sequence[float], margin: float = 0.0
         verdict = "better"
     elif high < 0 and difference <= -margin:
         verdict = "worse"
-    return Comparison(difference, low, high, verdict)
+    return Comparison(difference, min(low, difference), max(high, difference), verdict)
 
 
 def _resampled_means(sample: np.ndarray) -> np.ndarray:

@@ -52,7 +52,11 @@ class Record:
 
     @classmethod
     def from_json(cls, line: str) -> "Record":
-        return cls(**{k: _unpack(v) if isinstance(v, dict) and "float32" in v else v for k, v in json.loads(line).items()})
+        values: dict[str, Any] = {
+            name: _unpack(value) if isinstance(value, dict) and "float32" in value else value
+            for name, value in json.loads(line).items()
+        }
+        return cls(**values)
 
 
 def _pack(tensor: Tensor) -> dict[str, Any]:
@@ -86,10 +90,11 @@ class RecordFolder:
             kept = json.loads(path.read_text())
             if kept["sha256"] != fingerprint.sha256:
                 keys = fingerprint.differences(kept["decides"])
+                named = ", ".join(keys[:4]) or "the version of Lustral"
                 raise ValueError(
-                    f"{self.folder} holds records of another evaluation (it differs in "
-                    f"{', '.join(keys[:4]) or 'the version of Lustral'}{' ...' if len(keys) > 4 else ''}): give this one "
-                    "its own folder with --trainer.default_root_dir, or move the old records away."
+                    f"{self.folder} holds records of another evaluation (it differs in {named}"
+                    f"{' ...' if len(keys) > 4 else ''}): give this one its own folder with "
+                    "--trainer.default_root_dir, or move the old records away."
                 )
         elif any(self.folder.glob("*.jsonl")):
             raise ValueError(

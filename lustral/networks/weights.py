@@ -69,9 +69,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
     except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} is damaged or no safetensors file ({error}): copy or train it again."
-        ) from error
+        raise ValueError(f"{path} is damaged or no safetensors file ({error}): copy or train it again.") from error
     if _KEY not in metadata:
         raise ValueError(f"{path} does not say which network it belongs to: it was not written by Lustral; import it.")
     bad = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]

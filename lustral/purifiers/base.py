@@ -46,7 +46,7 @@ class Purifier(nn.Module, ABC):
     gradient_modes: tuple[GradientMode, ...] = get_args(GradientMode)
     graph_budget: float = 0.0
 
-    def bind(self, classifier: nn.Module) -> None:  # noqa: B027  (most methods do not look at the victim)
+    def bind(self, classifier: nn.Module) -> None:
         """Show the victim to methods that look at it (masks, guidance). Called once, before any image."""
 
     def prepare(self, x: Tensor, noise: NoiseStream) -> Context:
@@ -71,8 +71,9 @@ class Purifier(nn.Module, ABC):
         if gradient == "exact":
             purified = self.run(x, self.prepare(x, noise), noise)
         else:
+            constant = x.detach()  # a view of x would carry its gradient out of no_grad
             with torch.no_grad():
-                purified = self.run(x, self.prepare(x, noise), noise)
+                purified = self.run(constant, self.prepare(constant, noise), noise)
             if gradient == "bpda":
                 purified = Purified(_straight_through(x, purified.images), purified.trace)
         assert purified.images.shape[1:] == x.shape, f"{type(self).__name__} changed the shape of its images"

@@ -92,9 +92,7 @@ def _figures(runs: Sequence[Run]) -> dict[str, tuple[Figure, str]]:
             "under the run's own attack on the same images.",
         )
     for draws in sorted({run.num_draws for run in runs if run.records}):
-        shares = {
-            run.name: run.verdicts("expected") for run in runs if run.records and run.num_draws == draws
-        }
+        shares = {run.name: run.verdicts("expected") for run in runs if run.records and run.num_draws == draws}
         figures[f"draws_{draws}"] = (
             draws_histogram(shares, draws),
             f"How many of each image's {draws} verdict draws are right. A deterministic defence has images "

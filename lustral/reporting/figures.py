@@ -134,9 +134,7 @@ def draws_histogram(shares: Mapping[str, tuple[Sequence[float], Sequence[float]]
             ):
                 right = np.rint(np.asarray(values) * num_draws).astype(int)
                 heights = 100 * np.bincount(right, minlength=num_draws + 1) / len(right)
-                axes.bar(
-                    positions + 0.21 * side, heights, 0.42, color=colour, label=label if number == 0 else None
-                )
+                axes.bar(positions + 0.21 * side, heights, 0.42, color=colour, label=label if number == 0 else None)
             axes.set_title(f"{run}\nn = {len(clean)}")
             axes.set_xlabel(f"right draws of {num_draws}")
             axes.set_xticks(np.unique(np.linspace(0, num_draws, min(5, num_draws + 1)).round()))

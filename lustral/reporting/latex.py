@@ -28,9 +28,7 @@ _PREAMBLE = r"""% Written by `python cli.py report`. The preamble needs: \usepac
 def escape(text: str) -> str:
     """``text`` with every character that LaTeX would act on replaced; `quoted` words in typewriter."""
     pieces = re.split(r"`([^`]*)`", text)
-    return "".join(
-        rf"\texttt{{{_escaped(piece)}}}" if i % 2 else _escaped(piece) for i, piece in enumerate(pieces)
-    )
+    return "".join(rf"\texttt{{{_escaped(piece)}}}" if i % 2 else _escaped(piece) for i, piece in enumerate(pieces))
 
 
 def latex(tables: Sequence[Table]) -> str:

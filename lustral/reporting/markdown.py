@@ -31,9 +31,7 @@ def _grid(table: Table) -> str:
     body = [[cell.replace("|", "\\|") for cell in row] for row in table.rows]
     widths = [max(3, *(cell_len(row[i]) for row in [header, *body])) for i in range(len(header))]
     right = [column.numeric for column in table.columns]
-    rule = [
-        "-" * (width - 1) + (":" if numeric else "-") for width, numeric in zip(widths, right, strict=True)
-    ]
+    rule = ["-" * (width - 1) + (":" if numeric else "-") for width, numeric in zip(widths, right, strict=True)]
     return "\n".join(_line(cells, widths, right) for cells in [header, rule, *body])
 
 

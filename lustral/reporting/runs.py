@@ -110,8 +110,7 @@ def _folders_with_cards(folder: Path) -> Iterator[Path]:
     cards = [folder / "card.json"] if (folder / "card.json").is_file() else sorted(folder.rglob("card.json"))
     if not cards:
         raise FileNotFoundError(
-            f"No card.json is in {folder} or below it: {_HOW_TO} (an interrupted run goes on where it "
-            "stopped)."
+            f"No card.json is in {folder} or below it: {_HOW_TO} (an interrupted run goes on where it stopped)."
         )
     yield from (card.parent for card in cards)
 

@@ -48,9 +48,7 @@ class Table:
 
 def percent(rate: Rate | Mapping[str, Any]) -> str:
     """Such as ``97.6 [95.9, 98.6]``."""
-    value, low, high = (
-        rate[k] if isinstance(rate, Mapping) else getattr(rate, k) for k in ("value", "low", "high")
-    )
+    value, low, high = (rate[k] if isinstance(rate, Mapping) else getattr(rate, k) for k in ("value", "low", "high"))
     return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
@@ -192,9 +190,7 @@ def _audit(runs: Sequence[Run]) -> Table:
         cells = [run.name, str(report["num_images"])]
         for name in names:
             value = report["expected_accuracy"].get(name)
-            cells.append(
-                "-" if value is None else percent(rates[name]) if name in rates else f"{100 * value:.1f}"
-            )
+            cells.append("-" if value is None else percent(rates[name]) if name in rates else f"{100 * value:.1f}")
         zero = report.get("zero_gradient_share")
         rows.append([*cells, "-" if zero is None else f"{100 * zero:.1f}"])
     notes = [

@@ -50,9 +50,7 @@ def rich_table(cards: Mapping[str, Card]) -> Table:
         robust = [robust_cell(card, rule) for rule in rules]
         # A space stands where the others have the mark, so that the digits stay in line.
         robust = [cell if cell.endswith(TRANSFERRED) else f"{cell} " for cell in robust]
-        table.add_row(
-            _description(name, card, word), *(_lines(cells, styles) for cells in (rules, clean, robust))
-        )
+        table.add_row(_description(name, card, word), *(_lines(cells, styles) for cells in (rules, clean, robust)))
     return table
 
 

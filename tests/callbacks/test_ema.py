@@ -52,7 +52,12 @@ def test_trained_weights_are_averaged_and_the_rest_is_copied(tmp_path: Path) -> 
     """Lightning's own EMA averages frozen weights (they drift) and leaves integer buffers stale."""
     module = Toy()
     frozen = module.frozen.weight.clone()
-    _fit(module, tmp_path, [EMA(decay=0.9)], [torch.randn(4, 2, generator=torch.Generator().manual_seed(i)) for i in range(30)])
+    _fit(
+        module,
+        tmp_path,
+        [EMA(decay=0.9)],
+        [torch.randn(4, 2, generator=torch.Generator().manual_seed(i)) for i in range(30)],
+    )
     assert torch.equal(module.frozen.weight, frozen)
     assert int(module.counter) == 30
     # The first update copies the weights (there is no average yet); update n has decay min(0.9, (1 + n) / (10 + n)).

@@ -103,9 +103,12 @@ def test_random_weights_are_not_scored_unless_asked_for(
 ) -> None:
     """Stock `test` without weights scores random ones."""
     recipe = tmp_path / "untrained.yaml"
-    recipe.write_text(Path(UNDEFENDED).read_text().replace("../", f"{Path('configs').resolve()}/").replace(
-        "classifier/digits.yaml", "classifier/digits_wrn10-1.yaml"
-    ))
+    recipe.write_text(
+        Path(UNDEFENDED)
+        .read_text()
+        .replace("../", f"{Path('configs').resolve()}/")
+        .replace("classifier/digits.yaml", "classifier/digits_wrn10-1.yaml")
+    )
     words = ("test", "-c", recipe, "--trainer.default_root_dir", tmp_path / "run", "--trainer.accelerator", "cpu")
     words += ("--data.num_test", "3", "--model.attack.num_steps", "2", "--model.protocol.audit_images", "0")
     assert cli(*words) == 1

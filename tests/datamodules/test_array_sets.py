@@ -107,9 +107,7 @@ def test_a_test_needs_no_training_files(tmp_path: Path) -> None:
         module.setup("fit")
 
 
-def test_a_failed_download_says_what_to_do(
-    build: Builder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_download_says_what_to_do(build: Builder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError("no network")
 

@@ -13,9 +13,7 @@ from tests.datamodules.fixtures import write_cifar10
 ROOT = Path(datamodules.__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "configs" / "data").glob("*.yaml")), ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "data").glob("*.yaml")), ids=lambda path: path.stem)
 def test_each_config_builds(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     config = yaml.safe_load(path.read_text())
@@ -27,9 +25,7 @@ def test_each_config_builds(path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         assert getattr(module, option) == value
 
 
-def test_the_shared_512_are_tested_in_the_papers_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_shared_512_are_tested_in_the_papers_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     options = yaml.safe_load((ROOT / "configs/data/cifar10_512.yaml").read_text())["init_args"]
     write_cifar10(tmp_path, n=4, num_test=10000)

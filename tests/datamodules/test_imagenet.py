@@ -60,9 +60,7 @@ def test_missing_classes_are_named(root: Path, tmp_path: Path) -> None:
         build(root, subset="imagenet30").prepare_data()
 
 
-@pytest.mark.parametrize(
-    ("subset", "file"), [("imagenet100", "imagenet100_cmc.txt"), ("imagenet30", "imagenet30.txt")]
-)
+@pytest.mark.parametrize(("subset", "file"), [("imagenet100", "imagenet100_cmc.txt"), ("imagenet30", "imagenet30.txt")])
 def test_shipped_subsets_are_known_without_data(subset: str, file: str) -> None:
     module = ImageNet(root="nowhere", subset=subset)
     assert module.name == subset

@@ -42,9 +42,7 @@ def test_binary_and_missing_files_are_refused(tmp_path: Path) -> None:
         read_indices(tmp_path / "none.txt")
 
 
-def test_a_relative_path_starts_at_the_working_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_relative_path_starts_at_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "subset.txt").write_text("5\n")
     monkeypatch.chdir(tmp_path)
     assert read_indices("subset.txt") == [5]

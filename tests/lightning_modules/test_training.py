@@ -87,12 +87,12 @@ def test_training_lowers_the_validation_loss_and_can_be_repeated(kind: str, tmp_
 
 def test_networks_must_fit_the_data() -> None:
     data = Digits()
-    check_fit(data, {"classifier": WideResNet(10, 1, 10, 1, 8)})
+    check_fit(data, [("classifier", WideResNet(10, 1, 10, 1, 8))])
     with pytest.raises(ValueError, match="11 classes apart, but Digits has 10"):
-        check_fit(data, {"classifier": WideResNet(10, 1, 11, 1, 8)})
+        check_fit(data, [("classifier", WideResNet(10, 1, 11, 1, 8))])
     with pytest.raises(ValueError, match="image_size"):
-        check_fit(data, {"denoiser": UNetDenoiser(32, 1, (8, 16), 1, (False, False), norm_groups=4)})
-    check_fit(None, {"classifier": WideResNet(10, 1, 11, 1, 8)})
+        check_fit(data, [("denoiser", UNetDenoiser(32, 1, (8, 16), 1, (False, False), norm_groups=4))])
+    check_fit(None, [("classifier", WideResNet(10, 1, 11, 1, 8))])
 
 
 @pytest.mark.parametrize("options", [{"optimizer": "lion"}])

@@ -145,9 +145,7 @@ def test_an_image_does_not_depend_on_its_batch(name: str, defence: str) -> None:
     order = torch.randperm(21, generator=generator(3))
     assert torch.equal(_attacked(name, defence, chosen.select(order)), together[order])
     for size in (7, 3):
-        parts = [
-            _attacked(name, defence, chosen.select(torch.arange(i, i + size))) for i in range(0, 21, size)
-        ]
+        parts = [_attacked(name, defence, chosen.select(torch.arange(i, i + size))) for i in range(0, 21, size)]
         assert torch.equal(torch.cat(parts), together), size
     for b in (0, 5):
         assert torch.equal(_attacked(name, defence, chosen.select(torch.tensor([b]))), together[b : b + 1])
@@ -193,9 +191,7 @@ def test_gradients_do_more_harm_than_chance(name: str) -> None:
     engine, accuracy = Engine(DEFENCES["undefended"](), ROWS), {}
     for attack in (build(), RandomDirections(4)):
         found = attack(engine, chosen, threat, stream(40)).images
-        accuracy[attack.name] = float(
-            (engine.logits(found, stream(40))[0].argmax(1) == chosen.labels).float().mean()
-        )
+        accuracy[attack.name] = float((engine.logits(found, stream(40))[0].argmax(1) == chosen.labels).float().mean())
     assert accuracy["PGD"] < accuracy["RandomDirections"] - 0.15, accuracy
 
 
@@ -225,9 +221,7 @@ def test_nan_in_the_victim_is_reported_and_not_attacked_away(name: str) -> None:
 # PGD against a straight reference ------------------------------------------------------------
 
 
-def _reference(
-    model: Callable, x: Tensor, y: Tensor, eps: float, alpha: float, steps: int, norm: str
-) -> list[Tensor]:
+def _reference(model: Callable, x: Tensor, y: Tensor, eps: float, alpha: float, steps: int, norm: str) -> list[Tensor]:
     """PGD without random start as the classic implementations have it."""
     x_adv, iterates = x.clone(), []
     for _ in range(steps):
@@ -265,9 +259,7 @@ def test_pgd_is_the_straight_reference_iterate_by_iterate(norm: str) -> None:
             assert torch.equal(found, wanted)
         else:
             torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
-    assert torch.equal(
-        result.images, LINF.project(iterates[-1], chosen.images) if norm == "linf" else result.images
-    )
+    assert torch.equal(result.images, LINF.project(iterates[-1], chosen.images) if norm == "linf" else result.images)
     assert (iterates[-1] - iterates[0]).abs().max() > alpha / 2
 
 
@@ -452,9 +444,7 @@ def test_decided_cases_leave_a_deterministic_defence_and_nothing_changes(threat:
     assert 0 < int(broken.sum()) < 24, "the test needs cases that leave and cases that stay"
     for b in range(24):
         row = torch.tensor([b])
-        alone = attack(
-            Engine(DEFENCES["undefended"](), rows=4), chosen.select(row), threat, stream(24).select(row)
-        )
+        alone = attack(Engine(DEFENCES["undefended"](), rows=4), chosen.select(row), threat, stream(24).select(row))
         assert torch.equal(alone.images[0], together[b])
 
 

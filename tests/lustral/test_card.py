@@ -37,9 +37,7 @@ def _cases(batch: int) -> Cases:
     return Cases(chosen.images, ToyClassifier()(chosen.images).argmax(1), torch.arange(batch) * 3)
 
 
-def _evaluator(
-    purifier: Purifier, attack: Attack, threat: ThreatModel = THREAT, audit_images: int = 8
-) -> Evaluator:
+def _evaluator(purifier: Purifier, attack: Attack, threat: ThreatModel = THREAT, audit_images: int = 8) -> Evaluator:
     protocol = Protocol(DRAWS, audit_images=audit_images)
     return Evaluator(Defence(ToyClassifier(), purifier), attack, threat, protocol, seed=0, rows=16)
 
@@ -70,9 +68,7 @@ def test_the_card_has_the_promised_keys(healthy: tuple[list[Record], dict[str, A
             assert 0 <= verdict[kind]["low"] <= verdict[kind]["value"] <= verdict[kind]["high"] <= 1
     assert {"network_calls_per_image", "seconds_per_image", "peak_memory_mib"} <= card["cost"].keys()
     assert all(
-        math.isfinite(card["cost"][key]) and card["cost"][key] > 0
-        for key in card["cost"]
-        if key != "calls_per_image"
+        math.isfinite(card["cost"][key]) and card["cost"][key] > 0 for key in card["cost"] if key != "calls_per_image"
     )
     for key in ("audit", "attack", "defence", "provenance"):
         assert isinstance(card[key], dict)
@@ -94,9 +90,7 @@ def test_the_numbers_are_the_records(healthy: tuple[list[Record], dict[str, Any]
     right = [[float(row.argmax() == r.label) for row in r.adversarial_logits] for r in records]
     expected = sum(sum(row) / DRAWS for row in right) / len(right)
     assert card["verdicts"]["expected"]["robust"]["value"] == pytest.approx(expected)
-    assert card["verdicts"]["worst"]["robust"]["value"] == pytest.approx(
-        sum(min(row) for row in right) / len(right)
-    )
+    assert card["verdicts"]["worst"]["robust"]["value"] == pytest.approx(sum(min(row) for row in right) / len(right))
     clean = card["verdicts"]["expected"]["clean"]["value"]
     assert expected < clean - 0.2, "the fixture must show an attack that works"
 
@@ -367,10 +361,7 @@ def test_records_do_not_depend_on_the_batch() -> None:
     order = torch.randperm(24, generator=torch.Generator().manual_seed(1))
     apart = {}
     for rows in order.split(7):
-        apart |= {
-            record.index: record.to_json()
-            for record in evaluator.evaluate(chosen.select(rows), audited[rows])
-        }
+        apart |= {record.index: record.to_json() for record in evaluator.evaluate(chosen.select(rows), audited[rows])}
     assert apart == together
 
 
@@ -385,9 +376,7 @@ def test_changes_that_decide_a_result_change_the_fingerprint() -> None:
     ]
     rows = Evaluator(base.defence, base.attack, base.threat, base.protocol, 0, 32)
     seed = Evaluator(base.defence, base.attack, base.threat, base.protocol, 1, 16)
-    weights = Evaluator(
-        Defence(ToyClassifier(seed=0), NoisyPurifier(0.05)), PGD(4), THREAT, base.protocol, 0, 16
-    )
+    weights = Evaluator(Defence(ToyClassifier(seed=0), NoisyPurifier(0.05)), PGD(4), THREAT, base.protocol, 0, 16)
     with torch.no_grad():
         weights.defence.classifier.get_parameter("conv.bias")[0] += 1e-3
     hashes = {Fingerprint(e.decides()).sha256 for e in (base, *others, rows, seed, weights)}

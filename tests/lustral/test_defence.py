@@ -89,9 +89,7 @@ def test_an_attack_sees_fresh_noise_at_every_iteration_and_restart() -> None:
     attack(Engine(Defence(ToyClassifier(), Watching()), 16), cases(5), ThreatModel("linf", 0.1), stream(5))
     drawn: dict[tuple[str, ...], list[float]] = {}
     for noise in asked:
-        for value in (
-            noise.uniform((1,), dtype=torch.float64).flatten().unique().tolist()
-        ):  # padding repeats a row
+        for value in noise.uniform((1,), dtype=torch.float64).flatten().unique().tolist():  # padding repeats a row
             drawn.setdefault(noise.path, []).append(value)
     gradient = drawn["attack", "PGD", "gradient"]
     assert len(gradient) == len(set(gradient)) == 4 * 2 * 3 * 5

@@ -204,9 +204,7 @@ def test_loaders_ask_for_the_right_kind(tmp_path: Path) -> None:
 
 def test_missing_weights_are_named_with_the_remedy(tmp_path: Path) -> None:
     for load in (load_network, lambda path: _wide_resnet(str(path))):
-        with pytest.raises(
-            FileNotFoundError, match=r"no weights file .*gone\.safetensors.*train it with the recipe"
-        ):
+        with pytest.raises(FileNotFoundError, match=r"no weights file .*gone\.safetensors.*train it with the recipe"):
             load(tmp_path / "gone.safetensors")
     with pytest.raises(FileNotFoundError, match="no weights file"):
         load_network(tmp_path)
@@ -217,9 +215,7 @@ def test_truncated_weights_are_refused_by_name(kept: float, tmp_path: Path) -> N
     path = save_network(_wide_resnet(), tmp_path / "weights.safetensors")
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content)) if isinstance(kept, float) else kept])
-    with pytest.raises(
-        ValueError, match=r"weights\.safetensors is damaged or no safetensors file.*train it again"
-    ):
+    with pytest.raises(ValueError, match=r"weights\.safetensors is damaged or no safetensors file.*train it again"):
         load_network(path)
 
 
@@ -270,9 +266,7 @@ def test_only_known_builders_are_built(name: str, tmp_path: Path) -> None:
     """Opening a file runs nobody's code: a builder is a name from a closed list, never a class path."""
     record = {"schema": 1, "builder": name, "arguments": {}, "notes": {}}
     path = _write(tmp_path / "weights.safetensors", record, {"weight": torch.ones(2)})
-    with pytest.raises(
-        ValueError, match=r"names the network .*; known are TimmClassifier, UNetDenoiser, WideResNet"
-    ):
+    with pytest.raises(ValueError, match=r"names the network .*; known are TimmClassifier, UNetDenoiser, WideResNet"):
         load_network(path)
 
 

@@ -192,9 +192,7 @@ def test_networks_are_frozen_and_collect_no_gradient(purifier: Purifier) -> None
     for parameter in purifier.parameters():
         assert not parameter.requires_grad
         assert parameter.grad is None
-    assert not any(
-        module.training for module in purifier.modules() if module is not purifier and _has_weights(module)
-    )
+    assert not any(module.training for module in purifier.modules() if module is not purifier and _has_weights(module))
 
 
 def _has_weights(module: nn.Module) -> bool:
@@ -287,9 +285,7 @@ def test_the_input_gradient_is_the_analytic_jacobian_whatever_the_noise(form: st
     for k in range(4):
         out = purifier(leaf, stream(5, seed=k)).images[0].flatten(1)
         (row,) = torch.autograd.grad(out[:, k].sum(), leaf)
-        np.testing.assert_allclose(
-            row.flatten(1).numpy(), np.tile(law.matrix[k], (5, 1)), rtol=1e-11, atol=1e-13
-        )
+        np.testing.assert_allclose(row.flatten(1).numpy(), np.tile(law.matrix[k], (5, 1)), rtol=1e-11, atol=1e-13)
 
 
 def test_the_trace_shows_the_noised_image() -> None:
@@ -306,9 +302,7 @@ def test_the_published_forward_noise_is_the_discrete_tables() -> None:
     assert _diffpure(EulerMaruyama()).sigma != _diffpure(EulerMaruyama(), forward="discrete").sigma
     purifier = DiffPure(SmoothDenoiser(VPSchedule()), EulerMaruyama(), 100, 4, "discrete")
     assert purifier.sigma == pytest.approx(0.3209, abs=5e-5)
-    assert DiffPure(SmoothDenoiser(VPSchedule()), EulerMaruyama(), 100, 4).sigma == pytest.approx(
-        0.3221, abs=5e-5
-    )
+    assert DiffPure(SmoothDenoiser(VPSchedule()), EulerMaruyama(), 100, 4).sigma == pytest.approx(0.3221, abs=5e-5)
 
 
 def test_the_default_is_one_network_call_a_noising_step() -> None:

@@ -134,16 +134,12 @@ def test_a_broken_line_in_the_middle_is_not_passed_over(tmp_path: Path) -> None:
         ({"seed": 0, "attack": {"class": "PGD", "num_steps": 20}, "rows": 64, "data": "digits"}, "data"),
     ],
 )
-def test_records_of_another_evaluation_are_refused_and_kept(
-    tmp_path: Path, decides: dict, named: str
-) -> None:
+def test_records_of_another_evaluation_are_refused_and_kept(tmp_path: Path, decides: dict, named: str) -> None:
     folder = RecordFolder(tmp_path, FINGERPRINT)
     folder.append([_record(0)])
     folder.close()
     before = _content(tmp_path)
-    with pytest.raises(
-        ValueError, match=rf"holds records of another evaluation \(it differs in {named}\): give"
-    ):
+    with pytest.raises(ValueError, match=rf"holds records of another evaluation \(it differs in {named}\): give"):
         RecordFolder(tmp_path, Fingerprint(decides))
     assert _content(tmp_path) == before
 

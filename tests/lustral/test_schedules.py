@@ -28,9 +28,7 @@ def test_continuous_golden_values(t: int, value: float) -> None:
 
 @pytest.mark.parametrize(("t", "value"), [(1, 0.01049), (20, 0.07721), (50, 0.17156), (100, 0.3221)])
 def test_continuous_golden_sigmas(t: int, value: float) -> None:
-    assert float(VPSchedule().sigma(torch.tensor(float(t)))) == pytest.approx(
-        value, abs=5.1e-5 if t == 100 else 5e-6
-    )
+    assert float(VPSchedule().sigma(torch.tensor(float(t)))) == pytest.approx(value, abs=5.1e-5 if t == 100 else 5e-6)
 
 
 def test_the_continuous_rate_is_the_derivative_of_alpha_bar() -> None:
@@ -48,9 +46,7 @@ def test_every_schedule_preserves_variance_in_float64(name: str) -> None:
     assert (schedule.alpha_bar(t).diff() < 0).all()
     assert schedule.sigma(torch.tensor(0)) == 0
     ours = [alpha_bar(name, k) for k in (1, 99, 500, 1000)]
-    torch.testing.assert_close(
-        schedule.alpha_bar(torch.tensor([1, 99, 500, 1000])), torch.tensor(ours).double()
-    )
+    torch.testing.assert_close(schedule.alpha_bar(torch.tensor([1, 99, 500, 1000])), torch.tensor(ours).double())
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -61,10 +57,7 @@ def test_perturb_takes_one_time_or_one_a_row(name: str) -> None:
     together = schedule.perturb(x, rows, noise)
     assert together.dtype == torch.float32
     for b in range(3):
-        expected = (
-            alpha_bar(name, int(rows[b])) ** 0.5 * x[b]
-            + (1 - alpha_bar(name, int(rows[b]))) ** 0.5 * noise[b]
-        )
+        expected = alpha_bar(name, int(rows[b])) ** 0.5 * x[b] + (1 - alpha_bar(name, int(rows[b]))) ** 0.5 * noise[b]
         torch.testing.assert_close(together[b], expected)
         alone = schedule.perturb(x[b : b + 1], rows[b], noise[b : b + 1])
         torch.testing.assert_close(alone[0], together[b])
@@ -99,9 +92,7 @@ def test_continuous_grids_count_whole_steps_and_stop_short_of_zero(t_star: int, 
     ("t_star", "num_steps", "named"),
     [(0, 1, "t_star"), (1001, 10, "t_star"), (10, 0, "num_steps"), (10, 11, "num_steps")],
 )
-def test_impossible_grids_are_refused(
-    schedule: NoiseSchedule, t_star: int, num_steps: int, named: str
-) -> None:
+def test_impossible_grids_are_refused(schedule: NoiseSchedule, t_star: int, num_steps: int, named: str) -> None:
     with pytest.raises(ValueError, match=f"^{named} is"):
         schedule.grid(t_star, num_steps)
 

@@ -114,9 +114,7 @@ def test_a_step_is_the_literatures_formula(name: str, schedule: str, t: int, s: 
     np.testing.assert_allclose(out.flatten(1).detach().numpy(), expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(
-    "name", ["ddim", "ddim_half", "ddim_full", "ancestral_small", "ancestral_large", "clipped"]
-)
+@pytest.mark.parametrize("name", ["ddim", "ddim_half", "ddim_full", "ancestral_small", "ancestral_large", "clipped"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_the_last_step_returns_the_posterior_mean(name: str, schedule: str) -> None:
     denoiser = GaussianDenoiser(SCHEDULES[schedule](), 0.1 * MEAN, 0.05 * FULL)  # stays in [-1, 1]
@@ -146,9 +144,7 @@ def test_clipping_acts_on_the_estimate_of_the_clean_image_only() -> None:
     assert clipped.abs().max() > 1
 
 
-def _run(
-    solver: Solver, denoiser: Denoiser, x: Tensor, noise: float, start: float, stop: float, steps: int
-) -> Tensor:
+def _run(solver: Solver, denoiser: Denoiser, x: Tensor, noise: float, start: float, stop: float, steps: int) -> Tensor:
     times = torch.linspace(start, stop, steps + 1, dtype=torch.float64)
     with torch.no_grad():
         for t, s in itertools.pairwise(times):
@@ -170,9 +166,7 @@ def test_ddim_converges_to_the_probability_flow_at_first_order() -> None:
     variances = [alpha_bar("vp", t) * np.diag(DIAGONAL) + 1 - alpha_bar("vp", t) for t in (START, STOP)]
     deviations = (x.flatten(1).numpy() - alpha_bar("vp", START) ** 0.5 * MEAN) / np.sqrt(variances[0])
     exact = alpha_bar("vp", STOP) ** 0.5 * MEAN + deviations * np.sqrt(variances[1])
-    errors = [
-        np.abs(_run(DDIM(), denoiser, x, 0.0, START, STOP, n).flatten(1).numpy() - exact).max() for n in STEPS
-    ]
+    errors = [np.abs(_run(DDIM(), denoiser, x, 0.0, START, STOP, n).flatten(1).numpy() - exact).max() for n in STEPS]
     assert errors[-1] < 2e-3
     assert all(abs(slope - 1) < 0.1 for slope in _slopes(errors)), errors
 

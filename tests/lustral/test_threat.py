@@ -119,9 +119,7 @@ def test_random_l2_points_are_uniform_in_the_ball() -> None:
 def test_random_boundary_points_use_the_whole_budget(threat: ThreatModel) -> None:
     x = torch.full((10, *SHAPE), 0.5)
     points = threat.random_boundary_point(x, stream(10))
-    torch.testing.assert_close(
-        threat.distance(points, x), torch.full((10,), threat.budget), rtol=1e-5, atol=0
-    )
+    torch.testing.assert_close(threat.distance(points, x), torch.full((10,), threat.budget), rtol=1e-5, atol=0)
     if threat.norm == "linf":
         torch.testing.assert_close((points - x).abs(), torch.full_like(x, 0.05), rtol=1e-5, atol=0)
 

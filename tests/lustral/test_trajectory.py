@@ -83,12 +83,8 @@ def test_the_gradient_is_the_whole_graphs() -> None:
     found = _gradient(lambda x, other: unroll(step, NUM_STEPS, x, (other,)), x, other)
     expected = _gradient(lambda x, other: _straight(step, x, other), x, other)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
-    assert (
-        relative_error(found[0], central_differences(lambda x: _loss(_straight(step, x, other)), x)) < EXACT
-    )
-    assert (
-        relative_error(found[1], central_differences(lambda z: _loss(_straight(step, x, z)), other)) < EXACT
-    )
+    assert relative_error(found[0], central_differences(lambda x: _loss(_straight(step, x, other)), x)) < EXACT
+    assert relative_error(found[1], central_differences(lambda z: _loss(_straight(step, x, z)), other)) < EXACT
 
 
 BUDGETS = (0.0, 1.0, *(2.0**k for k in range(10, 17)), 1e18)
@@ -144,9 +140,7 @@ def test_an_input_alone_may_need_the_gradient() -> None:
 def test_a_step_that_ignores_its_state_passes_no_gradient_on() -> None:
     """The state's gradient is then zero, not missing, and inputs of later steps still get theirs."""
     x, other = _inputs()
-    constant = unroll(
-        lambda i, x, z: z * (i + 1.0), 3, leaf := x.requires_grad_(), (given := other.requires_grad_(),)
-    )
+    constant = unroll(lambda i, x, z: z * (i + 1.0), 3, leaf := x.requires_grad_(), (given := other.requires_grad_(),))
     gradients = torch.autograd.grad(constant.sum(), (leaf, given))
     assert torch.equal(gradients[0], torch.zeros_like(x))
     assert torch.equal(gradients[1], torch.full_like(other, 3.0))

@@ -68,9 +68,7 @@ def decides(purified: bool, eps: str = "8/255", target: str = "expected") -> dic
     }
 
 
-def random_record(
-    index: int, clean: float, robust: float, seed: int, audited: bool, gain: float = 1.0
-) -> Record:
+def random_record(index: int, clean: float, robust: float, seed: int, audited: bool, gain: float = 1.0) -> Record:
     """A sample whose draws are right with about the given probabilities, differently for each image."""
     generator = torch.Generator().manual_seed(1000 * seed + index)
     label = index % CLASSES

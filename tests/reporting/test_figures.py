@@ -26,9 +26,7 @@ def test_bars_are_the_cards_accuracies(make_run) -> None:
     assert dict(mpl.rcParams) == before
     axes = figure.axes[0]
     widths = [bar.get_width() for bar in axes.patches]
-    expected = [
-        100 * run.card["verdicts"]["expected"][kind]["value"] for run in runs for kind in ("clean", "robust")
-    ]
+    expected = [100 * run.card["verdicts"]["expected"][kind]["value"] for run in runs for kind in ("clean", "robust")]
     assert widths == pytest.approx(expected)
     assert [bool(bar.get_hatch()) for bar in axes.patches] == [False, False, True, True]
     assert "SUSPECT" in axes.get_yticklabels()[1].get_text()
@@ -71,9 +69,7 @@ def test_panels_show_the_images(channels: int) -> None:
     assert np.allclose(grid[2], adversarial[0].movedim(0, -1).squeeze())
     assert grid[4].max() == 1.0  # clipped for display
     difference = grid[6]
-    assert np.allclose(
-        difference.reshape(64, -1)[0], 1.0
-    )  # the largest change, magnified 5 times, about grey
+    assert np.allclose(difference.reshape(64, -1)[0], 1.0)  # the largest change, magnified 5 times, about grey
     assert np.allclose(difference.reshape(64, -1)[1:], 0.5)
     assert "\N{MULTIPLICATION SIGN}5" in figure.axes[6].get_ylabel()
     assert figure.axes[0].get_title() == "7 → 1"

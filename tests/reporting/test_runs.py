@@ -27,13 +27,9 @@ def test_equal_folder_names_are_told_apart(make_run, tmp_path) -> None:
 
 
 def test_missing_folders_and_cards_name_the_remedy(tmp_path) -> None:
-    with pytest.raises(
-        FileNotFoundError, match=r"no run folder .*nowhere: run `python cli.py test -c configs/eval"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"no run folder .*nowhere: run `python cli.py test -c configs/eval"):
         report([tmp_path / "nowhere"])
-    with pytest.raises(
-        FileNotFoundError, match=r"No card.json is in .* run `python cli.py test -c configs/eval"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"No card.json is in .* run `python cli.py test -c configs/eval"):
         report([tmp_path])
     with pytest.raises(ValueError, match="No run folder is given"):
         report([])
