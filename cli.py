@@ -3,6 +3,7 @@
 
     python cli.py fit  -c configs/train/RECIPE.yaml      train a network; writes runs/train/RECIPE/weights.safetensors
     python cli.py test -c configs/eval/RECIPE.yaml       attack a defence; writes runs/eval/RECIPE/card.json
+    python cli.py predict -c configs/eval/RECIPE.yaml    classes of clean images; writes predictions-rank0.csv
     python cli.py report RUN_DIR ...                     tables and figures of finished runs
 
 Every option of a recipe can be changed on the command line: --data.num_test 100, --model.threat.eps 8/255,
@@ -31,7 +32,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
-from callbacks import AttackRecords, FiniteLoss, InnerProgress, Panels, Provenance, WeightExport
+from callbacks import AttackRecords, FiniteLoss, InnerProgress, Panels, Predictions, Provenance, WeightExport
 from callbacks.finish import finish_evaluation
 from lightning_modules import RobustnessEvaluation
 from lustral.complaints import plain
@@ -177,7 +178,7 @@ def main(args: Sequence[str] | None = None) -> int:
         if words[:1] == ["report"]:
             return _report(words[1:])
         defaults: dict[str, Any] = {
-            "callbacks": [FiniteLoss(), WeightExport(), AttackRecords(), InnerProgress(), Panels()],
+            "callbacks": [FiniteLoss(), WeightExport(), AttackRecords(), InnerProgress(), Panels(), Predictions()],
         }
         stage = {"default_config_files": [str(BASE)], "exit_on_error": False}
         cli = LustralCLI(

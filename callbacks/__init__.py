@@ -4,8 +4,9 @@ from callbacks.attack_records import AttackRecords
 from callbacks.ema import EMA
 from callbacks.finite_loss import FiniteLoss
 from callbacks.panels import Panels
+from callbacks.predictions import Predictions
 from callbacks.progress import InnerProgress
 from callbacks.provenance import Provenance
 from callbacks.weight_export import WeightExport
 
-__all__ = ["EMA", "AttackRecords", "FiniteLoss", "InnerProgress", "Panels", "Provenance", "WeightExport"]
+__all__ = ["EMA", "AttackRecords", "FiniteLoss", "InnerProgress", "Panels", "Predictions", "Provenance", "WeightExport"]

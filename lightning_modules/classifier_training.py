@@ -64,6 +64,10 @@ class ClassifierTraining(LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._judge(batch, "test")
 
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """(B,) predicted classes."""
+        return self.classifier(batch[0]).argmax(1)
+
     def _judge(self, batch: Batch, stage: str) -> None:
         x, y, _ = batch
         logits = self.classifier(x)

@@ -12,6 +12,7 @@ from lustral.attacks import Attack, Cases
 from lustral.diffusion import Denoiser
 from lustral.evaluation import Defence, Evaluator, Fingerprint, Protocol, Record
 from lustral.networks import Classifier
+from lustral.noise import NoiseStream
 from lustral.purifiers import Purifier
 from lustral.threat import ThreatModel
 
@@ -111,6 +112,12 @@ class RobustnessEvaluation(LightningModule):
         if self._audited is not None:
             audited = torch.isin(cases.index, self._audited.to(index.device))
         return {"records": self.evaluator.evaluate(cases, audited)}
+
+    def predict_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
+        """(B,) classes that the defence gives the clean images in one draw."""
+        images, _, index = batch
+        noise = NoiseStream(self.evaluator.seed, index).fork("predict")
+        return self.evaluator.engine.logits(images, noise)[0].argmax(1)
 
     def configure_optimizers(self) -> Any:
         raise ValueError("A robustness evaluation trains nothing: run it with `cli.py test`.")

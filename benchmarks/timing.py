@@ -1,0 +1,27 @@
+"""Interleaved timing: ratios of runs that saw the same machine, never seconds alone."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+
+def interleaved(tasks: Mapping[str, Callable[[], object]], repeats: int = 7) -> dict[str, float]:
+    """Median seconds of each task; the tasks take turns, so a busy moment hits all of them."""
+    times: dict[str, list[float]] = {name: [] for name in tasks}
+    for task in tasks.values():
+        task()
+    for _ in range(repeats):
+        for name, task in tasks.items():
+            _synchronise()
+            start = time.perf_counter()
+            task()
+            _synchronise()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

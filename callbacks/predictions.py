@@ -1,0 +1,34 @@
+"""What `cli.py predict` leaves behind."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+
+class Predictions(BasePredictionWriter):
+    """Writes ``predictions-rank<r>.csv`` into the run folder: index in the full split, label, predicted class."""
+
+    def __init__(self) -> None:
+        super().__init__(write_interval="batch")
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        _, labels, index = batch
+        path = Path(trainer.default_root_dir) / f"predictions-rank{trainer.global_rank}.csv"
+        with path.open("w" if batch_idx == 0 else "a", newline="") as file:
+            writer = csv.writer(file)
+            if batch_idx == 0:
+                writer.writerow(("index", "label", "prediction"))
+            writer.writerows(zip(index.tolist(), labels.tolist(), prediction.tolist(), strict=True))

@@ -1,0 +1,85 @@
+"""Every command of the README runs (shrunk), apart from the two make targets that run everything."""
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_recipes import FAST
+from tests.datamodules.fixtures import write_cifar10
+
+README = Path("README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
+COMMANDS = [line.partition("#")[0].strip() for line in LINES if line.startswith("python cli.py")]
+TRAINING = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
+OTHERS = ("make ", "pip install", ".venv/bin/", "git clone", "cd ", "srun ", "#", "tensorboard ")
+
+
+def test_the_readme_has_commands_of_every_kind() -> None:
+    kinds = {command.split()[2] for command in COMMANDS}
+    assert {"fit", "test", "report"} <= kinds
+    assert "make demo" in README
+    assert "make test" in README
+
+
+def test_nothing_in_the_readme_escapes_these_tests() -> None:
+    strange = [line for line in LINES if line.strip() and not line.startswith(("python cli.py", " ", *OTHERS))]
+    assert strange == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_of_the_readme_runs(
+    command: str, cli: Callable[..., int], tmp_path: Path, digit_weights: dict[str, Path]
+) -> None:
+    words = shlex.split(command)[2:]
+    if words[0] == "report":
+        runs = [tmp_path / Path(word).name for word in words if word.startswith("runs/eval/")]
+        for run in runs:
+            recipe = f"configs/eval/{run.name}.yaml"
+            assert cli(*_shrunk(["test", "-c", recipe], run, digit_weights, tmp_path)) == 0
+        words = [str(tmp_path / Path(word).name) if word.startswith("runs/") else word for word in words]
+        assert cli(*words) == 0
+    elif any(word.endswith("help") for word in words):
+        with pytest.raises(SystemExit) as stopped:
+            cli(*words)
+        assert stopped.value.code == 0
+    else:
+        assert cli(*_shrunk(words, tmp_path / "run", digit_weights, tmp_path)) == 0
+
+
+def _shrunk(words: list[str], run: Path, weights: dict[str, Path], tmp_path: Path) -> list[str]:
+    """The same command, small: fewer images and steps, one process, a folder of its own."""
+    words = [word for pair in _pairs(words) for word in pair if pair[0] != "--trainer.default_root_dir"]
+    words = [word for pair in _pairs(words) for word in pair if "configs/trainer/" not in pair[-1]]
+    words += ["--trainer.default_root_dir", str(run), "--trainer.accelerator", "cpu"]
+    if words[0] == "fit":
+        return words + TRAINING
+    words += FAST
+    if any("cifar10" in word for word in words):
+        subset = tmp_path / "subset.txt"
+        subset.write_text("7\n3\n11\n0\n")
+        words += ["--data.root", str(write_cifar10(tmp_path / "data", n=20, num_test=20)), "--data.num_workers", "0"]
+        words += ["--data.test_subset", str(subset)]
+        words += ["--model.classifier.depth", "10", "--model.classifier.width", "1"]
+        words += ["--model.purifier.denoiser.widths", "[8,16]", "--model.purifier.denoiser.attention", "[false,true]"]
+        words += ["--model.purifier.denoiser.blocks", "1", "--model.purifier.denoiser.norm_groups", "4"]
+        return [*words, "--model.purifier.t_star", "10", "--model.purifier.num_steps", "2"]
+    words += ["--model.classifier.weights", str(weights["classifier"])]
+    if any("diffpure" in word for word in words):
+        words += ["--model.purifier.denoiser.weights", str(weights["denoiser"]), "--model.purifier.num_steps", "2"]
+    return words
+
+
+def _pairs(words: list[str]) -> list[list[str]]:
+    """Words grouped as an option with its value, or alone."""
+    pairs: list[list[str]] = []
+    for word in words:
+        option = pairs and pairs[-1][0].startswith("-") and len(pairs[-1]) == 1 and "=" not in pairs[-1][0]
+        if option and not word.startswith("-"):
+            pairs[-1].append(word)
+        else:
+            pairs.append([word])
+    return pairs
