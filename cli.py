@@ -8,6 +8,13 @@
 
 Every option of a recipe can be changed on the command line: --data.num_test 100, --model.threat.eps 8/255,
 --model.attack.num_steps 50, --trainer.devices 8 --trainer.strategy ddp, --trainer.default_root_dir DIR.
+
+    python cli.py test --help                            every option of the trainer
+    python cli.py test --model.help lightning_modules.RobustnessEvaluation        of an evaluation
+    python cli.py test -c RECIPE.yaml --model.attack.help lustral.attacks.PGD     of a part of it
+    python cli.py test -c RECIPE.yaml --print_config     the recipe with everything filled in
+
+Recipes: configs/train and configs/eval. A second -c varies one: -c configs/trainer/ddp.yaml. See README.md.
 """
 
 from lustral import environment  # noqa: F401, I001  (before torch and torchvision are used)
@@ -173,6 +180,9 @@ def _quieten() -> None:
 def main(args: Sequence[str] | None = None) -> int:
     """Run a subcommand; returns the exit code: 0, 1 for an error (told in a sentence), 3 for failed samples."""
     words = sys.argv[1:] if args is None else list(args)
+    if not words or words[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0 if words else 1
     _quieten()
     try:
         if words[:1] == ["report"]:

@@ -15,6 +15,6 @@ def test_predictions_of_a_defence_are_written(
         *("--model.purifier.denoiser.weights", digit_weights["denoiser"]),
     )
     assert code == 0
-    rows = list(csv.DictReader((tmp_path / "predictions-rank0.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "predictions-rank0.csv").read_text().splitlines()))
     assert len({row["index"] for row in rows}) == len(rows) == 7
     assert {int(row["prediction"]) for row in rows} <= set(range(10))

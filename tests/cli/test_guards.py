@@ -51,6 +51,14 @@ def test_bad_input_gets_one_sentence(
     assert told in errors[0]
 
 
+def test_help_teaches(cli: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli("--help") == 0
+    told = capsys.readouterr().out
+    for command in ("fit  -c configs/train", "test -c configs/eval", "report", "--model.help"):
+        assert command in told
+    assert cli() == 1
+
+
 def test_unknown_subcommands_and_options_are_refused(cli: Callable[..., int], words: list[object]) -> None:
     assert cli("frobnicate") == 1
     assert cli(*words, "--modle.rows", "3") == 1
