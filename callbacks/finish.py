@@ -24,7 +24,7 @@ def finish_evaluation(trainer: Trainer, module: Any, datamodule: Any) -> dict[st
     expected = set(datamodule.test_indices)
     while expected - record_indices(folder / "records"):
         time.sleep(POLL_SECONDS)
-    card = write_card(folder)
+    card = write_card(folder, expected)
     panels = next((c for c in trainer.callbacks if isinstance(c, Panels)), None)  # type: ignore[attr-defined]
     figure = panels.draw(module, datamodule, folder) if panels is not None else None
     if figure is not None:

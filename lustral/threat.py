@@ -18,18 +18,20 @@ def _norm(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ThreatModel:
-    """The set ``{x' : ||x' - x|| <= eps, 0 <= x' <= 1}`` around each image.
+    """The set ``{x' : ||x' - x|| <= eps, low <= x' <= high}`` around each image.
 
     Args:
         norm: "linf" (largest change of a pixel) or "l2" (Euclidean norm over all pixels and channels).
         eps: the budget in units of the [0, 1] pixel range, such as 8/255 (linf) or 0.5 (l2).
+        bounds: low and high, the box of valid images, within [0, 1]; clean images must lie in it.
 
     Raises:
-        ValueError: if ``eps`` is negative, or given in grey levels (8 instead of 8/255).
+        ValueError: if ``eps`` is negative, or given in grey levels (8 instead of 8/255), or the bounds are no box.
     """
 
     norm: Literal["linf", "l2"]
     eps: Ratio
+    bounds: tuple[float, float] = (0.0, 1.0)
     budget: float = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -42,6 +44,8 @@ class ThreatModel:
             raise ValueError(
                 f"threat.eps is {eps:g}, but images lie in [0, 1]: write {eps:g}/255 if grey levels are meant."
             )
+        if not 0.0 <= self.bounds[0] < self.bounds[1] <= 1.0:
+            raise ValueError(f"threat.bounds is {self.bounds}; it must be low and high with 0 <= low < high <= 1.")
         object.__setattr__(self, "budget", eps)
 
     def check(self, image_shape: tuple[int, ...]) -> None:
@@ -60,7 +64,7 @@ class ThreatModel:
             delta = delta.clamp(-self.budget, self.budget)
         else:
             delta = delta * (self.budget / _norm(delta).clamp_min(1e-12)).clamp_max(1.0)
-        return (x + delta).clamp(0.0, 1.0)
+        return (x + delta).clamp(*self.bounds)
 
     def ascent_direction(self, gradient: Tensor) -> Tensor:
         """The direction of steepest ascent at unit norm: the sign (linf), the normalised gradient (l2).

@@ -92,10 +92,10 @@ class Attack(ABC):
     def __call__(self, engine: "Engine", cases: Cases, threat: ThreatModel, noise: NoiseStream) -> AttackResult:
         """Attack ``cases``; ``noise`` is the run's stream of their rows. Final: subclasses give `run`."""
         low, high = cases.images.aminmax()
-        if not (low >= 0.0 and high <= 1.0):
+        if not (low >= threat.bounds[0] and high <= threat.bounds[1]):
             raise ValueError(
-                f"Images lie in [{low:.4g}, {high:.4g}], but attacks take images in [0, 1]: divide by 255 if they "
-                "are grey levels."
+                f"Images lie in [{low:.4g}, {high:.4g}], but the threat model takes images in {list(threat.bounds)}: "
+                "divide by 255 if they are grey levels."
             )
         with torch.no_grad():
             images, statistics = self.run(engine, cases, threat, noise.fork("attack", self.name))

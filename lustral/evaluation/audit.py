@@ -86,7 +86,7 @@ def _scaled(attack: FirstOrderAttack, threat: ThreatModel, factor: float) -> tup
     """The same attack with a larger budget; an explicit step size grows along, or it could not be used up."""
     step = getattr(attack, "step_size", None)
     other = attack if step is None else _changed(attack, step_size=parse_ratio(step) * factor)
-    return other, ThreatModel(threat.norm, threat.budget * factor)
+    return other, ThreatModel(threat.norm, threat.budget * factor, threat.bounds)
 
 
 def _largest(threat: ThreatModel, cases: Cases) -> float:

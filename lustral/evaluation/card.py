@@ -66,6 +66,7 @@ def make_card(
         "schema": SCHEMA,
         "status": f"suspect: {'; '.join(doubts)}" if doubts else "ok",
         "n": len(records),
+        "indices": [record.index for record in records],
         "verdicts": table,
         "cost": total_cost(costs),
         "audit": audit,
@@ -80,14 +81,20 @@ def make_card(
     }
 
 
-def write_card(run: str | Path) -> dict[str, Any]:
-    """Make ``run/card.json`` from ``run/records``, ``run/cost`` and ``run/provenance.json``, and return the card."""
+def write_card(run: str | Path, indices: Iterable[int] | None = None) -> dict[str, Any]:
+    """Make ``run/card.json`` from ``run/records``, ``run/cost`` and ``run/provenance.json``, and return the card.
+
+    Args:
+        run: the run folder.
+        indices: the samples that were asked for; the folder may hold more. None takes all of them.
+    """
     run = Path(run)
     fingerprint = json.loads((run / "records" / "fingerprint.json").read_text())
+    records = read_records(run / "records")
     costs = [json.loads(path.read_text()) for path in sorted((run / "cost").glob("*.json"))]
     provenance = run / "provenance.json"
     card = make_card(
-        list(read_records(run / "records").values()),
+        [records[index] for index in sorted(records if indices is None else indices)],
         fingerprint,
         costs,
         json.loads(provenance.read_text()) if provenance.is_file() else None,
