@@ -34,7 +34,7 @@ from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
@@ -187,9 +187,8 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         if words[:1] == ["report"]:
             return _report(words[1:])
-        defaults: dict[str, Any] = {
-            "callbacks": [FiniteLoss(), WeightExport(), AttackRecords(), InnerProgress(), Panels(), Predictions()],
-        }
+        training = [FiniteLoss(), LearningRateMonitor("step"), WeightExport()]
+        defaults = {"callbacks": [*training, AttackRecords(), InnerProgress(), Panels(), Predictions()]}
         stage = {"default_config_files": [str(BASE)], "exit_on_error": False}
         cli = LustralCLI(
             LightningModule,

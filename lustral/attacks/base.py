@@ -83,6 +83,11 @@ class Attack(ABC):
         """The stream its noise is drawn from, and its name on the card."""
         return type(self).__name__
 
+    @property
+    def target(self) -> str:
+        """The verdict rule that its objective and its selection aim at."""
+        return "expected"
+
     @abstractmethod
     def run(
         self, engine: "Engine", cases: Cases, threat: ThreatModel, noise: NoiseStream

@@ -80,6 +80,10 @@ class FirstOrderAttack(Attack):
         self.gradient: GradientMode = gradient
         self.selection, self.finalists, self.selection_draws = selection, finalists, selection_draws
 
+    @property
+    def target(self) -> str:
+        return self.objective.target
+
     @abstractmethod
     def start(self, x: Tensor, y: Tensor, threat: ThreatModel, noise: NoiseStream) -> State:
         """The state before the first query."""
@@ -130,7 +134,8 @@ class FirstOrderAttack(Attack):
         return self._best(engine, cases, leaderboard, noise.fork("selection")), statistics.result()
 
     def _best(self, engine: Engine, cases: Cases, board: "_Leaderboard", noise: NoiseStream) -> Tensor:
-        """The finalist that is wrong most often on fresh selection draws; among equals, the one of higher loss.
+        """The finalist that is most wrong, under the rule aimed at, on fresh selection draws; among equals, the one of
+        higher loss.
 
         Every finalist is scored on the same draws, which makes the comparison sharper and the winner's own score
         no estimate of anything: the verdict has its own noise.
@@ -139,9 +144,8 @@ class FirstOrderAttack(Attack):
         scores = []
         for candidate in candidates:
             logits = engine.logits(candidate, noise, self.selection_draws)
-            wrong = (logits.argmax(-1) != cases.labels).double().mean(0)
             loss = self.objective(logits, cases.labels, {}).double()
-            scores.append(torch.stack((wrong, loss)))
+            scores.append(torch.stack((self.objective.wrongness(logits, cases.labels), loss)))
         stacked = torch.stack(scores)  # (candidates, 2, B)
         ties = stacked[:, 0] == stacked[:, 0].amax(0)
         winner = stacked[:, 1].nan_to_num(-torch.inf).masked_fill(~ties, -torch.inf).argmax(0)

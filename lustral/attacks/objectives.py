@@ -13,13 +13,20 @@ class Objective(ABC):
     Attributes:
         separable: whether the loss is the mean over draws of a loss of each draw alone. The engine then needs one
             pass instead of two.
+        target: the verdict rule that this loss aims at; other rules' robust numbers are transferred.
     """
 
     separable: bool = True
+    target: str = "expected"
 
     @abstractmethod
     def __call__(self, logits: Tensor, y: Tensor, trace: dict[str, Tensor]) -> Tensor:
         """(B,) losses of ``logits`` (N draws, B, K) with true labels ``y`` (B,). ``trace`` is the purifier's."""
+
+    def wrongness(self, logits: Tensor, y: Tensor) -> Tensor:
+        """(B,) float64 in [0, 1]: how wrong ``logits`` (N draws, B, K) are under the rule aimed at. By default the
+        share of wrong draws."""
+        return (logits.argmax(-1) != y).double().mean(0)
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
@@ -57,6 +64,10 @@ class MeanLogitMargin(Objective):
     """The margin of the mean logits over draws: aims at the `mean_logit` rule."""
 
     separable = False
+    target = "mean_logit"
+
+    def wrongness(self, logits: Tensor, y: Tensor) -> Tensor:
+        return (mean_over_draws(logits).argmax(-1) != y).double()
 
     def __call__(self, logits: Tensor, y: Tensor, trace: dict[str, Tensor]) -> Tensor:
         return margin(mean_over_draws(logits), y)

@@ -94,7 +94,7 @@ def _largest(threat: ThreatModel, cases: Cases) -> float:
     return 1.0 if threat.norm == "linf" else 0.5 * cases.images[0].numel() ** 0.5
 
 
-def audit_records(records: Sequence[Record], verdict_draws: int, target: str) -> tuple[dict[str, Any], list[str]]:
+def audit_records(records: Sequence[Record], verdict_draws: int) -> tuple[dict[str, Any], list[str]]:
     """The audit's section of the card, and the reasons to suspect its numbers (none for a healthy run)."""
     report: dict[str, Any] = {}
     doubts: list[str] = []

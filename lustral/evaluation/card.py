@@ -57,9 +57,12 @@ def make_card(
             "clean": asdict(rate(clean, rule)),
             "robust": asdict(rate(robust, rule)),
             "draws": rule.num_draws,
-            "aimed_at": rule.name == protocol["target"],
+            "aimed_at": rule.name == decides["attack"]["target"],
         }
-    audit, doubts = audit_records(records, protocol["verdict_draws"], protocol["target"])
+    audit, doubts = audit_records(records, protocol["verdict_draws"])
+    gradient, purifier = decides["attack"].get("gradient", "exact"), decides["defence"].get("purifier", {})
+    if gradient != "exact" and purifier.get("class") != "Identity":
+        doubts.insert(0, f"the attack's gradient is {gradient}, which is not the gradient of the defence")
     if decides.get("untrained"):
         doubts.insert(0, f"the weights of {', '.join(decides['untrained'])} are random")
     return {

@@ -53,7 +53,7 @@ class Evaluator:
         """Everything that decides a record, the data apart, as plain data."""
         return {
             "defence": describe(self.defence),
-            "attack": describe(self.attack),
+            "attack": {**describe(self.attack), "target": self.attack.target},
             "threat": describe(self.threat),
             "protocol": describe(self.protocol),
             "seed": self.seed,

@@ -2,32 +2,24 @@
 
 from dataclasses import dataclass
 
-from lustral.evaluation.verdicts import all_rules
-
 
 @dataclass(frozen=True)
 class Protocol:
-    """How many looks a verdict takes, what the attack aims at, and how much of the run is audited.
+    """How many looks a verdict takes, and how much of the run is audited.
 
     Args:
         verdict_draws: k, draws of logits stored for each clean and each adversarial image; every rule is computed
             from them.
-        target: the verdict rule that the attack's objective and selection aim at. The other rules' numbers are
-            marked as transferred.
         audit_images: the first so many images of the test subset are audited with attacks of their own.
         known_noise: on audited images, also attack a defence whose verdict noise the attacker knows.
     """
 
     verdict_draws: int = 16
-    target: str = "expected"
     audit_images: int = 16
     known_noise: bool = True
 
     def __post_init__(self) -> None:
         if self.verdict_draws < 1:
             raise ValueError(f"protocol.verdict_draws is {self.verdict_draws}; it must be at least 1.")
-        names = [rule.name for rule in all_rules(self.verdict_draws)]
-        if self.target not in names:
-            raise ValueError(f"protocol.target is {self.target!r}; it may be {', '.join(names)}.")
         if self.audit_images < 0:
             raise ValueError(f"protocol.audit_images is {self.audit_images}; it cannot be negative.")

@@ -61,7 +61,8 @@ def _obstacle(reference: Run, run: Run) -> str | None:
 
 def _setting(run: Run, what: str) -> object:
     # Of the protocol, what the audit does changes no verdict, so it may differ.
-    places = {"data": run.card["data"], "threat": run.card["attack"]["threat"]}
+    attack = run.card["attack"]
+    places = {"data": run.card["data"], "threat": attack["threat"], "target": attack["target"]}
     return places[what] if what in places else run.card["protocol"][what]
 
 

@@ -170,7 +170,7 @@ def test_the_base_brings_back_what_an_attack_let_slip(threat: ThreatModel) -> No
 def test_images_off_the_unit_box_are_refused(name: str, scale: float) -> None:
     chosen = cases(3)
     chosen = replace(chosen, images=chosen.images * scale)
-    with pytest.raises(ValueError, match=r"attacks take images in \[0, 1\]: divide by 255"):
+    with pytest.raises(ValueError, match=r"divide by 255"):
         ATTACKS[name][0]()(Engine(DEFENCES["undefended"](), ROWS), chosen, LINF, stream(3))
 
 

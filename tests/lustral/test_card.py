@@ -221,10 +221,10 @@ def test_an_attack_weaker_than_chance_is_suspect() -> None:
 
 
 def _fingerprint(**changes: Any) -> dict[str, Any]:
-    protocol = {"verdict_draws": DRAWS, "target": "expected"}
+    protocol = {"verdict_draws": DRAWS}
     decides = {
         "protocol": protocol,
-        "attack": {"class": "PGD"},
+        "attack": {"class": "PGD", "target": "expected"},
         "threat": {},
         "defence": {},
         "seed": 0,
@@ -338,10 +338,6 @@ def test_a_run_folder_gets_its_card_whole(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"verdict_draws": 0}, r"protocol\.verdict_draws is 0"),
-        (
-            {"target": "best"},
-            r"protocol\.target is 'best'; it may be one_shot, majority, mean_logit, expected, worst",
-        ),
         ({"audit_images": -1}, r"protocol\.audit_images is -1"),
     ],
 )

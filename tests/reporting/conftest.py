@@ -53,12 +53,12 @@ def decides(purified: bool, eps: str = "8/255", target: str = "expected") -> dic
             "eot": 8 if purified else 1,
             "objective": None,
             "gradient": "exact",
+            "target": target,
         },
         "threat": {"class": "ThreatModel", "norm": "linf", "eps": eps},
         "protocol": {
             "class": "Protocol",
             "verdict_draws": DRAWS,
-            "target": target,
             "audit_images": 16,
             "known_noise": True,
         },
