@@ -12,6 +12,7 @@ _KEY = re.compile(r'^Parser key "([^"]+)":\s*(.*)$')
 _CLASS = re.compile(r"^Problem with given class_path '([^']+)':\s*(.*)$")
 _OPTION = re.compile(r"^Option '([^']+)' is not accepted")
 _MISSING_NAME = re.compile(r"module '([^']+)' has no attribute '([^']+)'")
+_UNKNOWN = re.compile(r"^unrecognized arguments: (.+)$")
 _PATH = re.compile(r"^Expected a path but (\S+) either not accessible or invalid")
 
 
@@ -19,7 +20,7 @@ def plain(error: Exception) -> str:
     """One sentence for an error that a config or a component raised; other errors' own words are kept."""
     lines = [line.strip().removeprefix("- ").strip() for line in str(error).splitlines()]
     if len(lines) == 1:
-        return lines[0]
+        return _mended(lines[0], "")
     keys: list[str] = []
     class_path, causes = "", []
     for line in lines:
@@ -51,6 +52,8 @@ def _mended(cause: str, class_path: str) -> str:
         close = difflib.get_close_matches(match[2], public, 1)
         hint = f"did you mean {match[1]}.{close[0]}?" if close else f"it has {', '.join(public)}."
         return f"{match[1]} has no class {match[2]}; {hint}"
+    if match := _UNKNOWN.match(cause):
+        return f"there is no option {match[1].removeprefix('--')}; --help and --model.help CLASS list the options."
     if match := _PATH.match(cause):
         return f"there is no file or class {match[1]}."
     return cause

@@ -35,7 +35,7 @@ BAD = [
     (["--trainer.use_distributed_sampler", "true"], "repeated samples"),
     (["--trainer.inference_mode", "true"], "trainer.inference_mode"),
     (["--trainer.precision", "bf16-mixed"], "32-true"),
-    (["--model.protocol.target", "best"], "no option target"),
+    (["--model.protocol.target", "best"], "no option protocol.target"),
     (["--model.rows", "0"], "rows"),
     (["-c", "configs/eval/nowhere.yaml"], "nowhere.yaml"),
 ]
