@@ -91,7 +91,7 @@ class _Unrolled(torch.autograd.Function):
                 with saved:
                     graph = _Graph(step, i, state, ctx.inputs, ctx.needs)
                 # The last steps are kept: the backward pass frees them before it needs room to run one again.
-                first_kept = max(0, num_steps - int(graph_budget // max(saved.total, 1)))
+                first_kept = num_steps - int(min(num_steps, graph_budget / max(saved.total, 1)))
             elif i >= first_kept:
                 graph = _Graph(step, i, state, ctx.inputs, ctx.needs)
             state = step(i, state, *ctx.inputs) if graph is None else graph.output.detach()
