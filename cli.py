@@ -19,18 +19,16 @@ Recipes: configs/train and configs/eval. A second -c varies one: -c configs/trai
 
 from lustral import environment  # noqa: F401, I001  (before torch and torchvision are used)
 
-import argparse
 import logging
 import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError, Namespace
+from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.accelerators import CPUAccelerator
@@ -43,8 +41,8 @@ from callbacks import AttackRecords, FiniteLoss, InnerProgress, Panels, Predicti
 from callbacks.finish import finish_evaluation
 from lightning_modules import RobustnessEvaluation
 from lustral.complaints import plain
-from lustral.recipes import check_layers, run_folder
-from lustral.reporting import FORMATS, report, write_report
+from lustral.recipes import check_layers, claim_folder, forget_weights, run_folder
+from lustral.reporting.command import run_command
 
 BASE = Path(__file__).parent / "configs" / "base.yaml"
 SUSPECT_EXIT_CODE = 3
@@ -76,7 +74,7 @@ class LustralCLI(LightningCLI):
         trainer = config.trainer
         if trainer.default_root_dir is None:
             trainer.default_root_dir = str(run_folder([str(path) for path in config.config or []]))
-        _check_writable(Path(trainer.default_root_dir))
+        claim_folder(trainer.default_root_dir)
         if trainer.enable_progress_bar is None and config.model.class_path.endswith("RobustnessEvaluation"):
             trainer.enable_progress_bar = False  # InnerProgress shows what happens inside a batch
         if trainer.use_distributed_sampler:
@@ -85,7 +83,7 @@ class LustralCLI(LightningCLI):
                 "wrong: leave it false; the data modules bring samplers that do not repeat."
             )
         if config.allow_untrained:
-            _forget_weights(config.model)
+            forget_weights(config.model)
         if self.subcommand == "test" and trainer.plugins is None and SLURMEnvironment.detect():
             # A requeued evaluation simply starts again and skips what is recorded.
             trainer.plugins = [SLURMEnvironment(auto_requeue=False)]
@@ -129,41 +127,6 @@ class LustralCLI(LightningCLI):
             )
 
 
-def _forget_weights(config: Any) -> None:
-    """Leave every network whose architecture the config gives without a weights file."""
-    for key, value in list(vars(config).items()):
-        if key == "weights" and not isinstance(value, Namespace) and len(vars(config)) > 1:
-            config[key] = None  # (a network that only a weights file describes keeps it)
-        elif isinstance(value, Namespace):
-            _forget_weights(value)
-
-
-def _check_writable(folder: Path) -> None:
-    """Before any work is done: can the run folder be written?"""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OSError(
-            f"The run folder {folder} cannot be written ({error.strerror}): free or unlock it, or choose another with "
-            "--trainer.default_root_dir."
-        ) from error
-
-
-def _report(words: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="cli.py report", description="Tables and figures of finished runs.")
-    parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="a run folder, or a folder of them")
-    parser.add_argument("--format", choices=FORMATS, default="markdown", help="of the table that is printed")
-    parser.add_argument("--output", type=Path, help="also write the report in every format, with figures, to a folder")
-    options = parser.parse_args(words)
-    print(report(options.run_dirs, options.format))
-    if options.output is not None:
-        for path in write_report(options.run_dirs, options.output):
-            print(path, file=sys.stderr)
-    return 0
-
-
 def _quieten() -> None:
     """Leave out what Lightning says at every start and nobody can act on."""
     for message in (
@@ -186,7 +149,7 @@ def main(args: Sequence[str] | None = None) -> int:
     _quieten()
     try:
         if words[:1] == ["report"]:
-            return _report(words[1:])
+            return run_command(words[1:])
         training = [FiniteLoss(), LearningRateMonitor("step"), WeightExport()]
         defaults = {"callbacks": [*training, AttackRecords(), InnerProgress(), Panels(), Predictions()]}
         stage = {"default_config_files": [str(BASE)], "exit_on_error": False}

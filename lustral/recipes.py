@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,35 @@ def run_folder(recipes: Sequence[str | Path]) -> Path:
     if not named:
         return Path("runs") / "unnamed"
     return Path("runs") / named[0].resolve().parent.name / named[0].stem
+
+
+def claim_folder(folder: str | Path) -> None:
+    """Make the run folder and try to write in it: asked before any work is done.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"The run folder {folder} cannot be written ({error.strerror}): free or unlock it, or choose another with "
+            "--trainer.default_root_dir."
+        ) from error
+
+
+def forget_weights(config: Any) -> None:
+    """Leave every network whose architecture a parsed config (nested namespaces) gives without a weights file.
+
+    A network that only a weights file describes keeps it.
+    """
+    for key, value in list(vars(config).items()):
+        if key == "weights" and len(vars(config)) > 1:
+            config[key] = None
+        elif hasattr(value, "__dict__"):
+            forget_weights(value)
 
 
 def recipes_of(words: Sequence[str]) -> list[str]:
