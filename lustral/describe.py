@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def arguments(component: object, leave_out: Iterable[str] = ()) -> dict[str, Any]:
@@ -39,16 +39,29 @@ def describe(value: Any) -> Any:
         return {str(key): describe(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [describe(item) for item in value]
-    name = type(value).__name__
-    if isinstance(value, nn.Module) and next(value.parameters(), None) is not None and "weights" in vars(value):
-        return {"class": name, **describe(arguments(value, ("weights",))), "weights_sha256": weights_sha256(value)}
-    return {"class": name, **describe(arguments(value))}
+    described = {"class": type(value).__name__, "module": type(value).__module__}
+    described |= describe(arguments(value, ("weights",)))
+    if isinstance(value, nn.Module) and (own := _own_state(value)):
+        described["weights_sha256"] = state_sha256(own)
+    return described
+
+
+def _own_state(module: nn.Module) -> dict[str, Tensor]:
+    """The state of ``module`` that none of its constructor arguments holds (those are described themselves)."""
+    parts = [part for part in arguments(module).values() if isinstance(part, nn.Module)]
+    elsewhere = {id(tensor) for part in parts for tensor in part.state_dict(keep_vars=True).values()}
+    return {name: t for name, t in module.state_dict(keep_vars=True).items() if id(t) not in elsewhere}
 
 
 def weights_sha256(module: nn.Module) -> str:
     """A hash of every name, shape, type and value of a module's state: equal for equal weights on any device."""
+    return state_sha256(module.state_dict())
+
+
+def state_sha256(state: Mapping[str, Tensor]) -> str:
+    """A hash of named tensors (see `weights_sha256`)."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(state.items()):
         tensor = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)

@@ -23,6 +23,7 @@ _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
+_DRAWS = 2**16  # restart and draw share one word of the counter
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
@@ -74,6 +75,8 @@ class NoiseStream:
 
     def at(self, *, iteration: Tensor | int | None = None, restart: Tensor | int | None = None) -> "NoiseStream":
         """The same rows at another iteration or restart; an integer holds for every row."""
+        if isinstance(restart, int) and not 0 <= restart < _DRAWS:
+            raise ValueError(f"Restart {restart} is asked for; a noise stream tells 0 to {_DRAWS - 1} apart.")
         return NoiseStream(
             self.seed,
             self.index,
@@ -90,6 +93,8 @@ class NoiseStream:
 
     def repeat(self, draws: int) -> "NoiseStream":
         """(draws * B,) rows, draw by draw: row ``d * B + b`` is draw ``d`` of row ``b``."""
+        if not 1 <= draws <= _DRAWS:
+            raise ValueError(f"{draws} draws are asked for; a noise stream tells 1 to {_DRAWS} apart.")
         number = torch.arange(draws, device=self.index.device).repeat_interleave(len(self))
         columns = (None if c is None else c.repeat(draws) for c in (self.iteration, self.restart))
         first = 0 if self.draw is None else self.draw.repeat(draws) * draws

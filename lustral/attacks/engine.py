@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lustral.attacks.base import Judged, Victim
+from lustral.attacks.base import Victim
 from lustral.attacks.objectives import Objective
 from lustral.noise import NoiseStream
 from lustral.purifiers import GradientMode
@@ -48,6 +48,7 @@ class Engine:
         if rows < 1:
             raise ValueError(f"rows is {rows}; a network call needs at least one row.")
         self.defence, self.rows = defence, rows
+        self.filled = 1.0  # share of the present call's rows that are not padding
         self.observe = observe or (lambda task, step, num_steps: None)
 
     def logits(self, x: Tensor, noise: NoiseStream, draws: int = 1) -> Tensor:
@@ -114,7 +115,9 @@ class Engine:
         total = len(noise)
         for first in range(0, total, self.rows):
             row = torch.arange(first, first + self.rows, device=noise.index.device).clamp_max(total - 1)
-            yield row % batch, noise.select(row), min(self.rows, total - first)
+            used = min(self.rows, total - first)
+            self.filled = used / self.rows
+            yield row % batch, noise.select(row), used
 
 
 def _gradient(scalar: Tensor, leaf: Tensor) -> Tensor:
@@ -140,6 +143,3 @@ def _sum_draws(losses: Tensor) -> Tensor:
     for draw in losses[1:]:
         total += draw
     return total
-
-
-__all__ = ["Answer", "Engine", "Judged"]

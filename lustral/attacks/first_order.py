@@ -6,7 +6,7 @@ which iterates are kept, and how the winner is chosen.
 
 from abc import abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -73,6 +73,12 @@ class FirstOrderAttack(Attack):
         for name, value in (("num_steps", num_steps), ("restarts", restarts), ("eot", eot), ("finalists", finalists)):
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1.")
+        for name, given, known in (
+            ("gradient", gradient, get_args(GradientMode)),
+            ("selection", selection, ("best", "last")),
+        ):
+            if given not in known:
+                raise ValueError(f"{name} is {given!r}; it may be {', '.join(known)}.")
         if selection_draws < 1:
             raise ValueError(f"selection_draws is {selection_draws}; it must be at least 1.")
         self.num_steps, self.restarts, self.eot = num_steps, restarts, eot
@@ -121,6 +127,7 @@ class FirstOrderAttack(Attack):
                     self.gradient,
                 )
                 leaderboard.offer(rows, state.y, state.query, answer)
+                statistics.check(rows, answer)
                 after = self.update(state, answer)
                 if restart == 0:
                     statistics.record(rows, state.query, answer, after.query)
@@ -129,11 +136,13 @@ class FirstOrderAttack(Attack):
             else:
                 leaderboard.enter(rows, state.query)
                 last = cases.images.index_copy(0, rows, state.query)
-        if self.selection == "last":
-            return last, statistics.result()
-        return self._best(engine, cases, leaderboard, noise.fork("selection")), statistics.result()
+        if self.selection == "best":
+            last = self._best(engine, cases, leaderboard, statistics, noise.fork("selection"))
+        return last, statistics.result()
 
-    def _best(self, engine: Engine, cases: Cases, board: "_Leaderboard", noise: NoiseStream) -> Tensor:
+    def _best(
+        self, engine: Engine, cases: Cases, board: "_Leaderboard", statistics: "_Statistics", noise: NoiseStream
+    ) -> Tensor:
         """The finalist that is most wrong, under the rule aimed at, on fresh selection draws; among equals, the one of
         higher loss.
 
@@ -144,6 +153,7 @@ class FirstOrderAttack(Attack):
         scores = []
         for candidate in candidates:
             logits = engine.logits(candidate, noise, self.selection_draws)
+            statistics.check_logits(logits)
             loss = self.objective(logits, cases.labels, {}).double()
             scores.append(torch.stack((self.objective.wrongness(logits, cases.labels), loss)))
         stacked = torch.stack(scores)  # (candidates, 2, B)
@@ -193,6 +203,16 @@ class _Statistics:
         zero = images.new_zeros(len(images))
         self.first, self.last, self.predicted = zero.clone(), zero.clone(), zero.clone()
         self._zero_rows, self._steps, self._ahead = zero.clone(), zero.clone(), zero.clone()
+        self._bad = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+
+    def check(self, rows: Tensor, answer: Answer) -> None:
+        """Remember where an answer is no number, at whatever step of whatever restart."""
+        finite = answer.loss.isfinite() & answer.gradient.flatten(1).isfinite().all(1)
+        self._bad[rows] |= ~(finite & answer.logits.isfinite().all(-1).all(0))
+
+    def check_logits(self, logits: Tensor) -> None:
+        """The same for logits (N, B, K) of every case."""
+        self._bad |= ~logits.isfinite().all(-1).all(0)
 
     def record(self, rows: Tensor, query: Tensor, answer: Answer, following: Tensor) -> None:
         self.first[rows] = torch.where(self._steps[rows] == 0, answer.loss, self.first[rows])
@@ -203,9 +223,11 @@ class _Statistics:
         self._steps[rows] += 1
 
     def result(self) -> dict[str, Tensor]:
-        return {
+        """(B,) each; NaN for every case that met NaN or Inf, which is how the base class learns of it."""
+        found = {
             "zero_gradients": self._zero_rows / self._steps.clamp_min(1),
             "loss_first": self.first,
             "loss_last": self.last,
             "predicted_gain": self.predicted,
         }
+        return {name: values.masked_fill(self._bad, torch.nan) for name, values in found.items()}

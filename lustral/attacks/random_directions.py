@@ -27,10 +27,11 @@ class RandomDirections(Attack):
         self, engine: Engine, cases: Cases, threat: ThreatModel, noise: NoiseStream
     ) -> tuple[Tensor, dict[str, Tensor]]:
         best, best_score = cases.images, cases.images.new_full((len(cases),), -torch.inf, dtype=torch.float64)
-        objective = Margin()
+        objective, bad = Margin(), torch.zeros(len(cases), dtype=torch.bool, device=cases.images.device)
         for k in range(self.tries):
             found = threat.random_boundary_point(cases.images, noise.fork("direction").at(iteration=k))
             logits = engine.logits(found, noise.fork("selection"), self.selection_draws)
+            bad |= ~logits.isfinite().all(-1).all(0)
             wrong = (logits.argmax(-1) != cases.labels).double().mean(0)
             # Wrong draws first; the bounded margin only breaks ties between equal shares.
             score = wrong * 4 + torch.tanh(objective(logits, cases.labels, {}).double())
@@ -38,4 +39,4 @@ class RandomDirections(Attack):
             best = torch.where(better[:, None, None, None], found, best)
             best_score = torch.where(better, score, best_score)
             engine.observe(self.name, k + 1, self.tries)
-        return best, {}
+        return best, {"score": best_score.masked_fill(bad, torch.nan)}

@@ -100,6 +100,8 @@ class Ancestral(Solver):
     """
 
     def __init__(self, variance: Literal["small", "large"] = "small", clip_denoised: bool = False) -> None:
+        if variance not in ("small", "large"):
+            raise ValueError(f"variance is {variance!r}; it may be small or large.")
         self.variance: Literal["small", "large"] = variance
         self.clip_denoised = clip_denoised
 

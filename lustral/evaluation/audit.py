@@ -15,7 +15,7 @@ from lustral.evaluation.intervals import compare
 from lustral.evaluation.records import Record
 from lustral.evaluation.verdicts import Expected
 from lustral.noise import NoiseStream
-from lustral.purifiers import GradientMode
+from lustral.purifiers import GradientMode, Identity
 from lustral.ratio import parse_ratio
 from lustral.threat import ThreatModel
 
@@ -25,6 +25,9 @@ BLIND_GAIN = 0.01
 """Smallest share of the predicted rise of the loss that must really happen."""
 LARGE_EPS_ACCURACY = 0.05
 """Largest accuracy that may be left when the budget allows every image."""
+
+
+_WORDS = {"random_directions": "random directions", "bpda": "bpda", "double_eot": "twice the EOT draws"}
 
 
 class KnownNoise:
@@ -56,22 +59,26 @@ def audit_cases(
     found: dict[str, torch.Tensor] = {}
 
     def accuracy(name: str, other: Attack, budget: ThreatModel) -> None:
-        images = other(engine, cases, budget, stream.fork(name)).images
-        logits = engine.logits(images, stream.fork(name, "verdict"), verdict_draws)
-        found[name] = rule(logits, cases.labels)
+        result = other(engine, cases, budget, stream.fork(name))
+        logits = engine.logits(result.images, stream.fork(name, "verdict"), verdict_draws)
+        found[name] = rule(logits, cases.labels).masked_fill(result.failed, 0.0)
 
+    shape = tuple(cases.images.shape[1:])
     accuracy("random_directions", RandomDirections(), threat)
     if isinstance(attack, FirstOrderAttack) and threat.budget > 0:
-        modes = getattr(getattr(engine.defence, "purifier", None), "gradient_modes", ())
-        if attack.gradient == "exact" and engine.defence.random and "bpda" in modes:
+        purifier = getattr(engine.defence, "purifier", None)
+        if attack.gradient == "exact" and not isinstance(purifier, (Identity, type(None))):
             accuracy("bpda", _changed(attack, gradient="bpda"), threat)
-        accuracy("double_eps", *_scaled(attack, threat, 2.0))
-        accuracy("large_eps", *_scaled(attack, threat, _largest(threat, cases) / threat.budget))
+        if attack.eot > 1 and engine.defence.random:
+            accuracy("double_eot", _changed(attack, eot=2 * attack.eot), threat)
+        accuracy("double_eps", *_scaled(attack, threat, 2.0, shape))
+        accuracy("large_eps", *_scaled(attack, threat, threat.largest(shape) / threat.budget, shape))
     if known_noise and engine.defence.random:
         verdict = noise.fork("verdict", "adversarial")
         known = Engine(KnownNoise(engine.defence, verdict), engine.rows, engine.observe)
-        images = attack(known, cases, threat, stream.fork("known_noise")).images
-        found["known_noise"] = rule(known.logits(images, verdict, verdict_draws), cases.labels)
+        result = attack(known, cases, threat, stream.fork("known_noise"))
+        judged = rule(known.logits(result.images, verdict, verdict_draws), cases.labels)
+        found["known_noise"] = judged.masked_fill(result.failed, 0.0)
     return [{name: float(values[i]) for name, values in found.items()} for i in range(len(cases))]
 
 
@@ -82,16 +89,14 @@ def _changed(attack: FirstOrderAttack, **options: Any) -> FirstOrderAttack:
     return other
 
 
-def _scaled(attack: FirstOrderAttack, threat: ThreatModel, factor: float) -> tuple[FirstOrderAttack, ThreatModel]:
+def _scaled(
+    attack: FirstOrderAttack, threat: ThreatModel, factor: float, shape: tuple[int, ...]
+) -> tuple[FirstOrderAttack, ThreatModel]:
     """The same attack with a larger budget; an explicit step size grows along, or it could not be used up."""
-    step = getattr(attack, "step_size", None)
-    other = attack if step is None else _changed(attack, step_size=parse_ratio(step) * factor)
-    return other, ThreatModel(threat.norm, threat.budget * factor, threat.bounds)
-
-
-def _largest(threat: ThreatModel, cases: Cases) -> float:
-    """A budget that allows nearly every image (all of them for linf)."""
-    return 1.0 if threat.norm == "linf" else 0.5 * cases.images[0].numel() ** 0.5
+    step, larger = getattr(attack, "step_size", None), threat.scaled(factor, shape)
+    if step is None:
+        return attack, larger
+    return _changed(attack, step_size=parse_ratio(step) * larger.budget / threat.budget), larger
 
 
 def audit_records(records: Sequence[Record], verdict_draws: int) -> tuple[dict[str, Any], list[str]]:
@@ -133,9 +138,9 @@ def audit_records(records: Sequence[Record], verdict_draws: int) -> tuple[dict[s
         report["expected_accuracy"] = {"attack": _mean(attacked)} | {
             name: _mean([r.audit[name] for r in audited]) for name in names
         }
-        for name in ("random_directions", "bpda"):
+        for name in ("random_directions", "bpda", "double_eot"):
             if name in names and compare([r.audit[name] for r in audited], attacked).verdict == "better":
-                doubts.append(f"{name.replace('_', ' ')} beats the attack on the audited images")
+                doubts.append(f"{_WORDS[name]} beats the attack on the audited images")
         if "large_eps" in names:
             doubts += _eps_doubts(report["expected_accuracy"])
     return report, doubts

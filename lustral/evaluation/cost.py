@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lustral.attacks import Engine
+
 MIB = 2**20
 
 
@@ -60,13 +62,15 @@ class Cost:
     peak_memory: int = 0
 
     @contextmanager
-    def measured(self, images: int, networks: Iterable[tuple[str, nn.Module]], device: torch.device) -> Iterator[None]:
-        """Count everything that happens inside as the cost of ``images`` images."""
-        handles = [
-            handle for name, network in networks for handle in (network.register_forward_hook(self._counter(name)),)
-        ]
+    def measured(
+        self, images: int, networks: Iterable[tuple[str, nn.Module]], device: torch.device, engine: Engine
+    ) -> Iterator[None]:
+        """Count everything that happens inside as the cost of ``images`` images. Rows that only pad a call to R are
+        left out: how many there are depends on the batch size, and no image needed them."""
+        handles = [network.register_forward_hook(self._counter(name, engine)) for name, network in networks]
         if device.type == "cuda":
             torch.cuda.synchronize(device)
+            torch.cuda.reset_peak_memory_stats(device)
         start = time.perf_counter()
         try:
             yield
@@ -79,9 +83,9 @@ class Cost:
             for handle in handles:
                 handle.remove()
 
-    def _counter(self, name: str) -> Any:
+    def _counter(self, name: str, engine: Engine) -> Any:
         def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            rows = len(inputs[0])
+            rows = round(len(inputs[0]) * engine.filled)
             self._add(f"{name}_forward", rows)
             if output.requires_grad:
                 output.register_hook(lambda gradient: self._add(f"{name}_backward", rows))

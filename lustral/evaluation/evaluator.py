@@ -52,7 +52,7 @@ class Evaluator:
     def decides(self) -> dict[str, Any]:
         """Everything that decides a record, the data apart, as plain data."""
         return {
-            "defence": describe(self.defence),
+            "defence": self._describe_defence(),
             "attack": {**describe(self.attack), "target": self.attack.target},
             "threat": describe(self.threat),
             "protocol": describe(self.protocol),
@@ -67,7 +67,7 @@ class Evaluator:
         device = cases.images.device
         if device.type == "cpu" and self.cost.peak_memory == 0:
             self.cost.peak_memory = self._peak_memory(cases, noise)
-        with self.cost.measured(len(cases), _networks(self.defence), device):
+        with self.cost.measured(len(cases), _networks(self.defence), device, self.engine):
             clean = self._verdict(cases.images, noise.fork("verdict", "clean"))
             result = self.attack(self.engine, cases, self.threat, noise)
             adversarial = self._verdict(result.images, noise.fork("verdict", "adversarial"))
@@ -86,7 +86,8 @@ class Evaluator:
             audits = dict(zip(rows.tolist(), found, strict=True))
         statistics = {name: values.tolist() for name, values in result.statistics.items()}
         labels, index = cases.labels.tolist(), cases.index.tolist()
-        distance, failed = result.distance.tolist(), result.failed | ~adversarial.isfinite().all(-1).all(0)
+        finite = clean.isfinite().all(-1).all(0) & adversarial.isfinite().all(-1).all(0)
+        distance, failed = result.distance.tolist(), result.failed | ~finite
         images, clean, adversarial = result.images.cpu(), clean.cpu(), adversarial.cpu()
         return [
             Record(
@@ -103,6 +104,11 @@ class Evaluator:
             )
             for i in range(len(cases))
         ]
+
+    def _describe_defence(self) -> dict[str, Any]:
+        described = describe(self.defence)
+        described["purifier"] |= self.defence.purifier.derived()
+        return described
 
     def _verdict(self, images: Tensor, noise: NoiseStream) -> Tensor:
         return self.engine.logits(images, noise, self.protocol.verdict_draws)

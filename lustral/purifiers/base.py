@@ -49,6 +49,10 @@ class Purifier(nn.Module, ABC):
     def bind(self, classifier: nn.Module) -> None:
         """Show the victim to methods that look at it (masks, guidance). Called once, before any image."""
 
+    def derived(self) -> dict[str, float]:
+        """Quantities that follow from the arguments and that a reader wants to see on the card (a sigma)."""
+        return {}
+
     def prepare(self, x: Tensor, noise: NoiseStream) -> Context:
         """What ``x`` (B, C, H, W) alone decides, row by row; differentiable where the attack may use it."""
         return {}

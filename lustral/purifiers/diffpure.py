@@ -38,16 +38,17 @@ class DiffPure(Purifier):
         forward_schedule: Literal["denoiser", "discrete"] = "denoiser",
     ) -> None:
         super().__init__()
+        if forward_schedule not in ("denoiser", "discrete"):
+            raise ValueError(f"forward_schedule is {forward_schedule!r}; it may be denoiser or discrete.")
         solver.check(denoiser)
         self.denoiser, self.solver = denoiser.eval().requires_grad_(False), solver
         self.t_star, self.num_steps, self.forward_schedule = t_star, num_steps, forward_schedule
         self._times = denoiser.schedule.grid(t_star, num_steps)
         self._forward = DiscreteSchedule() if forward_schedule == "discrete" else denoiser.schedule
 
-    @property
-    def sigma(self) -> float:
-        """Standard deviation of the injected noise in diffusion space."""
-        return float(self._forward.sigma(self._times[0]))
+    def derived(self) -> dict[str, float]:
+        """``sigma``: standard deviation of the injected noise in diffusion space, [-1, 1]."""
+        return {"sigma": round(float(self._forward.sigma(self._times[0])), 6)}
 
     def run(self, x: Tensor, context: Context, noise: NoiseStream) -> Purified:
         start, reverse = noise.fork("forward"), noise.fork("reverse")
