@@ -40,8 +40,11 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from callbacks import AttackRecords, FiniteLoss, InnerProgress, Panels, Predictions, Provenance, WeightExport
 from callbacks.finish import finish_evaluation
 from lightning_modules import RobustnessEvaluation
+from torch import OutOfMemoryError
+from yaml import YAMLError
+
 from lustral.complaints import plain
-from lustral.recipes import check_layers, claim_folder, forget_weights, run_folder
+from lustral.recipes import check_layers, check_recipes, claim_folder, forget_weights, run_folder
 from lustral.reporting.command import run_command
 
 BASE = Path(__file__).parent / "configs" / "base.yaml"
@@ -63,6 +66,9 @@ class LustralCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         words = sys.argv[1:] if args is None else [str(word) for word in args]
+        if not any(word.partition("=")[0] in ("-c", "--config", "-h", "--help") or "help" in word for word in words):
+            raise ValueError(f"No recipe is named: python cli.py {words[0]} -c configs/.../RECIPE.yaml.")
+        check_recipes(words)
         check_layers(words)
         super().parse_arguments(parser, args)
 
@@ -77,6 +83,8 @@ class LustralCLI(LightningCLI):
         claim_folder(trainer.default_root_dir)
         if trainer.enable_progress_bar is None and config.model.class_path.endswith("RobustnessEvaluation"):
             trainer.enable_progress_bar = False  # InnerProgress shows what happens inside a batch
+        if self.subcommand == "test" and config.model.class_path.endswith("RobustnessEvaluation"):
+            _refuse_meaningless(config)
         if trainer.use_distributed_sampler:
             raise ValueError(
                 "trainer.use_distributed_sampler pads the last batch with repeated samples, which makes every number "
@@ -127,6 +135,22 @@ class LustralCLI(LightningCLI):
             )
 
 
+def _refuse_meaningless(config: Any) -> None:
+    """Options that mean something elsewhere, and silently nothing (or too much) for an evaluation."""
+    trainer = config.trainer
+    limit = trainer.limit_test_batches  # the integer 1 is one batch, 1.0 is all of them
+    if trainer.fast_dev_run or not (limit is None or (isinstance(limit, float) and limit == 1.0)):
+        raise ValueError(
+            "trainer.limit_test_batches and trainer.fast_dev_run would leave out images that were asked for: choose "
+            "how many with --data.num_test."
+        )
+    if config.seed_everything != 0:
+        raise ValueError(
+            f"seed_everything is {config.seed_everything}, but an evaluation draws nothing from the global generator: "
+            "the seed of its noise is --model.seed."
+        )
+
+
 def _quieten() -> None:
     """Leave out what Lightning says at every start and nobody can act on."""
     for message in (
@@ -152,7 +176,7 @@ def main(args: Sequence[str] | None = None) -> int:
             return run_command(words[1:])
         training = [FiniteLoss(), LearningRateMonitor("step"), WeightExport()]
         defaults = {"callbacks": [*training, AttackRecords(), InnerProgress(), Panels(), Predictions()]}
-        stage = {"default_config_files": [str(BASE)], "exit_on_error": False}
+        stage = {"default_config_files": [str(BASE)], "exit_on_error": False, "allow_abbrev": False}
         cli = LustralCLI(
             LightningModule,
             LightningDataModule,
@@ -167,7 +191,7 @@ def main(args: Sequence[str] | None = None) -> int:
             load_from_checkpoint_support=False,
             args=None if args is None else words,
         )
-    except (ValueError, OSError, ArgumentError, MisconfigurationException) as error:
+    except (ValueError, OSError, ArgumentError, MisconfigurationException, YAMLError, OutOfMemoryError) as error:
         if os.environ.get("LUSTRAL_TRACEBACK"):
             raise
         print(f"error: {plain(error)}", file=sys.stderr)

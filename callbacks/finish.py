@@ -1,5 +1,6 @@
 """After the test loop has returned: wait for the other processes' records, then card, TensorBoard and panels."""
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from callbacks.panels import Panels
 from lustral.evaluation import write_card
 from lustral.evaluation.records import record_indices
 
-POLL_SECONDS = 0.5
+POLL_SECONDS = 2.0
+TELL_SECONDS = 60.0
 
 
 def finish_evaluation(trainer: Trainer, module: Any, datamodule: Any) -> dict[str, Any]:
@@ -22,8 +24,7 @@ def finish_evaluation(trainer: Trainer, module: Any, datamodule: Any) -> dict[st
     """
     folder = Path(trainer.default_root_dir)
     expected = set(datamodule.test_indices)
-    while expected - record_indices(folder / "records"):
-        time.sleep(POLL_SECONDS)
+    _wait_for(folder / "records", expected)
     card = write_card(folder, expected)
     panels = next((c for c in trainer.callbacks if isinstance(c, Panels)), None)  # type: ignore[attr-defined]
     figure = panels.draw(module, datamodule, folder) if panels is not None else None
@@ -32,6 +33,16 @@ def finish_evaluation(trainer: Trainer, module: Any, datamodule: Any) -> dict[st
     if isinstance(trainer.logger, TensorBoardLogger):
         _log(trainer.logger, card, figure)
     return card
+
+
+def _wait_for(records: Path, expected: set[int]) -> None:
+    """Until every expected record is there; says now and then how many are missing."""
+    told = time.monotonic()
+    while missing := expected - record_indices(records):
+        time.sleep(POLL_SECONDS)
+        if time.monotonic() - told > TELL_SECONDS:
+            told = time.monotonic()
+            print(f"waiting for {len(missing)} records of other processes in {records}", file=sys.stderr, flush=True)
 
 
 def _log(logger: TensorBoardLogger, card: dict[str, Any], figure: Any) -> None:

@@ -15,6 +15,12 @@ class Predictions(BasePredictionWriter):
     def __init__(self) -> None:
         super().__init__(write_interval="batch")
 
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave nothing of an earlier run with more processes."""
+        if trainer.is_global_zero:
+            for path in Path(trainer.default_root_dir).glob("predictions-rank*.csv"):
+                path.unlink()
+
     def write_on_batch_end(
         self,
         trainer: Trainer,

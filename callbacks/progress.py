@@ -2,12 +2,14 @@
 
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lustral.evaluation import Expected, Record, wilson
+from lustral.evaluation import Expected, Record, read_records, wilson
+from lustral.evaluation.audit import AUDIT
 
 
 class InnerProgress(Callback):
@@ -23,7 +25,7 @@ class InnerProgress(Callback):
             raise ValueError(f"seconds is {seconds}; it must be positive.")
         self.seconds = seconds
         self._robust, self._judged = 0.0, 0
-        self._batch, self._batches = 0, 0
+        self._batch, self._batches, self._worked, self._share = 0, 0, 0, 0.0
         self._start = self._printed = 0.0
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -31,11 +33,24 @@ class InnerProgress(Callback):
             return
         pl_module.observe(self._observe)  # type: ignore[operator]
         self._batches = int(sum(trainer.num_test_batches))
-        self._batch, self._robust, self._judged = 0, 0.0, 0
+        self._batch, self._worked, self._share, self._robust, self._judged = 0, 0, 0.0, 0.0, 0
         self._start, self._printed = time.monotonic(), 0.0
-        done = len(pl_module.finished)  # type: ignore[arg-type]
-        if done:
-            self._print(f"{done} images have a record already and are skipped", final=True)
+        self._tell_of_earlier_records(trainer, pl_module)
+
+    def _tell_of_earlier_records(self, trainer: Trainer, pl_module: Any) -> None:
+        """The running accuracy of a run that goes on begins with what was judged before."""
+        wanted = set(trainer.datamodule.test_indices)  # type: ignore[attr-defined]
+        if earlier := wanted & set(pl_module.finished):
+            records = read_records(Path(trainer.default_root_dir) / "records")
+            self._count([records[index] for index in sorted(earlier)])
+            self._print(f"{len(earlier)} images have a record already and are skipped", final=True)
+
+    def _count(self, records: list[Record]) -> None:
+        rule = Expected(len(records[0].adversarial_logits))
+        for record in records:
+            right = rule(record.adversarial_logits[:, None], torch.tensor([record.label]))
+            self._robust += 0.0 if record.failed else float(right)
+        self._judged += len(records)
 
     def on_test_batch_end(
         self,
@@ -46,35 +61,33 @@ class InnerProgress(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._batch = batch_idx + 1
+        self._batch, self._share = batch_idx + 1, 0.0
         if outputs and trainer.is_global_zero:
-            records: list[Record] = outputs["records"]
-            rule = Expected(len(records[0].adversarial_logits))
-            for record in records:
-                right = rule(record.adversarial_logits[:, None], _label(record))
-                self._robust += 0.0 if record.failed else float(right)
-            self._judged += len(records)
+            self._worked += 1
+            self._count(outputs["records"])
             logger = trainer.logger
             if logger is not None:
                 logger.log_metrics({"test/robust_so_far": self._robust / self._judged}, step=self._judged)
-            self._print(self._line(None, 0.0), final=not sys.stderr.isatty())
+            self._print(self._line(None), final=not sys.stderr.isatty())
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and self._judged and sys.stderr.isatty():
-            self._print(self._line(None, 0.0), final=True)
+            self._print(self._line(None), final=True)
 
     def _observe(self, task: str, step: int, num_steps: int) -> None:
+        if not task.startswith(AUDIT):
+            self._share = step / num_steps  # an audit of a few images comes on top, and says so
         if sys.stderr.isatty() or time.monotonic() - self._printed >= self.seconds:
-            self._print(self._line(f"{task} step {step}/{num_steps}", step / num_steps), final=not sys.stderr.isatty())
+            self._print(self._line(f"{task} step {step}/{num_steps}"), final=not sys.stderr.isatty())
 
-    def _line(self, task: str | None, share: float) -> str:
+    def _line(self, task: str | None) -> str:
         parts = [f"batch {min(self._batch + (task is not None), self._batches)}/{self._batches}"]
         if task is not None:
             parts.append(task)
         if self._judged:
             parts.append(f"robust so far {wilson(self._robust, self._judged)} (n = {self._judged})")
-        spent, done = time.monotonic() - self._start, self._batch + share
-        left = spent / done * (self._batches - done) if done else 0.0
+        spent, worked = time.monotonic() - self._start, self._worked + self._share
+        left = spent / worked * (self._batches - self._batch - self._share) if worked else 0.0
         parts.append(f"{_clock(spent)} spent" + (f", {_clock(left)} left" if left else ""))
         return " · ".join(parts)
 
@@ -83,10 +96,6 @@ class InnerProgress(Callback):
         ending = "\n" if final else ""
         start = "\r\x1b[2K" if sys.stderr.isatty() else ""
         print(start + line, end=ending, file=sys.stderr, flush=True)
-
-
-def _label(record: Record) -> torch.Tensor:
-    return torch.tensor([record.label])
 
 
 def _clock(seconds: float) -> str:

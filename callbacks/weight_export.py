@@ -9,8 +9,8 @@ from lustral.networks import save_network
 
 
 class WeightExport(Callback):
-    """Writes ``weights.safetensors`` into the run folder when a training ends, with the averaged weights where an
-    `EMA` callback stands before this one. Acts on modules that have an ``exported`` network."""
+    """Writes ``weights.safetensors`` into the run folder when a training ends, with the averaged weights where there
+    is an `EMA` callback (it hands them over before). Acts on modules that have an ``exported`` network."""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         network = getattr(pl_module, "exported", None)

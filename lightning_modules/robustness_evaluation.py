@@ -17,6 +17,11 @@ from lustral.purifiers import Purifier
 from lustral.threat import ThreatModel
 
 
+def _learns(part: torch.nn.Module) -> bool:
+    """Whether a network has anything that training could have set."""
+    return next(part.parameters(), None) is not None
+
+
 class RobustnessEvaluation(LightningModule):
     """How robust is a frozen defence under an attack that sees it whole? Run with ``cli.py test``.
 
@@ -74,7 +79,7 @@ class RobustnessEvaluation(LightningModule):
             for name, module in self.defence.purifier.named_modules()
             if isinstance(module, (Denoiser, Classifier))
         }
-        return [name for name, part in parts.items() if getattr(part, "weights", "") is None]
+        return [name for name, part in parts.items() if getattr(part, "weights", None) is None and _learns(part)]
 
     def setup(self, stage: str) -> None:
         datamodule = getattr(self.trainer, "datamodule", None)
@@ -84,11 +89,14 @@ class RobustnessEvaluation(LightningModule):
             self.evaluator.threat.check((datamodule.channels, datamodule.image_size, datamodule.image_size))
             first = datamodule.test_set_indices[: self.evaluator.protocol.audit_images]
             self._audited = torch.tensor(first, dtype=torch.int64)
-        if str(self.trainer.precision) not in ("32-true", "64-true"):
+        if str(self.trainer.precision) != "32-true":
             raise ValueError(
                 f"trainer.precision is {self.trainer.precision}, but a defence is judged in full precision: set "
                 "trainer.precision to 32-true."
             )
+
+    def validation_step(self, batch: object, batch_idx: int) -> None:
+        raise ValueError("A robustness evaluation has one loop: run it with `python cli.py test`.")
 
     def on_test_start(self) -> None:
         # Under gloo Lightning quietly takes no_grad instead, and the mistake would show on a GPU only.
@@ -100,6 +108,9 @@ class RobustnessEvaluation(LightningModule):
         # An image's bits must not depend on which algorithm a benchmark run happened to prefer.
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
+        # A GPU would multiply with 10 bits of mantissa and call it float32.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
 
     def test_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> dict[str, list[Record]] | None:
         """``{"records": ...}`` of those images of the batch that have none; None if all have."""

@@ -12,6 +12,7 @@ _KEY = re.compile(r'^Parser key "([^"]+)":\s*(.*)$')
 _CLASS = re.compile(r"^Problem with given class_path '([^']+)':\s*(.*)$")
 _OPTION = re.compile(r"^Option '([^']+)' is not accepted")
 _MISSING_NAME = re.compile(r"module '([^']+)' has no attribute '([^']+)'")
+_LITERAL = re.compile(r"^Expected a typing\.Literal\[([^\]]+)\](?:\. Got value: | but got |.*?Given value: ?)?(.*)$")
 _UNKNOWN = re.compile(r"^unrecognized arguments: (.+)$")
 _PATH = re.compile(r"^Expected a path but (\S+) either not accessible or invalid")
 
@@ -39,21 +40,36 @@ def plain(error: Exception) -> str:
     return (f"{where}: " if where else "") + _mended(told[0], class_path)
 
 
+def no_such_option(class_path: str, option: str) -> str:
+    """The sentence for an option that a class does not have."""
+    options = _options(class_path)
+    close = difflib.get_close_matches(option, options, 1)
+    hint = f"did you mean {close[0]}?" if close else f"its options are {', '.join(options)}."
+    return f"{class_path.rpartition('.')[2]} has no option {option}; {hint}"
+
+
+def no_such_class(class_path: str) -> str:
+    """The sentence for a class path that leads nowhere."""
+    module, _, name = class_path.rpartition(".")
+    try:
+        public = getattr(importlib.import_module(module), "__all__", [])
+    except (ImportError, ValueError):
+        return f"there is no module {module!r}, of which {class_path} should be a class."
+    close = difflib.get_close_matches(name, public, 1)
+    hint = f"did you mean {module}.{close[0]}?" if close else f"it has {', '.join(public)}."
+    return f"{module} has no class {name}; {hint}"
+
+
 def _mended(cause: str, class_path: str) -> str:
     """The cause with a remedy, where one can be told."""
     if match := _OPTION.match(cause):
-        options = _options(class_path)
-        close = difflib.get_close_matches(match[1], options, 1)
-        name = class_path.rpartition(".")[2]
-        hint = f"did you mean {close[0]}?" if close else f"its options are {', '.join(options)}."
-        return f"{name} has no option {match[1]}; {hint}"
+        return no_such_option(class_path, match[1])
     if match := _MISSING_NAME.search(cause):
-        public = getattr(importlib.import_module(match[1]), "__all__", [])
-        close = difflib.get_close_matches(match[2], public, 1)
-        hint = f"did you mean {match[1]}.{close[0]}?" if close else f"it has {', '.join(public)}."
-        return f"{match[1]} has no class {match[2]}; {hint}"
+        return no_such_class(f"{match[1]}.{match[2]}")
     if match := _UNKNOWN.match(cause):
         return f"there is no option {match[1].removeprefix('--')}; --help and --model.help CLASS list the options."
+    if match := _LITERAL.match(cause):
+        return f"{match[2].strip()} is not among {match[1]}."
     if match := _PATH.match(cause):
         return f"there is no file or class {match[1]}."
     return cause

@@ -2,12 +2,20 @@
 
 import importlib
 import inspect
+import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from lustral.complaints import no_such_class, no_such_option
+
+# A dotted name whose last part is capitalised or a loader: what a class path looks like in this project.
+_CLASS_PATH = re.compile(r"^[a-z_][\w]*(\.[a-z_]\w*)*\.([A-Z]\w*|load_\w+)$")
 
 
 def run_folder(recipes: Sequence[str | Path]) -> Path:
@@ -56,6 +64,25 @@ def recipes_of(words: Sequence[str]) -> list[str]:
     return [value for option, value in _options(words) if option in ("-c", "--config")]
 
 
+def check_recipes(words: Sequence[str]) -> None:
+    """Refuse broken files, classes and options inside the recipes, and say in which file they stand.
+
+    The parser finds them too, but its report of a file that another one picks does not hold the cause.
+
+    Raises:
+        ValueError: naming the file, what is wrong in it, and what it might have meant.
+    """
+    for recipe in recipes_of(words):
+        if not Path(recipe).is_file():
+            raise ValueError(
+                f"There is no recipe {recipe} (looked in {Path.cwd()}); see configs/train and configs/eval."
+            )
+        for part in _parts(Path(recipe)):
+            problem = part.problem()
+            if problem:
+                raise ValueError(f"{part.source}: {problem}")
+
+
 def check_layers(words: Sequence[str]) -> None:
     """Refuse layers that choose different classes for one part.
 
@@ -66,29 +93,66 @@ def check_layers(words: Sequence[str]) -> None:
     Raises:
         ValueError: naming the part, both classes and what to do.
     """
-    chosen: dict[str, tuple[str, set[str], str]] = {}
+    chosen: dict[str, _Part] = {}
     for recipe in recipes_of(words):
-        for key, class_path, arguments in _classes(Path(recipe)):
-            before, known, source = chosen.get(key, (class_path, set(), recipe))
-            if before != class_path:
+        for part in _parts(Path(recipe)):
+            before = chosen.get(part.key, part)
+            if before.class_path != part.class_path:
                 raise ValueError(
-                    f"{source} chooses {before} for {key}, and {recipe} chooses {class_path}: arguments of the first "
-                    "would leak into the second. Copy the recipe and name one class."
+                    f"{before.source} chooses {before.class_path} for {part.key}, and {part.source} chooses "
+                    f"{part.class_path}: arguments of the first would leak into the second. Copy the recipe and name "
+                    "one class."
                 )
-            chosen[key] = before, known | arguments, source
+            chosen[part.key] = replace(part, options=before.options | part.options)
     given = {option.removeprefix("--") for option, _ in _options(words)}
     for option, value in _options(words):
         key = option.removeprefix("--")
-        if key not in chosen or not value or value == chosen[key][0]:
+        if key not in chosen or value in ("", chosen[key].class_path):
             continue
-        before, arguments, source = chosen[key]
-        explicit = {name for name in arguments if f"{key}.{name}" in given or f"{key}.init_args.{name}" in given}
-        leaking = sorted((arguments - explicit) & _parameters(value))
+        new = next(_walk(value, key, Path(), Path("the command line")), None)
+        if new is None:
+            continue
+        explicit = {name for name in new.parameters if {f"{key}.{name}", f"{key}.init_args.{name}"} & given}
+        leaking = sorted((chosen[key].options & new.parameters) - explicit - new.options)
         if leaking:
             raise ValueError(
-                f"--{key} chooses {value}, but {', '.join(leaking)} of {source}'s {before} would leak into it: give "
+                f"--{key} chooses {value}, but {', '.join(leaking)} of {chosen[key].source} would leak into it: give "
                 f"{', '.join(f'--{key}.{name}' for name in leaking)} too, or copy the recipe."
             )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A class that a file chooses: its dotted key, its path, the options given to it, and the file."""
+
+    key: str
+    class_path: str
+    options: frozenset[str]
+    source: Path
+
+    @property
+    def parameters(self) -> set[str]:
+        """The arguments of the class or function; none if there is no such thing."""
+        try:
+            return set(inspect.signature(_imported(self.class_path)).parameters)
+        except (ImportError, AttributeError, ValueError, TypeError):
+            return set()
+
+    def problem(self) -> str | None:
+        """What is wrong with the class or its options, in a sentence."""
+        if not self.class_path:
+            return f"{self.key or 'the file'} is empty; it needs a class_path."
+        try:
+            _imported(self.class_path)
+        except (ImportError, AttributeError, ValueError):
+            return no_such_class(self.class_path)
+        wrong = sorted(self.options - self.parameters)
+        return no_such_option(self.class_path, wrong[0]) if wrong else None
+
+
+def _imported(class_path: str) -> Any:
+    module, _, name = class_path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
 
 
 def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -100,29 +164,41 @@ def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield option, value or ("" if following.startswith("--") else following)
 
 
-def _parameters(class_path: str) -> set[str]:
-    """The arguments of a class or function; none if there is no such thing (the parser says so better)."""
-    module, _, name = class_path.rpartition(".")
-    try:
-        return set(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
-    except (ImportError, AttributeError, ValueError, TypeError):
-        return set()
-
-
-def _classes(path: Path) -> Iterator[tuple[str, str, set[str]]]:
-    """Every (dotted key, class path, names of its arguments) of a YAML file and of the files that it picks."""
+def _parts(path: Path) -> Iterator[_Part]:
+    """Every class that a YAML file and the files that it picks choose."""
     if path.is_file():
-        yield from _walk(yaml.safe_load(path.read_text()), "", path.parent)
+        content = _read(path)
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} is no recipe: it holds {'nothing' if content is None else 'no keys'}.")
+        yield from _walk(content, "", path.parent, path)
 
 
-def _walk(value: Any, key: str, folder: Path) -> Iterator[tuple[str, str, set[str]]]:
-    if isinstance(value, str) and value.endswith((".yaml", ".yml")) and (folder / value).is_file():
-        picked = folder / value
-        yield from _walk(yaml.safe_load(picked.read_text()), key, picked.parent)
+def _read(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = "" if mark is None else f", line {mark.line + 1}"
+        raise ValueError(f"{path}{where}: {getattr(error, 'problem', None) or 'this is no YAML'}.") from error
+
+
+def _walk(value: Any, key: str, folder: Path, source: Path) -> Iterator[_Part]:
+    if isinstance(value, str):
+        if value.endswith((".yaml", ".yml")) and (folder / value).is_file():
+            picked = Path(os.path.normpath(folder / value))
+            content = _read(picked)
+            if content is None:
+                yield _Part(key, "", frozenset(), picked)
+            yield from _walk(content, key, picked.parent, picked)
+        elif _CLASS_PATH.match(value):
+            yield _Part(key, value, frozenset(), source)
     elif isinstance(value, dict):
         if "class_path" in value:
-            yield key, value["class_path"], set(value.get("init_args") or {})
+            yield _Part(key, str(value["class_path"]), frozenset(value.get("init_args") or {}), source)
         for name, item in value.items():
             inner = key if name == "init_args" else f"{key}.{name}" if key else str(name)
             if name != "class_path":
-                yield from _walk(item, inner, folder)
+                yield from _walk(item, inner, folder, source)
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from _walk(item, f"{key}[{i}]", folder, source)

@@ -19,7 +19,7 @@ BOTTOM = {"noise", "threat", "ratio", "describe", "environment"}
 # networks and purifiers do not know each other.
 ALLOWED: dict[str, set[str]] = {
     **dict.fromkeys(BOTTOM, BOTTOM),
-    "recipes": set(),  # aids of the command line, which the science neither needs nor knows
+    "recipes": {"complaints"},  # aids of the command line, which the science neither needs nor knows
     "complaints": set(),
     "diffusion": BOTTOM,
     "networks": BOTTOM | {"diffusion"},

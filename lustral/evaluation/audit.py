@@ -19,6 +19,8 @@ from lustral.purifiers import GradientMode, Identity
 from lustral.ratio import parse_ratio
 from lustral.threat import ThreatModel
 
+AUDIT = "audit: "
+"""How the tasks of an audit are announced to whoever observes the engine."""
 ZERO_GRADIENTS = 0.01
 """Largest share of gradients that may be zero everywhere."""
 BLIND_GAIN = 0.01
@@ -54,7 +56,8 @@ def audit_cases(
     known_noise: bool,
 ) -> list[dict[str, float]]:
     """Run the audit's own attacks on ``cases``; one dictionary of accuracies (expected over draws) a case."""
-    stream = noise.fork("audit")
+    stream, observe = noise.fork("audit"), engine.observe
+    engine = Engine(engine.defence, engine.rows, lambda task, step, steps: observe(AUDIT + task, step, steps))
     rule = Expected(verdict_draws)
     found: dict[str, torch.Tensor] = {}
 

@@ -12,7 +12,7 @@ import torch
 from lustral.evaluation.audit import audit_records
 from lustral.evaluation.cost import total_cost
 from lustral.evaluation.intervals import Rate, bootstrap, wilson
-from lustral.evaluation.records import Record, read_records
+from lustral.evaluation.records import Record, read_fingerprint, read_records
 from lustral.evaluation.verdicts import VerdictRule, all_rules
 
 SCHEMA = 1
@@ -92,7 +92,7 @@ def write_card(run: str | Path, indices: Iterable[int] | None = None) -> dict[st
         indices: the samples that were asked for; the folder may hold more. None takes all of them.
     """
     run = Path(run)
-    fingerprint = json.loads((run / "records" / "fingerprint.json").read_text())
+    fingerprint = read_fingerprint(run / "records")
     records = read_records(run / "records")
     costs = [json.loads(path.read_text()) for path in sorted((run / "cost").glob("*.json"))]
     provenance = run / "provenance.json"

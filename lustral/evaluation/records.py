@@ -6,8 +6,10 @@ a line that a killed process left half-written is the last one of its shard, and
 """
 
 import base64
+import contextlib
 import json
 import os
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +21,8 @@ import torch
 from torch import Tensor
 
 from lustral.evaluation.fingerprint import Fingerprint
+
+_INDEX = re.compile(r'\{"index": (\d+),')  # a record's first field
 
 
 @dataclass(frozen=True)
@@ -86,26 +90,33 @@ class RecordFolder:
         self.folder, self.rank = Path(folder), rank
         self._shard = None
         path = self.folder / "fingerprint.json"
-        if path.is_file():
-            kept = json.loads(path.read_text())
-            if kept["sha256"] != fingerprint.sha256:
-                keys = fingerprint.differences(kept["decides"])
-                named = ", ".join(keys[:4]) or "the version of Lustral"
-                raise ValueError(
-                    f"{self.folder} holds records of another evaluation (it differs in {named}"
-                    f"{' ...' if len(keys) > 4 else ''}): give this one its own folder with "
-                    "--trainer.default_root_dir, or move the old records away."
-                )
-        elif any(self.folder.glob("*.jsonl")):
+        if not path.exists():
+            self._claim(path, fingerprint)
+        kept = read_fingerprint(self.folder)
+        if kept["sha256"] != fingerprint.sha256:
+            keys = fingerprint.differences(kept["decides"])
+            named = ", ".join(keys[:4]) or "the version of Lustral"
+            raise ValueError(
+                f"{self.folder} holds records of another evaluation (it differs in {named}"
+                f"{' ...' if len(keys) > 4 else ''}): give this one its own folder with "
+                "--trainer.default_root_dir, or move the old records away."
+            )
+
+    def _claim(self, path: Path, fingerprint: Fingerprint) -> None:
+        """Put this run's fingerprint into a folder that has none. It appears whole, and only if no other run's was
+        there first: two runs that start together cannot both believe that the folder is theirs."""
+        if any(self.folder.glob("*.jsonl")):
             raise ValueError(
                 f"{self.folder} holds records without a fingerprint.json, so nobody can tell whose they are: move "
                 "them away, or give this run its own folder with --trainer.default_root_dir."
             )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            partial = self.folder / f".fingerprint.{rank}.{os.getpid()}"
+            partial = self.folder / f".fingerprint.{self.rank}.{os.getpid()}"
             partial.write_text(json.dumps({"sha256": fingerprint.sha256, "decides": fingerprint.decides}, indent=1))
-            partial.replace(path)
+            with contextlib.suppress(FileExistsError):
+                os.link(partial, path)
+            partial.unlink()
         except OSError as error:
             raise OSError(
                 f"Records cannot be written to {self.folder} ({error.strerror}): free or unlock it, or choose another "
@@ -144,8 +155,20 @@ def read_records(folder: str | Path) -> dict[int, Record]:
 
 
 def record_indices(folder: str | Path) -> set[int]:
-    """The samples that have a record in a folder."""
-    return {json.loads(line)["index"] for line in _lines(Path(folder))}
+    """The samples that have a record in a folder. Reads the beginning of each line only: images are long."""
+    return {int(match[1]) for line in _lines(Path(folder)) if (match := _INDEX.match(line))}
+
+
+def read_fingerprint(folder: str | Path) -> dict[str, Any]:
+    """The content of a folder's ``fingerprint.json``: "sha256", and what it "decides"."""
+    path = Path(folder) / "fingerprint.json"
+    try:
+        kept = json.loads(path.read_text())
+        return {"sha256": kept["sha256"], "decides": kept["decides"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged, so nobody can tell whose records lie beside it: restore it, or move the folder away."
+        ) from error
 
 
 def _lines(folder: Path) -> list[str]:

@@ -107,7 +107,10 @@ def load_network(weights: str | Path) -> nn.Module:
     known = builders()
     if record["builder"] not in known:
         raise ValueError(f"{weights} names the network {record['builder']!r}; known are {', '.join(sorted(known))}.")
-    network = known[record["builder"]](**record["arguments"])
+    try:
+        network = known[record["builder"]](**record["arguments"])
+    except TypeError as error:
+        raise ValueError(f"{weights} names arguments that a {record['builder']} does not have ({error}).") from error
     _load_state(network, state, weights)
     network.weights = str(weights)  # type: ignore[assignment]
     return network

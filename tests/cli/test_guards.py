@@ -1,6 +1,7 @@
 """The traps of LightningCLI and of evaluation: each fails on the stock behaviour and is refused or mended here."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +58,64 @@ def test_help_teaches(cli: Callable[..., int], capsys: pytest.CaptureFixture[str
     for command in ("fit  -c configs/train", "test -c configs/eval", "report", "--model.help"):
         assert command in told
     assert cli() == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ("lustral.purifiers.DiffPure", "lustral.purifiers.DifPure", "did you mean lustral.purifiers.DiffPure"),
+        ("t_star", "t_stra", "did you mean t_star"),
+        ("lustral.diffusion.EulerMaruyama", "lustral.difusion.EulerMaruyama", "no module 'lustral.difusion'"),
+        ("class_path:", "class_path: [", "line"),
+        (None, "", "is empty"),
+    ],
+    ids=["class", "option", "module", "syntax", "empty"],
+)
+def test_a_mistake_in_a_picked_file_names_that_file(
+    before: str | None,
+    after: str,
+    told: str,
+    cli: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Stock jsonargparse reports a "config file loop" instead."""
+    shutil.copytree("configs", tmp_path / "configs")
+    picked = tmp_path / "configs" / "purifier" / "digits_diffpure.yaml"
+    picked.write_text(after if before is None else picked.read_text().replace(before, after))
+    assert cli("test", "-c", tmp_path / DIFFPURE, "--trainer.default_root_dir", tmp_path / "run") == 1
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert str(picked) in error
+    assert told in error
+
+
+@pytest.mark.parametrize(
+    ("extra", "told"),
+    [
+        (["--trainer.limit_test_batches", "1"], "--data.num_test"),
+        (["--trainer.limit_test_batches", "0.5"], "--data.num_test"),
+        (["--trainer.fast_dev_run", "true"], "--data.num_test"),
+        (["--seed_everything", "3"], "--model.seed"),
+        (["--seed", "3"], "--model.seed"),
+        (["--model.attack", "configs/attack/pgd20_eot8.yaml"], None),
+        (["--model.threat.norm", "l3"], "'linf', 'l2'"),
+    ],
+)
+def test_options_that_would_silently_do_something_else_are_refused(
+    extra: list[str], told: str | None, words: list[object], cli: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli(*words, *extra) == (0 if told is None else 1)
+    if told is not None:
+        assert told in capsys.readouterr().err
+
+
+def test_a_file_chosen_on_the_command_line_does_not_inherit_options(
+    words: list[object], cli: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The parser merges such a file into the recipe's instead of replacing it."""
+    plain = [*words[:2], "configs/eval/digits_diffpure.yaml", *words[3:]]
+    assert cli(*plain, "--model.attack", "configs/attack/pgd20.yaml") == 1
+    assert "eot, gradient" in capsys.readouterr().err
 
 
 def test_unknown_subcommands_and_options_are_refused(cli: Callable[..., int], words: list[object]) -> None:

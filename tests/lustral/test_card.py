@@ -404,3 +404,10 @@ def test_the_attack_and_both_verdicts_see_streams_of_their_own() -> None:
         ("attack", "PGD", "gradient"),
         ("attack", "PGD", "selection"),
     }
+
+
+def test_a_ratio_and_its_number_are_one_fingerprint() -> None:
+    one, other = (Fingerprint({"threat": {"eps": eps}}) for eps in ("8/255", 8 / 255))
+    assert one.sha256 == other.sha256
+    assert one.differences(other.decides) == []
+    assert one.sha256 != Fingerprint({"threat": {"eps": "9/255"}}).sha256

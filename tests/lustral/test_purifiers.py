@@ -295,14 +295,19 @@ def test_the_trace_shows_the_noised_image() -> None:
     drawn = noise.fork("forward").normal(closed_form.SHAPE, dtype=torch.float64)
     expected = (abar**0.5 * (2 * x - 1) + (1 - abar) ** 0.5 * drawn + 1) / 2
     torch.testing.assert_close(purifier(x, noise).trace["noised"], expected)
-    assert purifier.sigma == pytest.approx(0.3209, abs=5e-5)
+    assert purifier.derived()["sigma"] == pytest.approx(0.3209, abs=5e-5)
 
 
 def test_the_published_forward_noise_is_the_discrete_tables() -> None:
-    assert _diffpure(EulerMaruyama()).sigma != _diffpure(EulerMaruyama(), forward="discrete").sigma
+    assert (
+        _diffpure(EulerMaruyama()).derived()["sigma"]
+        != _diffpure(EulerMaruyama(), forward="discrete").derived()["sigma"]
+    )
     purifier = DiffPure(SmoothDenoiser(VPSchedule()), EulerMaruyama(), 100, 4, "discrete")
-    assert purifier.sigma == pytest.approx(0.3209, abs=5e-5)
-    assert DiffPure(SmoothDenoiser(VPSchedule()), EulerMaruyama(), 100, 4).sigma == pytest.approx(0.3221, abs=5e-5)
+    assert purifier.derived()["sigma"] == pytest.approx(0.3209, abs=5e-5)
+    assert DiffPure(SmoothDenoiser(VPSchedule()), EulerMaruyama(), 100, 4).derived()["sigma"] == pytest.approx(
+        0.3221, abs=5e-5
+    )
 
 
 def test_the_default_is_one_network_call_a_noising_step() -> None:
