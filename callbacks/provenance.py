@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -30,8 +31,8 @@ PACKAGES = (
 
 
 class Provenance(SaveConfigCallback):
-    """Saves ``config_<stage>.yaml`` and ``provenance.json`` into the run folder when a stage starts, and shows the
-    config in TensorBoard.
+    """Saves ``config_<stage>.yaml`` and ``provenance/<stage>-<time>.json`` into the run folder when a stage starts, and
+    shows the config in TensorBoard. Every start keeps its own file: a run may be finished by another machine.
 
     Lightning's own callback refuses a second run in a folder; here a second run is how a killed one goes on, so
     each stage has a file of its own that is written again.
@@ -41,9 +42,9 @@ class Provenance(SaveConfigCallback):
         folder, stage = Path(trainer.default_root_dir), getattr(stage, "value", stage)
         text = self.parser.dump(self.config, skip_none=False)
         facts = json.dumps(_facts(trainer, stage, yaml.safe_load(text)), indent=1, default=str) + "\n"
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "provenance").mkdir(parents=True, exist_ok=True)
         _write(folder / f"config_{stage}.yaml", text)
-        _write(folder / "provenance.json", facts)
+        _write(folder / "provenance" / f"{stage}-{time.time_ns():020d}.json", facts)
         if isinstance(trainer.logger, TensorBoardLogger):
             indented = "\n".join("    " + line for line in text.splitlines())  # a code block in TensorBoard's Markdown
             trainer.logger.experiment.add_text(f"config/{stage}", indented)

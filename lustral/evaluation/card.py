@@ -84,8 +84,16 @@ def make_card(
     }
 
 
+def _provenance(starts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The facts of the last start, and in short those of every one: records may come from several machines."""
+    if not starts:
+        return {}
+    short = ("started", "commit", "device", "processes", "command")
+    return {**starts[-1], "starts": [{name: start.get(name) for name in short} for start in starts]}
+
+
 def write_card(run: str | Path, indices: Iterable[int] | None = None) -> dict[str, Any]:
-    """Make ``run/card.json`` from ``run/records``, ``run/cost`` and ``run/provenance.json``, and return the card.
+    """Make ``run/card.json`` from ``run/records``, ``run/cost`` and ``run/provenance``, and return the card.
 
     Args:
         run: the run folder.
@@ -95,12 +103,12 @@ def write_card(run: str | Path, indices: Iterable[int] | None = None) -> dict[st
     fingerprint = read_fingerprint(run / "records")
     records = read_records(run / "records")
     costs = [json.loads(path.read_text()) for path in sorted((run / "cost").glob("*.json"))]
-    provenance = run / "provenance.json"
+    starts = [json.loads(path.read_text()) for path in sorted((run / "provenance").glob("test-*.json"))]
     card = make_card(
         [records[index] for index in sorted(records if indices is None else indices)],
         fingerprint,
         costs,
-        json.loads(provenance.read_text()) if provenance.is_file() else None,
+        _provenance(starts),
     )
     partial = run / f".card.{os.getpid()}"
     partial.write_text(json.dumps(card, indent=1) + "\n")

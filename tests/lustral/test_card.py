@@ -323,14 +323,19 @@ def test_a_run_folder_gets_its_card_whole(tmp_path: Path) -> None:
     (tmp_path / "cost").mkdir()
     line = json.dumps({"images": 3, "seconds": 1.5, "calls": {"classifier": 30}, "peak_memory": 1})
     (tmp_path / "cost" / "rank0.json").write_text(line)
-    (tmp_path / "provenance.json").write_text(json.dumps({"python": "3"}))
+    (tmp_path / "provenance").mkdir()
+    for start, device in enumerate(("a GPU", "a CPU")):
+        facts = {"python": "3", "device": device}
+        (tmp_path / "provenance" / f"test-{start}.json").write_text(json.dumps(facts))
+    (tmp_path / "provenance" / "fit-9.json").write_text(json.dumps({"python": "2"}))
     card = write_card(tmp_path)
     assert json.loads((tmp_path / "card.json").read_text()) == card
     assert card["n"] == 3
     assert card["fingerprint"] == fingerprint.sha256
     assert card["cost"]["network_calls_per_image"] == 10.0
-    assert card["provenance"] == {"python": "3"}
-    assert {path.name for path in tmp_path.iterdir()} == {"records", "cost", "provenance.json", "card.json"}
+    assert card["provenance"]["python"] == "3"
+    assert [start["device"] for start in card["provenance"]["starts"]] == ["a GPU", "a CPU"]
+    assert {path.name for path in tmp_path.iterdir()} == {"records", "cost", "provenance", "card.json"}
     assert write_card(tmp_path) == card, "a card made again from the same records is the same"
 
 
