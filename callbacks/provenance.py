@@ -68,7 +68,6 @@ def _facts(trainer: Trainer, stage: str, config: dict[str, Any]) -> dict[str, An
         "packages": {name: version(name) for name in PACKAGES},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine() + " CPU",
         "processes": trainer.world_size,
-        "threads": torch.get_num_threads(),
         "config": config,
     }
 

@@ -105,6 +105,10 @@ class RobustnessEvaluation(LightningModule):
                 "Attacks need gradients, which inference mode forbids: set trainer.inference_mode to false."
             )
         self.defence.eval()
+        if self.device.type == "cpu":
+            # A pool of threads splits sums by its size, so their last bits depend on it. More cores are used by more
+            # processes, whose results are the same.
+            torch.set_num_threads(1)
         # An image's bits must not depend on which algorithm a benchmark run happened to prefer.
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True

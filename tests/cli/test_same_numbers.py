@@ -56,6 +56,16 @@ def test_batch_size_memory_budget_and_extension_change_nothing(
     assert _card(run) == _card(reference)
 
 
+def test_the_number_of_threads_changes_nothing(reference: Path, words: list[str], tmp_path: Path) -> None:
+    """Two threads split sums otherwise than one, and their last bits differ."""
+    run = tmp_path / "run"
+    command = [sys.executable, "cli.py", *words, "--trainer.default_root_dir", str(run)]
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert _records(run) == _records(reference)
+
+
 def test_another_seed_changes_the_records(
     reference: Path, words: list[str], cli: Callable[..., int], tmp_path: Path
 ) -> None:
