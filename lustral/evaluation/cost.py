@@ -84,11 +84,12 @@ class Cost:
                 handle.remove()
 
     def _counter(self, name: str, engine: Engine) -> Any:
-        def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
             rows = round(len(inputs[0]) * engine.filled)
             self._add(f"{name}_forward", rows)
-            if output.requires_grad:
-                output.register_hook(lambda gradient: self._add(f"{name}_backward", rows))
+            answer = tree_leaves(output)[0]  # diffusers' networks answer with a tuple
+            if answer.requires_grad:
+                answer.register_hook(lambda gradient: self._add(f"{name}_backward", rows))
 
         return count
 

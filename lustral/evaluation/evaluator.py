@@ -124,5 +124,6 @@ class Evaluator:
 
 def _networks(defence: Defence) -> Sequence[tuple[str, nn.Module]]:
     """The networks whose calls are counted."""
-    denoisers = [("denoiser", m) for m in defence.purifier.modules() if isinstance(m, Denoiser)]
-    return [("classifier", defence.classifier), *denoisers]
+    # A denoiser's own network where it has one: noise and score may ask that without the denoiser's `forward`.
+    denoisers = [getattr(m, "network", m) for m in defence.purifier.modules() if isinstance(m, Denoiser)]
+    return [("classifier", defence.classifier), *(("denoiser", network) for network in denoisers)]

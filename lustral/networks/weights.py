@@ -24,9 +24,9 @@ _SCHEMA = 1
 
 def builders() -> dict[str, Callable[..., nn.Module]]:
     """Every network that a weights file may name."""
-    from lustral.networks import TimmClassifier, UNetDenoiser, WideResNet
+    from lustral.networks import SongUNetDenoiser, TimmClassifier, UNetDenoiser, WideResNet
 
-    return {builder.__name__: builder for builder in (TimmClassifier, UNetDenoiser, WideResNet)}
+    return {builder.__name__: builder for builder in (SongUNetDenoiser, TimmClassifier, UNetDenoiser, WideResNet)}
 
 
 def architecture(network: nn.Module) -> dict[str, Any]:

@@ -20,6 +20,7 @@ AUDITS = {
     "random_directions": "random directions",
     "bpda": "BPDA",
     "known_noise": "known noise",
+    "double_eot": "2 x EOT",
     "double_eps": "2 eps",
     "large_eps": "largest eps",
 }

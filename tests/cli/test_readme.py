@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_recipes import FAST
+from tests.cli.test_recipes import FAST, SHRUNK_UNET
 from tests.datamodules.fixtures import write_cifar10
 
 README = Path("README.md").read_text()
@@ -64,9 +64,7 @@ def _shrunk(words: list[str], run: Path, weights: dict[str, Path], tmp_path: Pat
         words += ["--data.root", str(write_cifar10(tmp_path / "data", n=20, num_test=20)), "--data.num_workers", "0"]
         words += ["--data.test_subset", str(subset)]
         words += ["--model.classifier.depth", "10", "--model.classifier.width", "1"]
-        words += ["--model.purifier.denoiser.widths", "[8,16]", "--model.purifier.denoiser.attention", "[false,true]"]
-        words += ["--model.purifier.denoiser.blocks", "1", "--model.purifier.denoiser.norm_groups", "4"]
-        return [*words, "--model.purifier.t_star", "10", "--model.purifier.num_steps", "2"]
+        return words + SHRUNK_UNET
     words += ["--model.classifier.weights", str(weights["classifier"])]
     if any("diffpure" in word for word in words):
         words += ["--model.purifier.denoiser.weights", str(weights["denoiser"]), "--model.purifier.num_steps", "2"]

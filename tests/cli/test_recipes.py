@@ -17,8 +17,8 @@ SHRUNK_CIFAR = [
     *("--data.num_val", "5"),
 ]
 SHRUNK_UNET = [
-    *("--model.purifier.denoiser.widths", "[8,16]", "--model.purifier.denoiser.attention", "[false,true]"),
-    *("--model.purifier.denoiser.blocks", "1", "--model.purifier.denoiser.norm_groups", "4"),
+    *("--model.purifier.denoiser.base_channels", "8", "--model.purifier.denoiser.multipliers", "[1,2]"),
+    *("--model.purifier.denoiser.blocks", "1"),
     *("--model.purifier.t_star", "10", "--model.purifier.num_steps", "2"),
 ]
 FAST = [

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lustral.diffusion import Denoiser, DiscreteSchedule, VPSchedule
-from lustral.networks import UNetDenoiser
+from lustral.networks import SongUNetDenoiser, UNetDenoiser
 from tests.closed_form import GaussianDenoiser
 from tests.contracts import central_differences, generator, randomise, relative_error
 
@@ -17,11 +17,18 @@ def _unet(schedule: str) -> Denoiser:
     return unet.double().eval().requires_grad_(False)
 
 
+def _song_unet() -> Denoiser:
+    unet = SongUNetDenoiser(4, 1, 8, (1, 2), 1, (4,), dropout=0.0)
+    randomise(unet, 0.2)
+    return unet.double().eval().requires_grad_(False)
+
+
 DENOISERS: dict[str, Callable[[], Denoiser]] = {
     "gaussian, vp": lambda: GaussianDenoiser(VPSchedule()).requires_grad_(False),
     "gaussian, discrete": lambda: GaussianDenoiser(DiscreteSchedule()).requires_grad_(False),
     "unet, vp": lambda: _unet("vp"),
     "unet, discrete": lambda: _unet("discrete"),
+    "song unet": _song_unet,
 }
 TIMES = torch.tensor([1.0, 100.0, 400.0, 999.0, 1000.0], dtype=torch.float64)
 

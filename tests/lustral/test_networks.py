@@ -266,7 +266,7 @@ def test_only_known_builders_are_built(name: str, tmp_path: Path) -> None:
     """Opening a file runs nobody's code: a builder is a name from a closed list, never a class path."""
     record = {"schema": 1, "builder": name, "arguments": {}, "notes": {}}
     path = _write(tmp_path / "weights.safetensors", record, {"weight": torch.ones(2)})
-    with pytest.raises(ValueError, match=r"names the network .*; known are TimmClassifier, UNetDenoiser, WideResNet"):
+    with pytest.raises(ValueError, match=r"names the network .*; known are SongUNetDenoiser, TimmClassifier"):
         load_network(path)
 
 
