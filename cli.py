@@ -52,7 +52,7 @@ SUSPECT_EXIT_CODE = 3
 
 
 class LustralCLI(LightningCLI):
-    """LightningCLI with the guards that an honest evaluation needs (DESIGN.md section 5)."""
+    """LightningCLI with the guards that an honest evaluation needs."""
 
     card: dict[str, Any] | None = None
 
@@ -66,7 +66,10 @@ class LustralCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         words = sys.argv[1:] if args is None else [str(word) for word in args]
-        if not any(word.partition("=")[0] in ("-c", "--config", "-h", "--help") or "help" in word for word in words):
+        known = words[0] in self.subcommands()
+        if known and not any(
+            word.partition("=")[0] in ("-c", "--config", "-h", "--help") or "help" in word for word in words
+        ):
             raise ValueError(f"No recipe is named: python cli.py {words[0]} -c configs/.../RECIPE.yaml.")
         check_recipes(words)
         check_layers(words)

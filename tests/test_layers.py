@@ -1,4 +1,4 @@
-"""Imports run one way only (DESIGN 1), and nothing draws from a global generator: the syntax trees say so."""
+"""Imports run one way only (CONTRIBUTING.md), and nothing draws from a global generator: the syntax trees say so."""
 
 import ast
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ SOURCES = sorted(
 )
 
 BOTTOM = {"noise", "threat", "ratio", "describe", "environment"}
-# What each part of `lustral` may import of it, itself apart. The order is DESIGN 1's; within one rank of it,
+# What each part of `lustral` may import of it, itself apart. The order is CONTRIBUTING's; within one rank of it,
 # networks and purifiers do not know each other.
 ALLOWED: dict[str, set[str]] = {
     **dict.fromkeys(BOTTOM, BOTTOM),

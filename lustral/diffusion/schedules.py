@@ -109,7 +109,7 @@ class VPSchedule(NoiseSchedule):
         """Evenly spaced times from ``t_star``; the last one is ``FINAL_TIME`` instead of 0.
 
         Counted in whole steps, never accumulated: accumulation in float32 makes a network's floored label
-        jump (specs/dbp.md 1a).
+        jump (150 steps begin with 149, 148, 148).
         """
         _check_steps(t_star, num_steps)
         times = torch.arange(num_steps, -1, -1, dtype=torch.float64) * t_star / num_steps

@@ -14,7 +14,8 @@ from lustral.diffusion.schedules import MAX_TIME, VPSchedule, coefficient
 
 
 def euler_maruyama(x: Tensor, score: Tensor, beta: Tensor, h: Tensor, noise: Tensor) -> Tensor:
-    """x + h (beta/2 x + beta score) + sqrt(beta h) noise: one step of the reverse VP-SDE (specs/dbp.md 1a)."""
+    """x + h (beta/2 x + beta score) + sqrt(beta h) noise: one step of the reverse VP-SDE (Song et al. 2021,
+    equation 6)."""
     drift = coefficient(0.5 * beta * h, x) * x + coefficient(beta * h, x) * score
     return x + drift + coefficient((beta * h).sqrt(), x) * noise
 

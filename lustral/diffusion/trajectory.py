@@ -3,7 +3,7 @@
 `unroll` applies ``x <- step(i, x, *inputs)`` and differentiates the whole loop with a vector-Jacobian product a
 step at a time: the forward pass stores one state a step, the backward pass runs each step again with a graph and
 pulls the gradient through it. With frozen weights an input-only backward costs one forward, so T steps cost 3 T
-network calls, and 2 T where the graphs fit the budget and are kept (specs/evaluation.md 4.2). Both are
+network calls, and 2 T where the graphs fit the budget and are kept. Both are
 ``torch.equal``: the same operations run on the same numbers.
 
 Two rules make it right. Everything that depends on the input is an explicit argument of the step: a captured

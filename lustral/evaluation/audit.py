@@ -1,6 +1,7 @@
 """Is the number to be believed? Attacks and statistics that must agree with it, and a plain word if they do not.
 
-The checks are those of specs/evaluation.md 1.2. A check never changes a number; it can only make a card suspect.
+The checks follow Carlini et al. 2019 (arXiv 1902.06705), Tramer et al. 2020 (2002.08347) and Pintor et al. 2022
+(2106.09947). A check never changes a number; it can only make a card suspect.
 """
 
 import copy

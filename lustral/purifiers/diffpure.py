@@ -1,6 +1,6 @@
 """DiffPure: noise the image to t*, and bring it back along the reverse process.
 
-Nie et al., "Diffusion models for adversarial purification", ICML 2022; specs/dbp.md section 1.
+Nie et al., "Diffusion models for adversarial purification", ICML 2022; docs/diffpure.md.
 """
 
 from typing import Literal

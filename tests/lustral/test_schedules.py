@@ -7,12 +7,12 @@ from lustral.diffusion import DiscreteSchedule, NoiseSchedule, VPSchedule
 from tests.closed_form import SCHEDULES, alpha_bar
 from tests.contracts import images, stream
 
-# specs/dbp.md 6.1: the share of variance left after k noising steps.
+# Golden values: the share of variance left after k noising steps.
 ALPHA_BAR = {
     1: 0.999900, 20: 0.994231, 30: 0.988400, 36: 0.983976, 45: 0.976062, 50: 0.971016,
     75: 0.939121, 100: 0.897018, 125: 0.846180, 150: 0.788321, 200: 0.659039, 300: 0.396420,
 }  # fmt: skip
-# specs/dbp.md 0.1: the same steps on the continuous schedule.
+# The same steps on the continuous schedule.
 CONTINUOUS = {36: 0.983640, 100: 0.896282, 150: 0.787513, 200: 0.658362}
 
 

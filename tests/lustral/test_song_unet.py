@@ -33,7 +33,7 @@ def test_published_sizes(build, count: int) -> None:
 
 @pytest.mark.parametrize(("blocks", "gigaflops"), [(8, 37.1), (4, 21.7)])
 def test_published_work(blocks: int, gigaflops: float) -> None:
-    """2 FLOP a multiply-add in convolutions and products, an image and call (specs/evaluation.md 4.1)."""
+    """2 FLOP a multiply-add in convolutions and products, an image and call."""
     with torch.device("meta"):
         network = SongUNetDenoiser(blocks=blocks).network.eval()
         counter = FlopCounterMode(display=False)
