@@ -66,10 +66,8 @@ class LustralCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         words = sys.argv[1:] if args is None else [str(word) for word in args]
-        known = words[0] in self.subcommands()
-        if known and not any(
-            word.partition("=")[0] in ("-c", "--config", "-h", "--help") or "help" in word for word in words
-        ):
+        named = any(word.partition("=")[0] in ("-c", "--config", "-h") or "help" in word for word in words)
+        if words[0] in self.subcommands() and not named:
             raise ValueError(f"No recipe is named: python cli.py {words[0]} -c configs/.../RECIPE.yaml.")
         check_recipes(words)
         check_layers(words)

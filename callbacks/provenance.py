@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from datetime import datetime, timezone
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +65,19 @@ def _facts(trainer: Trainer, stage: str, config: dict[str, Any]) -> dict[str, An
         "command": ["cli.py", *sys.argv[1:]],
         "commit": _commit(),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in PACKAGES},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine() + " CPU",
         "processes": trainer.world_size,
         "config": config,
     }
+
+
+def _version(package: str) -> str | None:
+    """The installed version; None for a package that runs from its source folder."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _commit() -> str | None:
