@@ -11,7 +11,7 @@ BIN    := .venv/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # Processes of one thread each: on small networks more threads only wait for each other.
-PROCESSES := $(shell n=$$(nproc 2>/dev/null || echo 1); [ $$n -gt 4 ] && echo 4 || echo $$n)
+PROCESSES := $(shell n=$$(env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 1); [ $$n -gt 4 ] && echo 4 || echo $$n)
 ON_CPU := $(if $(filter-out 1,$(PROCESSES)),--trainer.accelerator cpu --trainer.devices $(PROCESSES) --trainer.strategy ddp,--trainer.accelerator cpu)
 
 .PHONY: demo test lint install install-dev clean
