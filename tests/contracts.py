@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lustral.attacks import Cases, Judged
 from lustral.diffusion import Denoiser, NoiseSchedule
+from lustral.evaluation import Defence
 from lustral.networks import Classifier
 from lustral.noise import NoiseStream
 from lustral.purifiers import Context, GradientMode, Purified, Purifier
@@ -99,6 +100,17 @@ class Reveal:
 
     def __call__(self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact") -> Judged:
         return Judged(self.purifier(x, noise, gradient).images[0].flatten(1))
+
+
+class Recording:
+    """Hands a defence on, and remembers how many rows each call had and whose they were."""
+
+    def __init__(self, defence: Defence) -> None:
+        self.defence, self.calls, self.random = defence, [], defence.random
+
+    def __call__(self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact") -> Judged:
+        self.calls.append((len(x), noise.index.tolist()))
+        return self.defence(x, noise, gradient)
 
 
 def central_differences(function: Callable[[Tensor], Tensor], x: Tensor, h: float = 1e-5) -> Tensor:

@@ -1,4 +1,4 @@
-"""Attacks and their engine: one contract for all attacks, PGD against a straight reference, null controls.
+"""Attacks: one contract for all of them, PGD against a straight reference, and when a case is decided.
 
 A new attack joins by one row in `ATTACKS`.
 """
@@ -9,7 +9,6 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy import stats
 from torch import Tensor
 
 from lustral.attacks import (
@@ -17,38 +16,29 @@ from lustral.attacks import (
     Answer,
     Attack,
     Cases,
-    CrossEntropy,
     Engine,
     Judged,
     Margin,
     MeanLogitMargin,
-    Objective,
     RandomDirections,
     State,
 )
 from lustral.diffusion import EulerMaruyama, VPSchedule
-from lustral.evaluation import Defence, Evaluator, Protocol, Record, Worst, all_rules
+from lustral.evaluation import Defence
 from lustral.noise import NoiseStream
 from lustral.purifiers import DiffPure, GradientMode, Identity
 from lustral.threat import ThreatModel
 from tests.contracts import (
     NoisyPurifier,
+    Recording,
     SmoothDenoiser,
     ToyClassifier,
     cases,
-    central_differences,
     generator,
-    images,
-    relative_error,
     stream,
 )
 
 LINF, L2 = ThreatModel("linf", "16/255"), ThreatModel("l2", 0.3)
-OBJECTIVES: dict[str, Objective] = {
-    "cross_entropy": CrossEntropy(),
-    "margin": Margin(),
-    "mean_logit_margin": MeanLogitMargin(),
-}
 ATTACKS: dict[str, tuple[Callable[[], Attack], ThreatModel]] = {
     "pgd": (lambda: PGD(6, eot=3, selection_draws=4), LINF),
     "pgd_l2": (lambda: PGD(6, eot=3, selection_draws=4), L2),
@@ -292,142 +282,6 @@ def test_random_directions_refuse_nothing_to_try(options: dict) -> None:
         RandomDirections(**options)
 
 
-# Objectives ------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_objectives_are_row_wise_bit_for_bit(name: str) -> None:
-    """The score of an image decides which iterate is kept, so not a bit of it may depend on the batch."""
-    objective = OBJECTIVES[name]
-    logits = 5 * torch.randn(16, 33, 10, generator=generator())
-    y = torch.randint(0, 10, (33,), generator=generator(1))
-    together = objective(logits, y, {})
-    assert together.shape == (33,)
-    for size in (1, 3, 7):
-        for first in range(0, 33, size):
-            rows = torch.arange(first, min(first + size, 33))
-            assert torch.equal(objective(logits[:, rows], y[rows], {}), together[rows])
-
-
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_objectives_are_their_formulas(name: str) -> None:
-    logits = torch.randn(5, 7, 4, generator=generator(), dtype=torch.float64)
-    y = torch.randint(0, 4, (7,), generator=generator(1))
-    for b in range(7):
-        z, true = logits[:, b], int(y[b])
-        others = [k for k in range(4) if k != true]
-        expected = {
-            "cross_entropy": (z.exp().sum(-1).log() - z[:, true]).mean(),
-            "margin": (z[:, others].amax(-1) - z[:, true]).mean(),
-            "mean_logit_margin": z.mean(0)[others].amax() - z.mean(0)[true],
-        }[name]
-        assert float(OBJECTIVES[name](logits, y, {})[b]) == pytest.approx(float(expected))
-
-
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_separable_means_the_mean_over_draws(name: str) -> None:
-    objective = OBJECTIVES[name]
-    logits, y = (
-        3 * torch.randn(5, 30, 4, generator=generator(), dtype=torch.float64),
-        cases(30, classes=4).labels,
-    )
-    single = torch.stack([objective(draw[None], y, {}) for draw in logits]).mean(0)
-    assert torch.allclose(objective(logits, y, {}), single) == objective.separable
-
-
-# The engine ------------------------------------------------------------
-
-
-class _Recording:
-    """Hands a defence on, and remembers how many rows each call had and whose they were."""
-
-    def __init__(self, defence: Defence) -> None:
-        self.defence, self.calls, self.random = defence, [], defence.random
-
-    def __call__(self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact") -> Judged:
-        self.calls.append((len(x), noise.index.tolist()))
-        return self.defence(x, noise, gradient)
-
-
-@pytest.mark.parametrize(("batch", "draws"), [(1, 1), (3, 1), (8, 1), (9, 1), (3, 5), (9, 3)])
-def test_every_network_call_has_exactly_r_rows(batch: int, draws: int) -> None:
-    recording = _Recording(DEFENCES["noisy"]())
-    engine, x, y = Engine(recording, ROWS), images(batch), cases(batch).labels
-    engine.logits(x, stream(batch), draws)
-    engine.answer(x, y, stream(batch), CrossEntropy(), draws)
-    expected = -(-batch * draws // ROWS)
-    assert [rows for rows, _ in recording.calls] == [ROWS] * (2 * expected)
-
-
-def test_eot_is_the_mean_of_single_draws() -> None:
-    defence, x, y, noise = DEFENCES["noisy"](), images(5), cases(5).labels, stream(5)
-    answer = Engine(defence, ROWS).answer(x, y, noise, CrossEntropy(), draws=6)
-    losses, gradients, logits = [], [], []
-    for draw in range(6):
-        leaf = x.clone().requires_grad_()
-        single = defence(leaf, noise.repeat(6).select(torch.arange(5) + 5 * draw)).logits
-        loss = F.cross_entropy(single, y, reduction="none")
-        gradients.append(torch.autograd.grad(loss.sum(), leaf)[0])
-        losses.append(loss.detach())
-        logits.append(single.detach())
-    torch.testing.assert_close(answer.logits, torch.stack(logits))
-    torch.testing.assert_close(answer.loss, torch.stack(losses).mean(0))
-    torch.testing.assert_close(answer.gradient, torch.stack(gradients).mean(0), rtol=1e-4, atol=1e-7)
-    assert not torch.allclose(answer.logits[0], answer.logits[1])
-    assert (answer.zero_rows == 0).all()
-
-
-@pytest.mark.parametrize("name", OBJECTIVES)
-@pytest.mark.parametrize("rows", [3, 8, 64])
-def test_the_gradient_is_the_whole_expressions(name: str, rows: int) -> None:
-    """Also where the objective is no mean over draws, and wherever chunks end."""
-    objective, defence = OBJECTIVES[name], DEFENCES["noisy"]().double()
-    x, y, noise = images(5, dtype=torch.float64), cases(5).labels, stream(5)
-
-    def folded(x: Tensor) -> Tensor:
-        return objective(defence(x.repeat(4, 1, 1, 1), noise.repeat(4)).logits.view(4, 5, -1), y, {})
-
-    answer = Engine(defence, rows).answer(x, y, noise, objective, draws=4)
-    leaf = x.clone().requires_grad_()
-    loss = folded(leaf)
-    (gradient,) = torch.autograd.grad(loss.sum(), leaf)
-    torch.testing.assert_close(answer.loss, loss.detach())
-    torch.testing.assert_close(answer.gradient, gradient)
-    assert relative_error(answer.gradient, central_differences(folded, x)) < 1e-6
-
-
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_answers_do_not_depend_on_the_batch(name: str) -> None:
-    engine, x, y, noise = Engine(DEFENCES["noisy"](), ROWS), images(13), cases(13).labels, stream(13)
-    together = engine.answer(x, y, noise, OBJECTIVES[name], draws=16)
-    for rows in (torch.arange(5), torch.tensor([12, 3, 7]), torch.tensor([4])):
-        part = engine.answer(x[rows], y[rows], noise.select(rows), OBJECTIVES[name], draws=16)
-        assert torch.equal(part.gradient, together.gradient[rows])
-        assert torch.equal(part.logits, together.logits[:, rows])
-        assert torch.equal(part.loss, together.loss[rows])
-
-
-def test_a_deterministic_defence_is_asked_once() -> None:
-    recording = _Recording(DEFENCES["undefended"]())
-    logits = Engine(recording, ROWS).logits(images(3), stream(3), draws=10)
-    assert logits.shape == (10, 3, 3)
-    assert len(recording.calls) == 1
-
-
-@pytest.mark.parametrize("defence", ["undefended", "noisy", "diffpure"])
-@pytest.mark.parametrize("mode", ["exact", "bpda", "detached"])
-def test_every_gradient_mode_is_answered(defence: str, mode: GradientMode) -> None:
-    engine = Engine(DEFENCES[defence](), ROWS)
-    answer = engine.answer(images(3), cases(3).labels, stream(3), CrossEntropy(), 2, mode)
-    assert (answer.gradient == 0).all() == (mode == "detached")
-    assert (answer.zero_rows == (1 if mode == "detached" else 0)).all()
-
-
-def test_no_rows_are_refused() -> None:
-    with pytest.raises(ValueError, match="rows is 0"):
-        Engine(DEFENCES["undefended"](), 0)
-
-
 # Deciding ------------------------------------------------------------
 
 
@@ -435,9 +289,9 @@ def test_no_rows_are_refused() -> None:
 def test_decided_cases_leave_a_deterministic_defence_and_nothing_changes(threat: ThreatModel) -> None:
     """Fewer network calls than an attack that never looks, and each case's image is what it was alone."""
     chosen, attack = _right(24), PGD(20, selection_draws=1)
-    recording = _Recording(DEFENCES["undefended"]())
+    recording = Recording(DEFENCES["undefended"]())
     together = attack(Engine(recording, rows=4), chosen, threat, stream(24)).images
-    never = _Recording(DEFENCES["undefended"]())
+    never = Recording(DEFENCES["undefended"]())
     PGD(20, selection="last")(Engine(never, rows=4), chosen, threat, stream(24))
     assert len(recording.calls) < 0.8 * len(never.calls)
     broken = ToyClassifier()(together).argmax(1) != chosen.labels
@@ -469,65 +323,3 @@ def test_a_random_defence_is_never_decided_by_one_look() -> None:
     logits = engine.logits(found, stream(40).fork("verdict"), 50)
     accuracy = float((logits.argmax(-1) == chosen.labels).float().mean())
     assert abs(accuracy - 0.976) < 4 * (0.024 / 2000) ** 0.5
-
-
-# Null controls ------------------------------------------------------------
-
-DRAWS = 12
-
-
-def _joint_p_value(records: list[Record], optional_stopping: bool = False) -> float:
-    """One test over all rules that clean and robust verdicts have one mean, each rule on draws of its own.
-
-    Under the null hypothesis an image's two verdicts are exchangeable, so each rule gives a standard normal,
-    and disjoint draws make the rules' sum of squares chi-squared.
-    """
-    labels = torch.tensor([record.label for record in records])
-    clean = torch.stack([record.clean_logits for record in records], 1)
-    robust = torch.stack([record.adversarial_logits for record in records], 1)
-    total, degrees = 0.0, 0
-    for k, rule in enumerate(all_rules(DRAWS)):
-        block = slice(k * DRAWS, (k + 1) * DRAWS)
-        judge = Worst(DRAWS) if optional_stopping else rule
-        difference = judge(robust[block], labels) - rule(clean[block], labels)
-        if difference.abs().sum() > 0:
-            total += float(difference.sum() ** 2 / (difference**2).sum())
-            degrees += 1
-    assert degrees >= 3, "too few rules see any error: the test could not fail"
-    return float(stats.chi2.sf(total, degrees))
-
-
-def _null_records(attack: Attack, threat: ThreatModel) -> list[Record]:
-    """600 images that a random defence gets right in most draws, and wrong in some 4 % of them."""
-    classifier, n = ToyClassifier(), 600
-    x = images(3 * n, seed=8)
-    logits = classifier(x).detach()
-    best, second = logits.topk(2).values.T
-    keep = (best - second).argsort()[-n:]
-    chosen = Cases(x[keep], logits.argmax(1)[keep], keep)
-    defence = Defence(classifier, NoisyPurifier(0.1))
-    evaluator = Evaluator(defence, attack, threat, Protocol(5 * DRAWS, audit_images=0), seed=3, rows=256)
-    return evaluator.evaluate(chosen, torch.zeros(n, dtype=torch.bool))
-
-
-NULL_CONTROLS: dict[str, tuple[Attack, ThreatModel]] = {
-    "no_budget": (PGD(3, eot=2), ThreatModel("linf", 0)),
-    "no_budget_random_directions": (RandomDirections(3), ThreatModel("linf", 0)),
-    "negligible_walk": (RandomDirections(10), ThreatModel("linf", 1e-6)),
-    "negligible_pgd": (PGD(10, eot=2, selection_draws=8), ThreatModel("linf", 1e-6)),
-}
-
-
-@pytest.mark.parametrize("name", NULL_CONTROLS)
-def test_null_controls_return_the_clean_number(name: str) -> None:
-    records = _null_records(*NULL_CONTROLS[name])
-    labels = torch.tensor([record.label for record in records])
-    wrong = torch.stack([record.clean_logits for record in records], 1).argmax(-1) != labels
-    assert 0.005 < float(wrong.float().mean()) < 0.1, "a defence without errors would pass any protocol"
-    assert _joint_p_value(records) > 0.001
-    if name == "no_budget":
-        assert _joint_p_value(records, optional_stopping=True) < 1e-6, "the control must catch repeated looks"
-
-
-def test_a_real_attack_does_not_pass_for_a_null_control() -> None:
-    assert _joint_p_value(_null_records(PGD(5, selection_draws=2), LINF)) < 1e-6
