@@ -7,6 +7,7 @@ from lightning.pytorch import Callback
 
 from lustral.evaluation import read_records
 from lustral.noise import NoiseStream
+from lustral.purifiers import Identity
 from lustral.reporting import panel_figure
 
 
@@ -23,8 +24,9 @@ class Panels(Callback):
 
     def draw(self, module: Any, datamodule: Any, folder: Any) -> Any:
         """The figure, from the records in ``folder``; None if none of its samples has one yet."""
-        records = read_records(folder / "records")
-        wanted = [i for i in datamodule.test_indices[: self.num_images] if i in records]
+        first = datamodule.test_indices[: self.num_images]
+        records = read_records(folder / "records", first)
+        wanted = [i for i in first if i in records]
         if not wanted:
             return None
         clean = datamodule.test_images(wanted)
@@ -37,7 +39,7 @@ class Panels(Callback):
         rows = {"clean": clean, "adversarial": adversarial}
         if "noised" in purified.trace:
             rows["noised"] = purified.trace["noised"].clamp(0, 1)
-        if module.defence.random:
+        if not isinstance(defence.purifier, Identity):
             rows["purified"] = purified.images[0].clamp(0, 1)
         names = datamodule.class_names
         titles = [f"{names[records[i].label]} → {names[int(p)]}" for i, p in zip(wanted, predicted, strict=True)]

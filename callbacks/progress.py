@@ -41,8 +41,7 @@ class InnerProgress(Callback):
         """The running accuracy of a run that goes on begins with what was judged before."""
         wanted = set(trainer.datamodule.test_indices)  # type: ignore[attr-defined]
         if earlier := wanted & set(pl_module.finished):
-            records = read_records(Path(trainer.default_root_dir) / "records")
-            self._count([records[index] for index in sorted(earlier)])
+            self._count(list(read_records(Path(trainer.default_root_dir) / "records", earlier).values()))
             self._print(f"{len(earlier)} images have a record already and are skipped", final=True)
 
     def _count(self, records: list[Record]) -> None:

@@ -5,12 +5,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lustral.attacks import Cases, Judged
+from lustral.attacks import Attack, Cases, Judged
 from lustral.diffusion import Denoiser, NoiseSchedule
-from lustral.evaluation import Defence
+from lustral.evaluation import Defence, Evaluator, Protocol
 from lustral.networks import Classifier
 from lustral.noise import NoiseStream
 from lustral.purifiers import Context, GradientMode, Purified, Purifier
+from lustral.threat import ThreatModel
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -129,3 +130,18 @@ def central_differences(function: Callable[[Tensor], Tensor], x: Tensor, h: floa
 def relative_error(found: Tensor, expected: Tensor) -> float:
     """Largest difference in units of the largest expected value."""
     return float((found - expected).abs().max() / expected.abs().max())
+
+
+THREAT = ThreatModel("linf", "24/255")
+
+
+def right_cases(batch: int) -> Cases:
+    """Cases that the toy classifier gets right as long as nobody touches them; every third index."""
+    chosen = cases(batch)
+    return Cases(chosen.images, ToyClassifier()(chosen.images).argmax(1), torch.arange(batch) * 3)
+
+
+def toy_evaluator(purifier: Purifier, attack: Attack, threat: ThreatModel = THREAT, audit_images: int = 8) -> Evaluator:
+    """An evaluation of the toy classifier with 8 verdict draws and 16 rows a call."""
+    protocol = Protocol(8, audit_images=audit_images)
+    return Evaluator(Defence(ToyClassifier(), purifier), attack, threat, protocol, seed=0, rows=16)

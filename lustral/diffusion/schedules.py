@@ -68,12 +68,13 @@ class DiscreteSchedule(NoiseSchedule):
             raise ValueError(f"beta_start = {beta_start} and beta_end = {beta_end} must rise within (0, 1).")
         self.beta_start, self.beta_end = beta_start, beta_end
         betas = torch.linspace(beta_start, beta_end, MAX_TIME, dtype=torch.float64)
-        self._alpha_bar = torch.cat((torch.ones(1, dtype=torch.float64), torch.cumprod(1.0 - betas, 0)))
+        table = torch.cat((torch.ones(1, dtype=torch.float64), torch.cumprod(1.0 - betas, 0)))
+        self._tables = {torch.device("cpu"): table}  # one a device: a table that moved would leave the others without
 
     def alpha_bar(self, t: Tensor) -> Tensor:
-        if t.device != self._alpha_bar.device and t.ndim:
-            self._alpha_bar = self._alpha_bar.to(t.device)
-        return self._alpha_bar[t.long()]
+        if t.device not in self._tables:
+            self._tables[t.device] = self._tables[torch.device("cpu")].to(t.device)
+        return self._tables[t.device][t.long()]
 
     def grid(self, t_star: int, num_steps: int) -> Tensor:
         """Evenly spaced whole numbers from ``t_star`` down to 0 (rounded up where they do not divide)."""

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,7 @@ def _provenance(starts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {**starts[-1], "starts": [{name: start.get(name) for name in short} for start in starts]}
 
 
-def write_card(run: str | Path, indices: Iterable[int] | None = None) -> dict[str, Any]:
+def write_card(run: str | Path, indices: Collection[int] | None = None) -> dict[str, Any]:
     """Make ``run/card.json`` from ``run/records``, ``run/cost`` and ``run/provenance``, and return the card.
 
     Args:
@@ -101,11 +101,13 @@ def write_card(run: str | Path, indices: Iterable[int] | None = None) -> dict[st
     """
     run = Path(run)
     fingerprint = read_fingerprint(run / "records")
-    records = read_records(run / "records")
+    records = read_records(run / "records", indices)
+    if indices is not None and len(records) < len(set(indices)):
+        raise ValueError(f"{run / 'records'} lacks {len(set(indices)) - len(records)} of the records asked for.")
     costs = [json.loads(path.read_text()) for path in sorted((run / "cost").glob("*.json"))]
     starts = [json.loads(path.read_text()) for path in sorted((run / "provenance").glob("test-*.json"))]
     card = make_card(
-        [records[index] for index in sorted(records if indices is None else indices)],
+        list(records.values()),
         fingerprint,
         costs,
         _provenance(starts),

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,12 +145,16 @@ class RecordFolder:
             self._shard = None
 
 
-def read_records(folder: str | Path) -> dict[int, Record]:
-    """The records of a folder by index, ascending."""
+def read_records(folder: str | Path, indices: Collection[int] | None = None) -> dict[int, Record]:
+    """The records of a folder by index, ascending: those of ``indices`` that there are, or all. Of several records
+    of one index the first is taken; lines that are not asked for are not decoded."""
+    wanted = None if indices is None else set(indices)
     records: dict[int, Record] = {}
     for line in _lines(Path(folder)):
-        record = Record.from_json(line)
-        records.setdefault(record.index, record)
+        match = _INDEX.match(line)
+        if match is None or ((wanted is None or int(match[1]) in wanted) and int(match[1]) not in records):
+            record = Record.from_json(line)
+            records[record.index] = record
     return dict(sorted(records.items()))
 
 

@@ -47,8 +47,7 @@ class Run:
     @cached_property
     def records(self) -> dict[int, Record]:
         """The records that the card speaks of, by index; empty where only the card was kept."""
-        on_card = set(self.card["indices"])
-        return {index: record for index, record in read_records(self.folder / "records").items() if index in on_card}
+        return read_records(self.folder / "records", self.card["indices"])
 
     def verdicts(self, rule: str, indices: Sequence[int] | None = None) -> tuple[list[float], list[float]]:
         """How right it is on each clean and adversarial image, ``indices`` in their order (None: all)."""

@@ -196,6 +196,21 @@ def test_a_class_chosen_on_the_command_line_does_not_inherit_arguments(
     assert "--model.classifier.weights" in capsys.readouterr().err
 
 
+def test_samples_that_meet_nan_are_broken_told_and_change_the_exit_code(
+    words: list[object], cli: Callable[..., int], tmp_path: Path
+) -> None:
+    """Finite weights whose logits overflow: nothing is wrong with the file, and every sample fails."""
+    network = WideResNet(10, 1, 10, 1, 8)
+    with torch.no_grad():
+        network.head.weight.fill_(3e38)
+    overflowing = save_network(network, tmp_path / "overflowing.safetensors")
+    assert cli(*words, "--model.classifier.weights", overflowing) == 3
+    card = json.loads((tmp_path / "run" / "card.json").read_text())
+    assert card["status"].startswith("suspect")
+    assert len(card["audit"]["failed_samples"]) == 3
+    assert card["verdicts"]["majority"]["robust"]["value"] == 0
+
+
 def test_training_modules_are_not_tested_with_random_weights_either(
     cli: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

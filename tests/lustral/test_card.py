@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lustral.attacks import PGD, Attack, Cases, RandomDirections
+from lustral.attacks import PGD, RandomDirections
 from lustral.evaluation import (
-    Defence,
     Evaluator,
     Fingerprint,
     Protocol,
@@ -26,24 +25,13 @@ from lustral.evaluation.card import verdicts
 from lustral.noise import NoiseStream
 from lustral.purifiers import Context, Identity, Purified, Purifier
 from lustral.threat import ThreatModel
-from tests.contracts import NoisyPurifier, ToyClassifier, cases
+from tests.contracts import NoisyPurifier, right_cases, toy_evaluator
 
 DRAWS = 8
-THREAT = ThreatModel("linf", "24/255")
-
-
-def _cases(batch: int) -> Cases:
-    chosen = cases(batch)
-    return Cases(chosen.images, ToyClassifier()(chosen.images).argmax(1), torch.arange(batch) * 3)
-
-
-def _evaluator(purifier: Purifier, attack: Attack, threat: ThreatModel = THREAT, audit_images: int = 8) -> Evaluator:
-    protocol = Protocol(DRAWS, audit_images=audit_images)
-    return Evaluator(Defence(ToyClassifier(), purifier), attack, threat, protocol, seed=0, rows=16)
 
 
 def _run(evaluator: Evaluator, batch: int = 24) -> tuple[list[Record], dict[str, Any]]:
-    chosen = _cases(batch)
+    chosen = right_cases(batch)
     records = evaluator.evaluate(chosen, torch.arange(batch) < evaluator.protocol.audit_images)
     fingerprint = Fingerprint(evaluator.decides())
     content = {"sha256": fingerprint.sha256, "decides": json.loads(json.dumps(fingerprint.decides))}
@@ -52,7 +40,7 @@ def _run(evaluator: Evaluator, batch: int = 24) -> tuple[list[Record], dict[str,
 
 @pytest.fixture(scope="module")
 def healthy() -> tuple[list[Record], dict[str, Any]]:
-    return _run(_evaluator(NoisyPurifier(0.05), PGD(10, eot=2, selection_draws=4)))
+    return _run(toy_evaluator(NoisyPurifier(0.05), PGD(10, eot=2, selection_draws=4)))
 
 
 def test_the_card_has_the_promised_keys(healthy: tuple[list[Record], dict[str, Any]]) -> None:
@@ -117,13 +105,13 @@ def test_a_healthy_run_shows_what_was_asked(healthy: tuple[list[Record], dict[st
 
 
 def test_an_undefended_classifier_is_healthy() -> None:
-    _, card = _run(_evaluator(Identity(), PGD(10)))
+    _, card = _run(toy_evaluator(Identity(), PGD(10)))
     assert card["status"] == "ok"
     assert "bpda" not in card["audit"]["expected_accuracy"], "a deterministic defence has nothing to average"
 
 
 def test_without_a_budget_a_deterministic_defence_keeps_its_clean_numbers_and_its_health() -> None:
-    _, card = _run(_evaluator(Identity(), PGD(10), ThreatModel("linf", 0)))
+    _, card = _run(toy_evaluator(Identity(), PGD(10), ThreatModel("linf", 0)))
     assert card["status"] == "ok"
     for verdict in card["verdicts"].values():
         assert verdict["clean"] == verdict["robust"]
@@ -186,7 +174,7 @@ SABOTAGE = [
 
 @pytest.mark.parametrize(("purifier", "attack", "audit_images", "doubt"), SABOTAGE)
 def test_sabotage_is_suspect(purifier: type[Purifier], attack: PGD, audit_images: int, doubt: str) -> None:
-    evaluator = _evaluator(purifier(), attack, audit_images=audit_images)
+    evaluator = toy_evaluator(purifier(), attack, audit_images=audit_images)
     records, card = _run_without_description(evaluator)
     assert card["status"].startswith("suspect: "), card["audit"]
     assert doubt in card["status"]
@@ -194,14 +182,14 @@ def test_sabotage_is_suspect(purifier: type[Purifier], attack: PGD, audit_images
 
 
 def _run_without_description(evaluator: Evaluator) -> tuple[list[Record], dict[str, Any]]:
-    chosen = _cases(24)
+    chosen = right_cases(24)
     records = evaluator.evaluate(chosen, torch.arange(24) < evaluator.protocol.audit_images)
     return records, make_card(records, _fingerprint())
 
 
 def test_a_defence_that_ignores_its_input_is_suspect() -> None:
-    chosen = _cases(24)
-    _, card = _run_without_description(_evaluator(Constant(chosen.images), PGD(5, selection_draws=2)))
+    chosen = right_cases(24)
+    _, card = _run_without_description(toy_evaluator(Constant(chosen.images), PGD(5, selection_draws=2)))
     assert "100 % accuracy is left at a budget that allows every image" in card["status"]
 
 
@@ -212,7 +200,7 @@ def test_an_attack_weaker_than_chance_is_suspect() -> None:
         def run(self, engine, cases, threat, noise):
             return cases.images.clone(), {}
 
-    evaluator = _evaluator(NoisyPurifier(0.02), Idle(), ThreatModel("linf", 0.3), audit_images=24)
+    evaluator = toy_evaluator(NoisyPurifier(0.02), Idle(), ThreatModel("linf", 0.3), audit_images=24)
     _, card = _run_without_description(evaluator)
     assert "random directions beats the attack" in card["status"]
 
@@ -257,7 +245,7 @@ def test_nan_in_a_victim_ends_as_failed_records_and_a_suspect_card() -> None:
             scale = torch.where(noise.index == 6, torch.nan, 1.0).view(-1, 1, 1, 1)
             return Purified(((x + 0.02 * noise.normal(x.shape[1:], dtype=x.dtype)) * scale)[None])
 
-    records, card = _run_without_description(_evaluator(Sometimes(), PGD(5, selection_draws=2)))
+    records, card = _run_without_description(toy_evaluator(Sometimes(), PGD(5, selection_draws=2)))
     assert [record.index for record in records if record.failed] == [6]
     assert "1 samples met NaN or Inf" in card["status"]
     assert json.loads(json.dumps(card, allow_nan=False))["audit"]["failed_samples"] == [6]
@@ -303,8 +291,8 @@ def test_costs_of_all_processes_and_starts_add_up() -> None:
 
 
 def test_network_calls_are_counted_in_rows() -> None:
-    evaluator = _evaluator(NoisyPurifier(), PGD(3, eot=2, selection_draws=4, finalists=2), audit_images=0)
-    evaluator.evaluate(_cases(16), torch.zeros(16, dtype=torch.bool))
+    evaluator = toy_evaluator(NoisyPurifier(), PGD(3, eot=2, selection_draws=4, finalists=2), audit_images=0)
+    evaluator.evaluate(right_cases(16), torch.zeros(16, dtype=torch.bool))
     calls = evaluator.cost.calls
     verdict_rows, gradient_rows, selection_rows = 2 * DRAWS * 16, 3 * 2 * 16, (2 + 1) * 4 * 16
     assert calls == {
@@ -349,70 +337,3 @@ def test_a_run_folder_gets_its_card_whole(tmp_path: Path) -> None:
 def test_impossible_protocols_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Protocol(**options)
-
-
-# What one image's record depends on ------------------------------------------------------------
-
-
-def test_records_do_not_depend_on_the_batch() -> None:
-    """Batches of 24 and 7, shuffled: the same records, bit for bit, audits included."""
-    evaluator = _evaluator(NoisyPurifier(0.05), PGD(4, eot=2, selection_draws=4))
-    chosen, audited = _cases(24), torch.arange(24) < 5
-    together = {record.index: record.to_json() for record in evaluator.evaluate(chosen, audited)}
-    order = torch.randperm(24, generator=torch.Generator().manual_seed(1))
-    apart = {}
-    for rows in order.split(7):
-        apart |= {record.index: record.to_json() for record in evaluator.evaluate(chosen.select(rows), audited[rows])}
-    assert apart == together
-
-
-def test_changes_that_decide_a_result_change_the_fingerprint() -> None:
-    base = _evaluator(NoisyPurifier(0.05), PGD(4))
-    others = [
-        _evaluator(NoisyPurifier(0.06), PGD(4)),
-        _evaluator(NoisyPurifier(0.05), PGD(5)),
-        _evaluator(NoisyPurifier(0.05), PGD(4), ThreatModel("l2", "24/255")),
-        _evaluator(NoisyPurifier(0.05), PGD(4), audit_images=9),
-        _evaluator(Identity(), PGD(4)),
-    ]
-    rows = Evaluator(base.defence, base.attack, base.threat, base.protocol, 0, 32)
-    seed = Evaluator(base.defence, base.attack, base.threat, base.protocol, 1, 16)
-    weights = Evaluator(Defence(ToyClassifier(seed=0), NoisyPurifier(0.05)), PGD(4), THREAT, base.protocol, 0, 16)
-    with torch.no_grad():
-        weights.defence.classifier.get_parameter("conv.bias")[0] += 1e-3
-    hashes = {Fingerprint(e.decides()).sha256 for e in (base, *others, rows, seed, weights)}
-    assert len(hashes) == 9
-
-
-def test_changes_that_decide_nothing_keep_the_fingerprint() -> None:
-    one, two = (_evaluator(NoisyPurifier(0.05), PGD(4)) for _ in range(2))
-    two.defence.purifier.graph_budget = 1e9
-    two.defence.classifier.weights = "elsewhere/weights.safetensors"
-    assert Fingerprint(one.decides()).sha256 == Fingerprint(two.decides()).sha256
-
-
-def test_the_attack_and_both_verdicts_see_streams_of_their_own() -> None:
-    """Every stream that a defence is asked with, by path: none is shared between two of the three tasks."""
-    seen: list[tuple[str, ...]] = []
-
-    class Watching(NoisyPurifier):
-        def run(self, x: Tensor, context: Context, noise: NoiseStream) -> Purified:
-            seen.append(noise.path)
-            return super().run(x, context, noise)
-
-    evaluator = _evaluator(Watching(0.05), PGD(2, selection_draws=2), audit_images=0)
-    evaluator.evaluate(_cases(8), torch.zeros(8, dtype=torch.bool))
-    assert set(seen) == {
-        ("memory",),
-        ("verdict", "clean"),
-        ("verdict", "adversarial"),
-        ("attack", "PGD", "gradient"),
-        ("attack", "PGD", "selection"),
-    }
-
-
-def test_a_ratio_and_its_number_are_one_fingerprint() -> None:
-    one, other = (Fingerprint({"threat": {"eps": eps}}) for eps in ("8/255", 8 / 255))
-    assert one.sha256 == other.sha256
-    assert one.differences(other.decides) == []
-    assert one.sha256 != Fingerprint({"threat": {"eps": "9/255"}}).sha256

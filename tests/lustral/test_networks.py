@@ -95,7 +95,11 @@ def test_published_sizes(build: Callable[[], nn.Module], count: int) -> None:
 def test_answers_have_the_promised_shapes(builder: Callable[..., nn.Module]) -> None:
     network = builder()
     answer = _answer(network)
-    expected = (3, network.num_classes) if isinstance(network, Classifier) else (3, *network.image_shape)  # type: ignore
+    if isinstance(network, Classifier):
+        expected = (3, network.num_classes)
+    else:
+        assert isinstance(network, Denoiser)
+        expected = (3, *network.image_shape)
     assert answer.shape == expected
     assert answer.dtype == torch.float32
     assert answer.isfinite().all()

@@ -208,7 +208,8 @@ def test_the_convergence_check_notices_a_wrong_drift() -> None:
     class Wrong(EulerMaruyama):
         def step(self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: Tensor) -> Tensor:
             right = super().step(denoiser, x, t, s, noise)
-            return right + 0.02 * denoiser.schedule.beta(t) * (t - s) / 1000 * denoiser.score(x, t)  # type: ignore
+            assert isinstance(denoiser.schedule, VPSchedule)
+            return right + 0.02 * denoiser.schedule.beta(t) * (t - s) / 1000 * denoiser.score(x, t)
 
     denoiser, x = GaussianDenoiser(VPSchedule(), MEAN, DIAGONAL), _states(1, shape=(1, 2, 2))
     fine = _run(EulerMaruyama(), denoiser, x, 0.0, START, STOP, 2000)
