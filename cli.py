@@ -139,8 +139,7 @@ class LustralCLI(LightningCLI):
 def _refuse_meaningless(config: Any) -> None:
     """Options that mean something elsewhere, and silently nothing (or too much) for an evaluation."""
     trainer = config.trainer
-    limit = trainer.limit_test_batches  # the integer 1 is one batch, 1.0 is all of them
-    if trainer.fast_dev_run or not (limit is None or (isinstance(limit, float) and limit == 1.0)):
+    if trainer.fast_dev_run or trainer.limit_test_batches is not None:
         raise ValueError(
             "trainer.limit_test_batches and trainer.fast_dev_run would leave out images that were asked for: choose "
             "how many with --data.num_test."
