@@ -5,6 +5,7 @@
     python cli.py test -c configs/eval/RECIPE.yaml       attack a defence; writes runs/eval/RECIPE/card.json
     python cli.py predict -c configs/eval/RECIPE.yaml    classes of clean images; writes predictions-rank0.csv
     python cli.py report RUN_DIR ...                     tables and figures of finished runs
+    python cli.py import --format F --source FILE --output weights/NAME.safetensors        published weights
 
 Every option of a recipe can be changed on the command line: --data.num_test 100, --model.threat.eps 8/255,
 --model.attack.num_steps 50, --trainer.devices 8 --trainer.strategy ddp, --trainer.default_root_dir DIR.
@@ -44,8 +45,9 @@ from torch import OutOfMemoryError
 from yaml import YAMLError
 
 from lustral.complaints import plain
+from lustral.networks.importing.command import run_command as import_weights
 from lustral.recipes import check_layers, check_recipes, claim_folder, forget_weights, run_folder
-from lustral.reporting.command import run_command
+from lustral.reporting.command import run_command as report
 
 BASE = Path(__file__).parent / "configs" / "base.yaml"
 SUSPECT_EXIT_CODE = 3
@@ -173,7 +175,9 @@ def main(args: Sequence[str] | None = None) -> int:
     _quieten()
     try:
         if words[:1] == ["report"]:
-            return run_command(words[1:])
+            return report(words[1:])
+        if words[:1] == ["import"]:
+            return import_weights(words[1:])
         training = [FiniteLoss(), LearningRateMonitor("step"), WeightExport()]
         defaults = {"callbacks": [*training, AttackRecords(), InnerProgress(), Panels(), Predictions()]}
         stage = {"default_config_files": [str(BASE)], "exit_on_error": False, "allow_abbrev": False}

@@ -17,7 +17,7 @@ from lustral.noise import NoiseStream
 
 def main(num_steps: int = 10, rows: int = 32) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    denoiser = UNetDenoiser(16, 3, (32, 64), 1, (False, True), norm_groups=8, dropout=0.0, schedule_type="vp")
+    denoiser = UNetDenoiser(16, 3, (32, 64), 1, (False, True), norm_groups=8, dropout=0.0, preconditioning="vp")
     denoiser = denoiser.eval().requires_grad_(False).to(device)
     solver, noise = EulerMaruyama(), NoiseStream(0, torch.arange(rows, device=device))
     times = denoiser.schedule.grid(100, num_steps)

@@ -15,7 +15,7 @@ from lustral.noise import NoiseStream
 def main(rows: int = 8) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = 64 if device.type == "cuda" else rows
-    denoiser = UNetDenoiser(schedule_type="vp").eval().requires_grad_(False).to(device)
+    denoiser = UNetDenoiser(preconditioning="vp").eval().requires_grad_(False).to(device)
     x = torch.rand(rows, 3, 32, 32, device=device)
     noise = NoiseStream(0, torch.arange(rows, device=device))
     t = torch.tensor(100.0, dtype=torch.float64)

@@ -10,29 +10,46 @@ class EMA(WeightAveraging):
     """Averages the trained weights; validation, checkpoints and the exported weights use the average.
 
     Lightning's `WeightAveraging` with three differences: the decay warms up, so that a short run is not an average
-    with its random start; frozen weights are copied, since averaging equal numbers still rounds; and integer
+    with its random start, or follows EDM's half-life in images; frozen weights are copied, since averaging equal numbers still rounds; and integer
     buffers (batch-norm counters) are copied instead of going stale.
 
     Args:
         decay: of the average, an update. The effective decay is min(decay, (1 + n) / (10 + n)) after n updates.
+        half_life: in images, instead of ``decay``: the decay an update is 0.5^(images an update / half_life)
+            (Karras et al. 2022; 500,000 for CIFAR-10).
+        ramp: with ``half_life``: it is at most this share of the images seen so far (theirs: 0.05).
     """
 
-    def __init__(self, decay: float = 0.999) -> None:
-        if not 0 <= decay < 1:
+    def __init__(self, decay: None | float = None, half_life: None | int = None, ramp: float = 0.05) -> None:
+        if (decay is None) == (half_life is None):
+            raise ValueError(
+                f"EMA takes a decay or a half_life in images, and not both: {decay} and {half_life} are given."
+            )
+        if decay is not None and not 0 <= decay < 1:
             raise ValueError(f"EMA decay is {decay}; it lies in [0, 1).")
-        self.decay = decay
+        if (half_life is not None and half_life <= 0) or ramp <= 0:
+            raise ValueError(f"EMA half_life is {half_life} and ramp {ramp}; both must be positive.")
+        self.decay, self.half_life, self.ramp = decay, half_life, ramp
+        self._images_an_update = 0
         super().__init__(use_buffers=True, avg_fn=self._average)
 
     def _average(self, average: Tensor, current: Tensor, updates: Tensor | int) -> Tensor:
         if not current.is_floating_point():
             return current
         n = torch.as_tensor(updates, dtype=average.dtype, device=average.device)
-        weight = 1.0 - torch.clamp((1.0 + n) / (10.0 + n), max=self.decay)
-        return torch.lerp(average, current, weight)
+        if self.decay is not None:
+            kept = torch.clamp((1.0 + n) / (10.0 + n), max=self.decay)
+        else:
+            assert self.half_life is not None
+            half_life = torch.clamp(self.ramp * n * self._images_an_update, max=self.half_life)
+            kept = 0.5 ** (self._images_an_update / half_life.clamp_min(1e-8))
+        return torch.lerp(average, current, 1.0 - kept)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
+        images = len(batch[0]) if isinstance(batch, (tuple, list)) else len(batch)  # type: ignore[arg-type]
+        self._images_an_update = images * trainer.world_size * trainer.accumulate_grad_batches
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)  # type: ignore[arg-type]
         assert self._average_model is not None
         with torch.no_grad():

@@ -8,38 +8,54 @@ from torch import Tensor
 
 from lightning_modules.checks import check_fit
 from lightning_modules.schedules import warmup_cosine
-from lustral.diffusion import DiscreteSchedule, VPSchedule, to_diffusion
-from lustral.diffusion.schedules import MAX_TIME
-from lustral.networks import NoisePredictor
+from lustral.diffusion import Denoiser, DiffusionLoss, SimpleLoss, to_diffusion
 from lustral.noise import NoiseStream
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
 
 class DiffusionTraining(LightningModule):
-    """Noise prediction, the simple loss of Ho et al. (2020): mean of |eps - eps(x_t, t)|^2 over t and pixels.
+    """A denoiser and the loss that trains it.
 
-    Times are uniform: whole ones in 1..1000 on the discrete schedule, real ones on the continuous (Song et al.
-    2021). Times and noise are keyed by (seed, sample, step), so a run does not depend on how it is sharded, and
-    validation sees the same grid of (t, noise) at every epoch.
+    Times and noise are keyed by (seed, sample, step), so a run does not depend on how it is sharded, and
+    validation sees the same (t, noise) of every image at every epoch. Dropout, which only the global generator
+    feeds, starts each step from a seed of its own, so that a resumed training repeats the bits of one that was not
+    interrupted.
 
     Args:
         denoiser: the network; exported as ``weights.safetensors`` when training ends.
+        loss: SimpleLoss (noise prediction; the default), HybridLoss (learned variance too) or EDMLoss.
         lr: the highest learning rate (Adam).
         warmup: share of the steps over which the learning rate rises.
         cosine: whether a cosine takes the learning rate to zero; else it stays (as published models were trained).
-        seed: of times and noise.
+        channels_last: keep images and weights with the channels last in memory, which convolutions in half
+            precision want on a GPU.
+        compile: compile the network (`torch.compile`); weights and results keep their names.
+        seed: of times, noise and dropout.
     """
 
     def __init__(
-        self, denoiser: NoisePredictor, lr: float = 2e-4, warmup: float = 0.05, cosine: bool = False, seed: int = 0
+        self,
+        denoiser: Denoiser,
+        loss: None | DiffusionLoss = None,
+        lr: float = 2e-4,
+        warmup: float = 0.05,
+        cosine: bool = False,
+        channels_last: bool = False,
+        compile: bool = False,
+        seed: int = 0,
     ) -> None:
         super().__init__()
-        self.denoiser = denoiser
+        self.denoiser, self.diffusion_loss = denoiser, loss or SimpleLoss()
+        self.diffusion_loss.check(denoiser)
         self.lr, self.warmup, self.cosine, self.seed = lr, warmup, cosine, seed
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.denoiser.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        if compile:
+            self.denoiser.compile()
 
     @property
-    def exported(self) -> NoisePredictor:
+    def exported(self) -> Denoiser:
         """What the weights file holds."""
         return self.denoiser
 
@@ -47,11 +63,13 @@ class DiffusionTraining(LightningModule):
         check_fit(getattr(self.trainer, "datamodule", None), [("denoiser", self.denoiser)])
 
     def loss(self, x: Tensor, noise: NoiseStream) -> Tensor:
-        """(B,) squared error of the predicted noise, mean over pixels, of [0, 1] images ``x``."""
-        t = self._times(noise.fork("time").uniform((), dtype=torch.float64))
-        eps = noise.fork("noise").normal(x.shape[1:], dtype=x.dtype)
-        x_t = self.denoiser.schedule.perturb(to_diffusion(x), t, eps)
-        return (self.denoiser.predict_noise_at(x_t, t) - eps).square().flatten(1).mean(1)
+        """(B,) losses of [0, 1] images ``x``."""
+        x_0 = to_diffusion(x).contiguous(memory_format=self.memory_format)
+        return self.diffusion_loss(self.denoiser, x_0, noise)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # One number of (seed, step, process): the steps of a run are apart, and so are its processes.
+        torch.manual_seed(hash((self.seed, self.trainer.global_step, batch_idx, self.global_rank)))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         x, _, index = batch
@@ -72,9 +90,3 @@ class DiffusionTraining(LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.Adam([p for p in self.parameters() if p.requires_grad], self.lr, fused=True)
         return warmup_cosine(optimizer, self.warmup, int(self.trainer.estimated_stepping_batches), self.cosine)
-
-    def _times(self, uniform: Tensor) -> Tensor:
-        """Uniform draws in (0, 1) as times of the denoiser's schedule."""
-        if isinstance(self.denoiser.schedule, DiscreteSchedule):
-            return (uniform * MAX_TIME).ceil().clamp(1, MAX_TIME)
-        return VPSchedule.FINAL_TIME + uniform * (MAX_TIME - VPSchedule.FINAL_TIME)

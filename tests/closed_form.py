@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lustral.diffusion import Denoiser, DiscreteSchedule, NoiseSchedule, VPSchedule
+from lustral.diffusion import Denoiser, LinearSchedule, NoiseSchedule, VPSchedule
 
 SHAPE = (1, 2, 2)
 MEAN = np.array([0.3, -0.2, 0.1, 0.4])
 _FACTOR = np.array([[0.6, 0.0, 0.0, 0.0], [0.2, 0.5, 0.0, 0.0], [-0.1, 0.3, 0.4, 0.0], [0.1, 0.0, 0.2, 0.3]])
 FULL = _FACTOR @ _FACTOR.T
 DIAGONAL = np.diag([0.04, 0.2, 0.5, 0.9])
-SCHEDULES: dict[str, type[NoiseSchedule]] = {"vp": VPSchedule, "discrete": DiscreteSchedule}
+SCHEDULES: dict[str, type[NoiseSchedule]] = {"vp": VPSchedule, "discrete": LinearSchedule}
 
 
 class GaussianDenoiser(Denoiser):
@@ -43,9 +43,8 @@ class GaussianDenoiser(Denoiser):
         )
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        alpha_bar = self.schedule.alpha_bar(t).reshape(-1, 1)  # (1 or B, 1)
-        alpha = alpha_bar.sqrt()
-        gain = alpha * self.variances / (alpha_bar * self.variances + 1 - alpha_bar)
+        alpha, sigma = (of(t).reshape(-1, 1) for of in (self.schedule.alpha, self.schedule.sigma))  # (1 or B, 1)
+        gain = alpha * self.variances / (alpha.square() * self.variances + sigma.square())
         centred = (x_t.flatten(1).double() - alpha * self.mean) @ self.axes
         x_0 = self.mean + (centred * gain) @ self.axes.T
         return x_0.view_as(x_t).to(x_t.dtype)

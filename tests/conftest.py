@@ -24,7 +24,7 @@ def digit_weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         classifier = WideResNet(10, 1, num_classes=10, channels=1, image_size=8)
-        denoiser = UNetDenoiser(8, 1, (8, 16), 1, (False, False), norm_groups=4, dropout=0.0, schedule_type="vp")
+        denoiser = UNetDenoiser(8, 1, (8, 16), 1, (False, False), norm_groups=4, dropout=0.0, preconditioning="vp")
     return {
         "classifier": save_network(classifier, folder / "classifier.safetensors"),
         "denoiser": save_network(denoiser, folder / "denoiser.safetensors"),

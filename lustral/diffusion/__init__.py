@@ -1,18 +1,37 @@
 """Noise schedules, the denoiser convention, solvers, and the unrolled trajectory with its gradients."""
 
 from lustral.diffusion.denoiser import Denoiser, from_diffusion, to_diffusion
-from lustral.diffusion.schedules import DiscreteSchedule, NoiseSchedule, VPSchedule
-from lustral.diffusion.solvers import DDIM, Ancestral, EulerMaruyama, Solver
+from lustral.diffusion.losses import DiffusionLoss, EDMLoss, HybridLoss, SimpleLoss
+from lustral.diffusion.schedules import (
+    CosineSchedule,
+    DiscreteSchedule,
+    EDMSchedule,
+    LinearSchedule,
+    NoiseSchedule,
+    VESchedule,
+    VPSchedule,
+)
+from lustral.diffusion.solvers import DDIM, Ancestral, EulerMaruyama, FlowEuler, Heun, Solver
 from lustral.diffusion.trajectory import unroll
 
 __all__ = [
     "DDIM",
     "Ancestral",
+    "CosineSchedule",
     "Denoiser",
+    "DiffusionLoss",
     "DiscreteSchedule",
+    "EDMLoss",
+    "EDMSchedule",
     "EulerMaruyama",
+    "FlowEuler",
+    "Heun",
+    "HybridLoss",
+    "LinearSchedule",
     "NoiseSchedule",
+    "SimpleLoss",
     "Solver",
+    "VESchedule",
     "VPSchedule",
     "from_diffusion",
     "to_diffusion",

@@ -15,14 +15,21 @@ class Denoiser(nn.Module, ABC):
     Attributes:
         schedule: the noise schedule that the network was trained for.
         image_shape: (C, H, W) of the images.
+        learns_variance: whether `mean_and_variance` gives the variance of a reverse step too.
     """
 
     schedule: NoiseSchedule
     image_shape: tuple[int, int, int]
+    learns_variance: bool = False
 
     @abstractmethod
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """The posterior mean of x_0. ``x_t`` (B, C, H, W); ``t`` () or (B,) in 1000ths (see `schedules`)."""
+
+    def mean_and_variance(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The posterior mean, and the learned v in [0, 1], (B, C, H, W): the log variance of a reverse step is
+        v log beta + (1 - v) log beta tilde (Nichol and Dhariwal 2021, equation 15). One network call."""
+        raise ValueError(f"{type(self).__name__} has learned no variance: choose variance small or large.")
 
     def noise(self, x_t: Tensor, t: Tensor) -> Tensor:
         """E[noise | x_t] = (x_t - alpha E[x_0 | x_t]) / sigma."""

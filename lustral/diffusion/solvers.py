@@ -1,16 +1,41 @@
 """Reverse steps from time ``t`` to an earlier ``s``, as short pure functions of (x_t, x_0 estimate or score, noise).
 
-A `Solver` is such a step with its options, ready to be unrolled: it makes exactly one network call a step.
+A `Solver` is such a step with its options, ready to be unrolled. It makes one network call a step, `Heun` two.
 """
 
+import math
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from lustral.diffusion.denoiser import Denoiser
-from lustral.diffusion.schedules import MAX_TIME, VPSchedule, coefficient
+from lustral.diffusion.schedules import MAX_TIME, NoiseSchedule, VPSchedule, coefficient
+
+Variance = Literal["small", "large", "learned"]
+
+
+class Level(NamedTuple):
+    """A noise level: x_t = alpha x_0 + sigma noise. Float64, () or (B,)."""
+
+    alpha: Tensor
+    sigma: Tensor
+
+    @property
+    def ratio(self) -> Tensor:
+        """The noise at the image's own scale."""
+        return self.sigma / self.alpha
+
+
+def level(schedule: NoiseSchedule, t: Tensor) -> Level:
+    """The level of ``schedule`` at ``t``."""
+    return Level(schedule.alpha(t), schedule.sigma(t))
+
+
+def added_variance(at_t: Level, at_s: Level) -> Tensor:
+    """The variance of the noise that leads from s to t: beta of the step, on a variance-preserving schedule."""
+    return (at_t.sigma.square() - (at_t.alpha / at_s.alpha).square() * at_s.sigma.square()).clamp_min(0.0)
 
 
 def euler_maruyama(x: Tensor, score: Tensor, beta: Tensor, h: Tensor, noise: Tensor) -> Tensor:
@@ -20,27 +45,52 @@ def euler_maruyama(x: Tensor, score: Tensor, beta: Tensor, h: Tensor, noise: Ten
     return x + drift + coefficient((beta * h).sqrt(), x) * noise
 
 
-def ddim(x_0: Tensor, eps: Tensor, abar_t: Tensor, abar_s: Tensor, eta: float, noise: Tensor) -> Tensor:
+def flow_euler(x: Tensor, score: Tensor, beta: Tensor, h: Tensor) -> Tensor:
+    """x + h beta/2 (x + score): one step of the VP-SDE's probability flow (Song et al. 2021, equation 13)."""
+    return x + coefficient(0.5 * beta * h, x) * (x + score)
+
+
+def ddim(x_0: Tensor, eps: Tensor, at_t: Level, at_s: Level, eta: float, noise: Tensor) -> Tensor:
     """Song et al. 2021, equation 12: eta = 0 is deterministic, eta = 1 ancestral sampling with beta tilde."""
-    c_noise = eta * ((1 - abar_t / abar_s) * (1 - abar_s) / (1 - abar_t)).clamp_min(0.0).sqrt()
-    c_eps = (1 - abar_s - c_noise**2).clamp_min(0.0).sqrt()
-    mean = coefficient(abar_s.sqrt(), x_0) * x_0 + coefficient(c_eps, x_0) * eps
+    c_noise = eta * added_variance(at_t, at_s).sqrt() * at_s.sigma / at_t.sigma
+    c_eps = (at_s.sigma.square() - c_noise.square()).clamp_min(0.0).sqrt()
+    mean = coefficient(at_s.alpha, x_0) * x_0 + coefficient(c_eps, x_0) * eps
     return mean + coefficient(c_noise, x_0) * noise
 
 
-def ancestral(
-    x: Tensor, x_0: Tensor, abar_t: Tensor, abar_s: Tensor, variance: Literal["small", "large"], noise: Tensor
-) -> Tensor:
-    """A draw from q(x_s | x_t, x_0), Ho et al. 2020, equation 7; no noise is added where s = 0.
+def posterior(x: Tensor, x_0: Tensor, at_t: Level, at_s: Level) -> Tensor:
+    """The mean of q(x_s | x_t, x_0), Ho et al. 2020, equation 7."""
+    share = added_variance(at_t, at_s) / at_t.sigma.square()
+    c_x = at_t.alpha / at_s.alpha * (at_s.sigma / at_t.sigma).square()
+    return coefficient(at_s.alpha * share, x) * x_0 + coefficient(c_x, x) * x
 
-    ``variance`` small is the posterior's own, beta tilde; large is beta.
+
+def posterior_variance(at_t: Level, at_s: Level) -> Tensor:
+    """The variance of q(x_s | x_t, x_0): beta tilde."""
+    return added_variance(at_t, at_s) * (at_s.sigma / at_t.sigma).square()
+
+
+def learned_std(v: Tensor, beta: Tensor, beta_tilde: Tensor) -> Tensor:
+    """exp of half of v log beta + (1 - v) log beta tilde (Nichol and Dhariwal 2021, equation 15), the shape of v."""
+    low, high = beta_tilde.log(), beta.log()
+    return (0.5 * (coefficient(low, v) + v * coefficient(high - low, v))).exp()
+
+
+def langevin(
+    x: Tensor, score: Tensor, start: Tensor, h: float, rate: float, temperature: float, noise: Tensor, tether: float
+) -> Tensor:
+    """One Euler step of DiffPure's Langevin variant (Nie et al. 2022, appendix; LDSDE).
+
+    dx = -rate/2 (-score + (x - start) / tether) dt + temperature sqrt(rate) dw: it samples near ``start``.
+
+    Args:
+        h: the step of its clock.
+        rate: lambda, 1e-2 in the paper.
+        temperature: eta, 5 in the paper; 1 samples p(x) exp(-|x - start|^2 / (2 tether)).
+        tether: sigma^2, 1e-3 in the paper.
     """
-    ratio = abar_t / abar_s  # the alpha of the step; its beta is 1 - ratio
-    c_0 = abar_s.sqrt() * (1 - ratio) / (1 - abar_t)
-    c_x = ratio.sqrt() * (1 - abar_s) / (1 - abar_t)
-    beta = (1 - ratio) * (1 - abar_s) / (1 - abar_t) if variance == "small" else 1 - ratio
-    std = torch.where(abar_s < 1, beta.clamp_min(0.0).sqrt(), 0.0)
-    return coefficient(c_0, x) * x_0 + coefficient(c_x, x) * x + coefficient(std, x) * noise
+    drift = 0.5 * rate * (score - (x - start) / tether)
+    return x + h * drift + temperature * math.sqrt(rate * h) * noise
 
 
 class Solver(ABC):
@@ -57,22 +107,97 @@ class Solver(ABC):
 
     @abstractmethod
     def step(self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: Tensor) -> Tensor:
-        """x_s from x_t, (B, C, H, W) in diffusion space, with one network call; ``t > s``, () or (B,)."""
+        """x_s from x_t, (B, C, H, W) in diffusion space; ``t > s``, () or (B,)."""
 
 
-class EulerMaruyama(Solver):
-    """The reverse VP-SDE, DiffPure's main method: everything is evaluated at the larger time of the step."""
+class _OnVP(Solver):
+    """Follows the continuous VP-SDE."""
 
     def check(self, denoiser: Denoiser) -> None:
         if not isinstance(denoiser.schedule, VPSchedule):
             raise ValueError(
-                "The EulerMaruyama solver follows the continuous VP-SDE, but the denoiser's schedule is "
-                f"{type(denoiser.schedule).__name__}: choose the Ancestral or DDIM solver, or a VP denoiser."
+                f"The {type(self).__name__} solver follows the continuous VP-SDE, but the denoiser's schedule is "
+                f"{type(denoiser.schedule).__name__}: choose the Ancestral or DDIM solver, or ask the denoiser on it "
+                "(schedule_type: vp)."
             )
+
+
+class EulerMaruyama(_OnVP):
+    """The reverse VP-SDE, DiffPure's main method: everything is evaluated at the larger time of the step."""
 
     def step(self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: Tensor) -> Tensor:
         assert isinstance(denoiser.schedule, VPSchedule)
         return euler_maruyama(x, denoiser.score(x, t), denoiser.schedule.beta(t), (t - s) / MAX_TIME, noise)
+
+
+class FlowEuler(_OnVP):
+    """The VP-SDE's probability flow by Euler steps in its own time: DiffPure's ODE variant. (`DDIM` is the same flow by
+    Euler steps in the noise ratio, which is more accurate.)"""
+
+    random = False
+
+    def step(self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: Tensor) -> Tensor:
+        assert isinstance(denoiser.schedule, VPSchedule)
+        return flow_euler(x, denoiser.score(x, t), denoiser.schedule.beta(t), (t - s) / MAX_TIME)
+
+
+class Heun(Solver):
+    """The probability flow at second order, with churn: Karras et al. 2022, algorithm 2, on any continuous schedule.
+
+    A step to sigma = 0 is an Euler step. Two network calls a step, else.
+
+    Args:
+        churn: S_churn / N, at most sqrt(2) - 1: the noise ratio rises by this share before each step; 0 is
+            deterministic.
+        churn_min: S_tmin, the lowest noise ratio at which it does.
+        churn_max: S_tmax, the highest.
+        churn_noise: S_noise, the factor of the new noise.
+    """
+
+    MAX_CHURN = math.sqrt(2.0) - 1.0
+
+    def __init__(
+        self, churn: float = 0.0, churn_min: float = 0.0, churn_max: float = math.inf, churn_noise: float = 1.0
+    ) -> None:
+        if not 0 <= churn <= self.MAX_CHURN + 1e-6:
+            raise ValueError(f"churn is {churn}; it lies in [0, sqrt(2) - 1 = {self.MAX_CHURN:.4f}].")
+        if not (0 <= churn_min < churn_max and churn_noise >= 0):
+            raise ValueError(
+                f"churn_min = {churn_min} must lie below churn_max = {churn_max}, and churn_noise = {churn_noise} "
+                "cannot be negative."
+            )
+        self.churn, self.churn_min, self.churn_max, self.churn_noise = churn, churn_min, churn_max, churn_noise
+        self.random = churn > 0
+
+    def step(self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: Tensor) -> Tensor:
+        schedule = denoiser.schedule
+        at_t, at_s = level(schedule, t), level(schedule, s)
+        ratio, to = at_t.ratio, at_s.ratio
+        now = x / coefficient(at_t.alpha, x)  # the image at its own scale, where the flow is (x - x_0) / ratio
+        if self.random:
+            rises = (ratio >= self.churn_min) & (ratio <= self.churn_max)
+            # No noise ratio beyond the schedule's last: the network has seen none.
+            end = schedule.noise_ratio(torch.full_like(ratio, float(MAX_TIME)))
+            raised = torch.where(rises, (ratio * (1.0 + self.churn)).clamp_max(end), ratio)
+            extra = (raised.square() - ratio.square()).clamp_min(0.0).sqrt()
+            now, ratio = now + coefficient(self.churn_noise * extra, x) * noise, raised
+
+        slope = (now - self._clean(denoiser, now, ratio)) / coefficient(ratio, x)
+        euler = now + coefficient(to - ratio, x) * slope
+        if to.ndim == 0 and to == 0:
+            return coefficient(at_s.alpha, x) * euler
+        # Where times differ by row, those that arrive at 0 keep their Euler step; any other level stands in for it.
+        arrives = to == 0
+        ahead_at = torch.where(arrives, ratio, to)
+        ahead = (euler - self._clean(denoiser, euler, ahead_at)) / coefficient(ahead_at, x)
+        half = torch.where(arrives, 0.0, 0.5) * (to - ratio)
+        return coefficient(at_s.alpha, x) * (euler + coefficient(half, x) * (ahead - slope))
+
+    @staticmethod
+    def _clean(denoiser: Denoiser, x: Tensor, ratio: Tensor) -> Tensor:
+        """The posterior mean of ``x`` at its own scale."""
+        t = denoiser.schedule.time(ratio)
+        return denoiser(coefficient(denoiser.schedule.alpha(t), x) * x, t)
 
 
 class DDIM(Solver):
@@ -87,28 +212,44 @@ class DDIM(Solver):
     def step(self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: Tensor) -> Tensor:
         x_0 = denoiser(x, t)
         eps = denoiser.schedule_noise(x, x_0, t)
-        abar_t, abar_s = denoiser.schedule.alpha_bar(t), denoiser.schedule.alpha_bar(s)
-        return ddim(x_0, eps, abar_t, abar_s, self.eta, noise)
+        return ddim(x_0, eps, level(denoiser.schedule, t), level(denoiser.schedule, s), self.eta, noise)
 
 
 class Ancestral(Solver):
-    """DDPM's ancestral sampling (Ho et al. 2020), on any grid.
+    """DDPM's ancestral sampling (Ho et al. 2020), on any grid. A step to the clean image adds no noise.
 
     Args:
-        variance: "small" (beta tilde) or "large" (beta).
+        variance: "small" (beta tilde), "large" (beta), or "learned" between them (Nichol and Dhariwal 2021).
         clip_denoised: clamp the estimate of x_0 to [-1, 1], as guided-diffusion does; its gradient is then zero
             where it saturates.
     """
 
-    def __init__(self, variance: Literal["small", "large"] = "small", clip_denoised: bool = False) -> None:
-        if variance not in ("small", "large"):
-            raise ValueError(f"variance is {variance!r}; it may be small or large.")
-        self.variance: Literal["small", "large"] = variance
+    def __init__(self, variance: Variance = "small", clip_denoised: bool = False) -> None:
+        if variance not in get_args(Variance):
+            raise ValueError(f"variance is {variance!r}; it may be {', '.join(get_args(Variance))}.")
+        self.variance: Variance = variance
         self.clip_denoised = clip_denoised
 
+    def check(self, denoiser: Denoiser) -> None:
+        if self.variance == "learned" and not denoiser.learns_variance:
+            raise ValueError(
+                f"The Ancestral solver is to take the learned variance, but this {type(denoiser).__name__} has learned "
+                "none: choose variance small or large."
+            )
+
     def step(self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: Tensor) -> Tensor:
-        x_0 = denoiser(x, t)
+        at_t, at_s = level(denoiser.schedule, t), level(denoiser.schedule, s)
+        last = at_s.sigma == 0
+        if self.variance == "learned":
+            x_0, v = denoiser.mean_and_variance(x, t)
+            beta = added_variance(at_t, at_s)
+            # To the clean image beta tilde is 0 and has no logarithm; no noise is added there, whatever it is.
+            std = learned_std(v, beta, torch.where(last, beta, posterior_variance(at_t, at_s)))
+        else:
+            x_0 = denoiser(x, t)
+            variance = posterior_variance if self.variance == "small" else added_variance
+            std = coefficient(variance(at_t, at_s).sqrt(), x)
         if self.clip_denoised:
             x_0 = x_0.clamp(-1.0, 1.0)
-        abar_t, abar_s = denoiser.schedule.alpha_bar(t), denoiser.schedule.alpha_bar(s)
-        return ancestral(x, x_0, abar_t, abar_s, self.variance, noise)
+        random = coefficient((~last).double(), x)
+        return posterior(x, x_0, at_t, at_s) + random * std * noise

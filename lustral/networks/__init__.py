@@ -1,15 +1,23 @@
 """Networks behind the two conventions (classifier, denoiser), and weights files that alone rebuild them."""
 
+from lustral.networks.cifar_resnet import CifarResNet
 from lustral.networks.classifier import Classifier
-from lustral.networks.denoisers import NoisePredictor, UNetDenoiser
+from lustral.networks.denoisers import PreconditionedDenoiser
+from lustral.networks.mobilenet_v2 import CifarMobileNetV2
+from lustral.networks.shufflenet_v2 import ShuffleNetV2
 from lustral.networks.song_unet import SongUNet, SongUNetDenoiser
 from lustral.networks.timm_classifier import TimmClassifier
+from lustral.networks.transfer import with_new_head
+from lustral.networks.unet import UNetDenoiser
 from lustral.networks.weights import load_classifier, load_denoiser, load_network, save_network
 from lustral.networks.wide_resnet import WideResNet
 
 __all__ = [
+    "CifarMobileNetV2",
+    "CifarResNet",
     "Classifier",
-    "NoisePredictor",
+    "PreconditionedDenoiser",
+    "ShuffleNetV2",
     "SongUNet",
     "SongUNetDenoiser",
     "TimmClassifier",
@@ -19,4 +27,5 @@ __all__ = [
     "load_denoiser",
     "load_network",
     "save_network",
+    "with_new_head",
 ]

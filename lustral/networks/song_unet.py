@@ -7,13 +7,15 @@ decoder block only), and an additive time embedding. diffusers' UNet2DModel cann
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lustral.diffusion import VPSchedule
-from lustral.networks.denoisers import NoisePredictor
+from lustral.diffusion.schedules import ScheduleName, make_schedule
+from lustral.networks.denoisers import PreconditionedDenoiser
+from lustral.networks.preconditioners import make_preconditioner
 from lustral.networks.weights import load_into
 
 _HALF = math.sqrt(0.5)
@@ -158,7 +160,7 @@ class SongUNet(nn.Module):
         return self.head(F.silu(self.norm(x)))
 
 
-class SongUNetDenoiser(NoisePredictor):
+class SongUNetDenoiser(PreconditionedDenoiser):
     """DDPM++ on the continuous VP schedule, as Score-SDE trains it: noise at the label 999 t/1000.
 
     The defaults are ``cifar10_ddpmpp_deep_continuous``, DiffPure's network for CIFAR-10: 106,632,579 parameters
@@ -172,6 +174,9 @@ class SongUNetDenoiser(NoisePredictor):
         blocks: residual blocks a resolution.
         attention_sizes: resolutions in pixels that attend.
         dropout: probability inside each block while training.
+        preconditioning: how it was trained (Karras et al. 2022, table 1), or "consistency".
+        sigma_data: standard deviation of the training images in diffusion space (edm and consistency).
+        schedule_type: the process it is asked on; None is the one it was trained on.
         weights: a file written by `save_network`; None leaves them random.
     """
 
@@ -184,6 +189,9 @@ class SongUNetDenoiser(NoisePredictor):
         blocks: int = 8,
         attention_sizes: Sequence[int] = (16,),
         dropout: float = 0.1,
+        preconditioning: Literal["vp", "ve", "edm", "consistency"] = "vp",
+        sigma_data: float = 0.5,
+        schedule_type: None | ScheduleName = None,
         weights: None | str = None,
     ) -> None:
         super().__init__()
@@ -194,10 +202,13 @@ class SongUNetDenoiser(NoisePredictor):
         self.image_size, self.channels, self.base_channels = image_size, channels, base_channels
         self.multipliers, self.blocks = list(multipliers), blocks
         self.attention_sizes, self.dropout, self.weights = list(attention_sizes), dropout, weights
-        self.schedule = VPSchedule()
+        self.preconditioning, self.sigma_data = preconditioning, sigma_data
+        self.preconditioner = make_preconditioner(preconditioning, sigma_data)
+        own = "edm" if preconditioning == "consistency" else preconditioning
+        self.schedule_type, self.schedule = schedule_type, make_schedule(schedule_type or own)
         self.image_shape = (channels, image_size, image_size)
         self.network = SongUNet(image_size, channels, base_channels, multipliers, blocks, attention_sizes, dropout)
         load_into(self, weights)
 
-    def predict_noise(self, x_t: Tensor, label: Tensor) -> Tensor:
-        return self.network(x_t, label)
+    def evaluate(self, x: Tensor, label: Tensor) -> Tensor:
+        return self.network(x, label)

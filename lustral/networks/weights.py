@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lustral.describe import arguments
 from lustral.diffusion import Denoiser
+from lustral.diffusion.schedules import ScheduleName
 from lustral.networks.classifier import Classifier
 
 _KEY = "lustral"
@@ -24,14 +25,38 @@ _SCHEMA = 1
 
 def builders() -> dict[str, Callable[..., nn.Module]]:
     """Every network that a weights file may name."""
-    from lustral.networks import SongUNetDenoiser, TimmClassifier, UNetDenoiser, WideResNet
+    from lustral.networks import (
+        CifarMobileNetV2,
+        CifarResNet,
+        ShuffleNetV2,
+        SongUNetDenoiser,
+        TimmClassifier,
+        UNetDenoiser,
+        WideResNet,
+    )
 
-    return {builder.__name__: builder for builder in (SongUNetDenoiser, TimmClassifier, UNetDenoiser, WideResNet)}
+    return {
+        builder.__name__: builder
+        for builder in (
+            CifarMobileNetV2,
+            CifarResNet,
+            ShuffleNetV2,
+            SongUNetDenoiser,
+            TimmClassifier,
+            UNetDenoiser,
+            WideResNet,
+        )
+    }
 
 
 def architecture(network: nn.Module) -> dict[str, Any]:
-    """The builder's name and arguments that make ``network`` again, as plain data."""
-    plain = json.loads(json.dumps(arguments(network, ("weights",))))  # tuples become lists, as in a file
+    """The builder's name and arguments that make ``network`` again, as plain data.
+
+    The process that a denoiser is asked on is a choice of its user, and no part of it.
+    """
+    plain = json.loads(
+        json.dumps(arguments(network, ("weights", "schedule_type")))
+    )  # tuples become lists, as in a file
     return {"builder": type(network).__name__, "arguments": plain}
 
 
@@ -101,14 +126,14 @@ def load_into(network: nn.Module, path: str | Path | None) -> None:
     _load_state(network, state, path)
 
 
-def load_network(weights: str | Path) -> nn.Module:
-    """Rebuild the network that a weights file holds."""
+def load_network(weights: str | Path, **choices: Any) -> nn.Module:
+    """Rebuild the network that a weights file holds; ``choices`` are arguments that no weights depend on."""
     record, state = read_weights(weights)
     known = builders()
     if record["builder"] not in known:
         raise ValueError(f"{weights} names the network {record['builder']!r}; known are {', '.join(sorted(known))}.")
     try:
-        network = known[record["builder"]](**record["arguments"])
+        network = known[record["builder"]](**record["arguments"], **choices)
     except TypeError as error:
         raise ValueError(f"{weights} names arguments that a {record['builder']} does not have ({error}).") from error
     _load_state(network, state, weights)
@@ -121,9 +146,15 @@ def load_classifier(weights: str) -> Classifier:
     return _of_kind(load_network(weights), Classifier, weights)
 
 
-def load_denoiser(weights: str) -> Denoiser:
-    """Rebuild the denoiser that a weights file holds (use as a ``class_path``)."""
-    return _of_kind(load_network(weights), Denoiser, weights)
+def load_denoiser(weights: str, schedule_type: None | ScheduleName = None) -> Denoiser:
+    """Rebuild the denoiser that a weights file holds (use as a ``class_path``).
+
+    Args:
+        weights: the file.
+        schedule_type: the process it is asked on; None is the one it was trained on.
+    """
+    choices = {} if schedule_type is None else {"schedule_type": schedule_type}
+    return _of_kind(load_network(weights, **choices), Denoiser, weights)
 
 
 def _of_kind(network: nn.Module, kind: type[Any], weights: str) -> Any:

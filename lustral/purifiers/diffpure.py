@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lustral.diffusion import Denoiser, DiscreteSchedule, Solver, from_diffusion, to_diffusion
+from lustral.diffusion import Denoiser, LinearSchedule, Solver, from_diffusion, to_diffusion
 from lustral.noise import NoiseStream
 from lustral.purifiers.base import Context, Purified, Purifier
 
@@ -44,7 +44,7 @@ class DiffPure(Purifier):
         self.denoiser, self.solver = denoiser.eval().requires_grad_(False), solver
         self.t_star, self.num_steps, self.forward_schedule = t_star, num_steps, forward_schedule
         self._times = denoiser.schedule.grid(t_star, num_steps)
-        self._forward = DiscreteSchedule() if forward_schedule == "discrete" else denoiser.schedule
+        self._forward = LinearSchedule() if forward_schedule == "discrete" else denoiser.schedule
 
     def derived(self) -> dict[str, float]:
         """``sigma``: standard deviation of the injected noise in diffusion space, [-1, 1]."""

@@ -67,6 +67,25 @@ def test_trained_weights_are_averaged_and_the_rest_is_copied(tmp_path: Path) -> 
     torch.testing.assert_close(module.trained.weight, expected)
 
 
+def test_a_half_life_counts_images(tmp_path: Path) -> None:
+    """EDM's rule: a share 0.5^(images an update / half-life) is kept; the half-life grows with the images seen."""
+    module = Toy()
+    batches = [torch.randn(4, 2, generator=torch.Generator().manual_seed(i)) for i in range(30)]
+    _fit(module, tmp_path, [EMA(half_life=20, ramp=0.5)], batches)
+    expected = module.history[0]
+    for n, current in enumerate(module.history[1:], 1):
+        expected = torch.lerp(expected, current, 1 - 0.5 ** (4 / min(20, 0.5 * 4 * n)))
+    torch.testing.assert_close(module.trained.weight, expected)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{}, {"decay": 0.9, "half_life": 10}, {"half_life": 0}, {"half_life": 5, "ramp": 0.0}]
+)
+def test_an_average_has_a_decay_or_a_half_life(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="half_life"):
+        EMA(**wrong)
+
+
 @pytest.mark.parametrize("decay", [-0.1, 1.0])
 def test_a_decay_outside_its_range_is_refused(decay: float) -> None:
     with pytest.raises(ValueError, match="decay"):

@@ -5,18 +5,21 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
+from callbacks import EMA
 from datamodules import Digits
 from lightning_modules import ClassifierTraining, DiffusionTraining
 from lightning_modules.checks import check_fit
-from lustral.networks import UNetDenoiser, WideResNet
+from lustral.diffusion import DiffusionLoss, EDMLoss, HybridLoss, SimpleLoss
+from lustral.networks import SongUNetDenoiser, UNetDenoiser, WideResNet
 from lustral.noise import NoiseStream
 
 
 def _denoiser(schedule: str) -> UNetDenoiser:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return UNetDenoiser(8, 1, (8, 16), 1, (False, False), norm_groups=4, dropout=0.0, schedule_type=schedule)  # type: ignore[arg-type]
+        return UNetDenoiser(8, 1, (8, 16), 1, (False, False), norm_groups=4, dropout=0.0, preconditioning=schedule)  # type: ignore[arg-type]
 
 
 def _trainer(folder: Path, steps: int) -> Trainer:
@@ -33,7 +36,7 @@ def _trainer(folder: Path, steps: int) -> Trainer:
     )
 
 
-@pytest.mark.parametrize("schedule", ["vp", "discrete"])
+@pytest.mark.parametrize("schedule", ["vp", "linear"])
 def test_the_loss_of_predicting_nothing_is_the_variance_of_the_noise(schedule: str) -> None:
     module = DiffusionTraining(_denoiser(schedule))
     with torch.no_grad():
@@ -44,11 +47,11 @@ def test_the_loss_of_predicting_nothing_is_the_variance_of_the_noise(schedule: s
     assert abs(float(loss.detach().mean()) - 1.0) < 0.03
 
 
-@pytest.mark.parametrize("schedule", ["vp", "discrete"])
+@pytest.mark.parametrize("schedule", ["vp", "linear"])
 def test_times_cover_the_schedule(schedule: str) -> None:
-    times = DiffusionTraining(_denoiser(schedule))._times(torch.linspace(1e-9, 1 - 1e-9, 10_001, dtype=torch.float64))
+    times = _denoiser(schedule).schedule.times(torch.linspace(1e-9, 1 - 1e-9, 10_001, dtype=torch.float64))
     assert float(times.max()) > 999.9
-    if schedule == "discrete":
+    if schedule == "linear":
         assert torch.equal(times, times.round())
         assert float(times.min()) == 1
     else:
@@ -83,6 +86,81 @@ def test_training_lowers_the_validation_loss_and_can_be_repeated(kind: str, tmp_
     assert end < 0.8 * start
     assert end == again
     assert torch.equal(weights, same_weights)
+
+
+def _dropping() -> UNetDenoiser:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return UNetDenoiser(8, 1, (8, 16), 1, (False, False), norm_groups=4, dropout=0.3, preconditioning="vp")
+
+
+def test_a_resumed_training_repeats_the_bits_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    """Dropout draws from the global generator, which no checkpoint holds; optimiser, average and schedule do."""
+
+    def run(epochs: int, resume: Path | None = None, disturbed: int = 0) -> tuple[Path, list[torch.Tensor]]:
+        folder = tmp_path / ("straight" if epochs == 4 and not resume else "interrupted")
+        average = EMA(half_life=2000)
+        trainer = Trainer(
+            max_epochs=epochs,
+            accelerator="cpu",
+            logger=False,
+            limit_train_batches=3,
+            limit_val_batches=1,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            callbacks=[average, ModelCheckpoint(folder, save_last=True)],
+            default_root_dir=folder,
+        )
+        torch.manual_seed(disturbed)
+        module = DiffusionTraining(_dropping(), lr=1e-3)
+        trainer.fit(module, datamodule=Digits(batch_size=16), ckpt_path=resume)
+        return folder / "last.ckpt", [p.detach().clone() for p in module.parameters()]
+
+    with torch.random.fork_rng():
+        # The same number of steps is promised to both, so that the learning rate follows one curve.
+        _, straight = run(4)
+        half, _ = run(2)
+        _, resumed = run(4, half, disturbed=12345)
+    for ours, theirs in zip(resumed, straight, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("options", [{"channels_last": True}, {"compile": True}], ids=["channels_last", "compile"])
+def test_speed_options_change_neither_names_nor_results(options: dict[str, bool], tmp_path: Path) -> None:
+    def run(**speed: bool) -> dict[str, torch.Tensor]:
+        module = DiffusionTraining(_denoiser("vp"), lr=1e-3, **speed)
+        trainer = _trainer(tmp_path, 3)
+        trainer.fit(module, datamodule=Digits(batch_size=16))
+        return module.exported.state_dict()
+
+    with torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):  # names and copies, not the compiler
+        plain, fast = run(), run(**options)
+    assert plain.keys() == fast.keys()
+    for name, tensor in plain.items():
+        torch.testing.assert_close(fast[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("loss", [SimpleLoss(), EDMLoss(sigma_data=0.75)], ids=["simple", "edm"])
+def test_every_loss_trains(loss: DiffusionLoss, tmp_path: Path) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        edm = SongUNetDenoiser(8, 1, 8, (1, 2), 1, (4,), dropout=0.0, preconditioning="edm", sigma_data=0.75)
+        denoiser = edm if isinstance(loss, EDMLoss) else _denoiser("vp")
+        module = DiffusionTraining(denoiser, loss, lr=3e-3)
+        noise, x = NoiseStream(9, torch.arange(64)), Digits(batch_size=64)
+        x.setup("fit")
+        images = next(iter(x.val_dataloader()))[0][:64]
+        with torch.no_grad():
+            start = module.loss(images, noise).mean()
+        _trainer(tmp_path, 25).fit(module, datamodule=Digits(batch_size=32))
+        with torch.no_grad():
+            assert module.loss(images, noise).mean() < 0.9 * start
+
+
+def test_a_loss_that_cannot_train_the_denoiser_is_refused() -> None:
+    with pytest.raises(ValueError, match="HybridLoss trains a learned variance"):
+        DiffusionTraining(_denoiser("linear"), HybridLoss())
 
 
 def test_networks_must_fit_the_data() -> None:

@@ -18,7 +18,7 @@ from tests.contracts import images
 def test_calls_of_an_evaluation(network: str, kept: bool, rows: int) -> None:
     steps, iterations, eot, draws, count = 3, 2, 2, 3, 5
     if network == "unet":
-        denoiser = UNetDenoiser(8, 1, (8, 16), 1, (False, False), norm_groups=4, schedule_type="vp")
+        denoiser = UNetDenoiser(8, 1, (8, 16), 1, (False, False), norm_groups=4, preconditioning="vp")
     else:
         denoiser = SongUNetDenoiser(8, 1, 8, (1, 2), 1, ())
     purifier = DiffPure(denoiser, EulerMaruyama(), 30, steps)

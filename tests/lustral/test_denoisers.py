@@ -5,14 +5,14 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from lustral.diffusion import Denoiser, DiscreteSchedule, VPSchedule
+from lustral.diffusion import Denoiser, LinearSchedule, VPSchedule
 from lustral.networks import SongUNetDenoiser, UNetDenoiser
 from tests.closed_form import GaussianDenoiser
 from tests.contracts import central_differences, generator, randomise, relative_error
 
 
 def _unet(schedule: str) -> Denoiser:
-    unet = UNetDenoiser(4, 1, (8, 16), 1, (False, True), norm_groups=4, dropout=0.0, schedule_type=schedule)  # type: ignore[arg-type]
+    unet = UNetDenoiser(4, 1, (8, 16), 1, (False, True), norm_groups=4, dropout=0.0, preconditioning=schedule)  # type: ignore[arg-type]
     randomise(unet, 0.2)
     return unet.double().eval().requires_grad_(False)
 
@@ -25,9 +25,9 @@ def _song_unet() -> Denoiser:
 
 DENOISERS: dict[str, Callable[[], Denoiser]] = {
     "gaussian, vp": lambda: GaussianDenoiser(VPSchedule()).requires_grad_(False),
-    "gaussian, discrete": lambda: GaussianDenoiser(DiscreteSchedule()).requires_grad_(False),
+    "gaussian, discrete": lambda: GaussianDenoiser(LinearSchedule()).requires_grad_(False),
     "unet, vp": lambda: _unet("vp"),
-    "unet, discrete": lambda: _unet("discrete"),
+    "unet, discrete": lambda: _unet("linear"),
     "song unet": _song_unet,
 }
 TIMES = torch.tensor([1.0, 100.0, 400.0, 999.0, 1000.0], dtype=torch.float64)

@@ -57,7 +57,7 @@ def _timm(weights: str | None = None) -> TimmClassifier:
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "WideResNet": _wide_resnet,
     "UNetDenoiser": _unet,
-    "UNetDenoiser_vp": lambda weights=None: _unet(weights, schedule_type="vp", head_width=8, dropout=0.0),
+    "UNetDenoiser_vp": lambda weights=None: _unet(weights, preconditioning="vp", head_width=8, dropout=0.0),
     "TimmClassifier": _timm,
 }
 
@@ -113,17 +113,17 @@ def test_rows_do_not_look_at_each_other(builder: Callable[..., nn.Module]) -> No
         torch.testing.assert_close(call(x)[:2], call(x[:2]), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("schedule", ["vp", "discrete"])
+@pytest.mark.parametrize("schedule", ["vp", "linear"])
 def test_a_noise_predictor_is_a_posterior_mean(schedule: str) -> None:
     """(x_t - sigma eps) / alpha, at the label that the network was trained with; noise() gives eps back."""
-    denoiser = _unet(schedule_type=schedule).eval()
+    denoiser = _unet(preconditioning=schedule).eval()
     randomise(denoiser, 0.1)
     x, t = images(3, (1, 8, 8)), torch.tensor([1.0, 100.0, 1000.0])
-    label = t - 1 if schedule == "discrete" else 0.999 * t
+    label = t - 1 if schedule == "linear" else 0.999 * t
     with torch.no_grad():
         eps = denoiser.network(x, label).sample
         for k in range(3):
-            abar = alpha_bar(schedule, float(t[k]))
+            abar = alpha_bar({"linear": "discrete"}.get(schedule, schedule), float(t[k]))
             expected = (x[k] - (1 - abar) ** 0.5 * eps[k]) / abar**0.5
             torch.testing.assert_close(denoiser(x, t)[k], expected, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(denoiser(x[k : k + 1], t[k])[0], expected, rtol=1e-4, atol=1e-5)
@@ -131,11 +131,11 @@ def test_a_noise_predictor_is_a_posterior_mean(schedule: str) -> None:
 
 
 def test_the_time_matters_to_a_denoiser() -> None:
-    denoiser = _unet(schedule_type="vp").eval()
+    denoiser = _unet(preconditioning="vp").eval()
     randomise(denoiser, 0.1)
     x = images(1, (1, 8, 8))
     with torch.no_grad():
-        eps = [denoiser.predict_noise_at(x, torch.tensor(t)) for t in (10.0, 10.5, 500.0)]
+        eps = [denoiser.noise(x, torch.tensor(t)) for t in (10.0, 10.5, 500.0)]
     assert not torch.equal(eps[0], eps[1]), "fractional times are rounded"
     assert not torch.equal(eps[0], eps[2])
 
@@ -155,7 +155,7 @@ def test_a_classifier_normalises_inside() -> None:
         (lambda: _wide_resnet(num_classes=1), "num_classes is 1; a classifier needs at least 2"),
         (lambda: _wide_resnet(mean=(0.1, 0.2)), "mean has 2 values for 1 channels"),
         (lambda: _wide_resnet(std=(0.0,)), "std is .*every value must be positive"),
-        (lambda: _unet(schedule_type="cosine"), "schedule_type is 'cosine'; it may be discrete or vp"),
+        (lambda: _unet(preconditioning="cosine"), "preconditioning is 'cosine'; a UNetDenoiser's may be linear or vp"),
         (lambda: _unet(attention=(True,)), "attention has 1 entries for 2 widths"),
         (lambda: _unet(image_size=9), "image_size 9 cannot be halved 1 times"),
         (lambda: TimmClassifier("resnet51"), "timm has no model 'resnet51'; names like it: "),
@@ -270,7 +270,7 @@ def test_only_known_builders_are_built(name: str, tmp_path: Path) -> None:
     """Opening a file runs nobody's code: a builder is a name from a closed list, never a class path."""
     record = {"schema": 1, "builder": name, "arguments": {}, "notes": {}}
     path = _write(tmp_path / "weights.safetensors", record, {"weight": torch.ones(2)})
-    with pytest.raises(ValueError, match=r"names the network .*; known are SongUNetDenoiser, TimmClassifier"):
+    with pytest.raises(ValueError, match=r"names the network .*; known are .*UNetDenoiser"):
         load_network(path)
 
 

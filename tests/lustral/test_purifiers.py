@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lustral.attacks import Engine
-from lustral.diffusion import DDIM, Ancestral, DiscreteSchedule, EulerMaruyama, Solver, VPSchedule
+from lustral.diffusion import DDIM, Ancestral, LinearSchedule, EulerMaruyama, Solver, VPSchedule
 from lustral.networks import UNetDenoiser
 from lustral.purifiers import Context, DiffPure, Identity, Purified, Purifier
 from tests import closed_form
@@ -44,7 +44,7 @@ def _unet() -> DiffPure:
         blocks=1,
         attention=(False, True),
         norm_groups=4,
-        schedule_type="vp",
+        preconditioning="vp",
     )
     randomise(denoiser, 0.2)
     return DiffPure(denoiser, EulerMaruyama(), 100, 3)
@@ -334,4 +334,4 @@ def test_impossible_grids_are_refused_at_construction(t_star: int, num_steps: in
 
 def test_a_solver_that_cannot_follow_the_schedule_is_refused_at_construction() -> None:
     with pytest.raises(ValueError, match="choose the Ancestral or DDIM solver"):
-        DiffPure(SmoothDenoiser(DiscreteSchedule()), EulerMaruyama())
+        DiffPure(SmoothDenoiser(LinearSchedule()), EulerMaruyama())

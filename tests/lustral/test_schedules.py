@@ -1,9 +1,13 @@
 """Noise schedules: the published values, what makes two schedules differ, and the grids."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 
-from lustral.diffusion import DiscreteSchedule, NoiseSchedule, VPSchedule
+from lustral.diffusion import CosineSchedule, EDMSchedule, LinearSchedule, NoiseSchedule, VESchedule, VPSchedule
+from lustral.diffusion.schedules import make_schedule
 from tests.closed_form import SCHEDULES, alpha_bar
 from tests.contracts import images, stream
 
@@ -18,7 +22,7 @@ CONTINUOUS = {36: 0.983640, 100: 0.896282, 150: 0.787513, 200: 0.658362}
 
 @pytest.mark.parametrize(("k", "value"), ALPHA_BAR.items())
 def test_discrete_golden_values(k: int, value: float) -> None:
-    assert float(DiscreteSchedule().alpha_bar(torch.tensor(k))) == pytest.approx(value, abs=5e-7)
+    assert float(LinearSchedule().alpha_bar(torch.tensor(k))) == pytest.approx(value, abs=5e-7)
 
 
 @pytest.mark.parametrize(("t", "value"), CONTINUOUS.items())
@@ -74,7 +78,7 @@ def test_perturb_takes_one_time_or_one_a_row(name: str) -> None:
     ],
 )
 def test_discrete_grids(t_star: int, num_steps: int, expected: list[int]) -> None:
-    grid = DiscreteSchedule().grid(t_star, num_steps)
+    grid = LinearSchedule().grid(t_star, num_steps)
     assert grid.dtype == torch.float64
     assert grid.tolist() == expected
 
@@ -87,7 +91,7 @@ def test_continuous_grids_count_whole_steps_and_stop_short_of_zero(t_star: int, 
     assert grid[-1] == 1e-2
 
 
-@pytest.mark.parametrize("schedule", [DiscreteSchedule(), VPSchedule()], ids=["discrete", "vp"])
+@pytest.mark.parametrize("schedule", [LinearSchedule(), VPSchedule()], ids=["discrete", "vp"])
 @pytest.mark.parametrize(
     ("t_star", "num_steps", "named"),
     [(0, 1, "t_star"), (1001, 10, "t_star"), (10, 0, "num_steps"), (10, 11, "num_steps")],
@@ -100,10 +104,71 @@ def test_impossible_grids_are_refused(schedule: NoiseSchedule, t_star: int, num_
 @pytest.mark.parametrize(("start", "end"), [(0.0, 0.02), (0.02, 0.01), (0.1, 1.0)])
 def test_impossible_discrete_variances_are_refused(start: float, end: float) -> None:
     with pytest.raises(ValueError, match="beta_start"):
-        DiscreteSchedule(start, end)
+        LinearSchedule(start, end)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 20.0), (20.0, 0.1)])
 def test_impossible_rates_are_refused(low: float, high: float) -> None:
     with pytest.raises(ValueError, match="beta_min"):
         VPSchedule(low, high)
+
+
+def test_the_cosine_schedule_is_the_published_one() -> None:
+    """Nichol and Dhariwal 2021, equation 17; index 470 of 4000 has sigma / alpha 0.198, 1158 0.500, 1984 1.001."""
+    schedule = CosineSchedule()
+    k = torch.tensor([1.0, 400.0, 2000.0, 3500.0], dtype=torch.float64)
+    f = [math.cos((float(i) / 4000 + 0.008) / 1.008 * math.pi / 2) ** 2 for i in (0.0, *k)]
+    torch.testing.assert_close(schedule.alpha_bar(k / 4), torch.tensor(f[1:]).double() / f[0])
+    for index, ratio in ((470, 0.198), (1158, 0.500), (1984, 1.001), (2809, 2.000)):
+        t = torch.tensor((index + 1) / 4, dtype=torch.float64)
+        assert float(schedule.noise_ratio(t)) == pytest.approx(ratio, abs=6e-4)
+        assert int(schedule.level(t)) == index + 1
+
+
+def test_a_cosine_grid_visits_levels_of_4000() -> None:
+    assert CosineSchedule().grid(1000, 4).tolist() == [1000, 750, 500, 250, 0]
+    assert CosineSchedule().grid(117.5, 470).tolist() == [k / 4 for k in range(470, -1, -1)]
+
+
+CONTINUOUS_SCHEDULES = {"vp": VPSchedule(), "ve": VESchedule(), "edm": EDMSchedule()}
+
+
+@pytest.mark.parametrize("name", CONTINUOUS_SCHEDULES)
+def test_times_are_found_from_noise_ratios(name: str) -> None:
+    schedule = CONTINUOUS_SCHEDULES[name]
+    t = torch.tensor([0.02, 0.5, 1.0, 1.7, 100.0, 333.3, 999.0, 1000.0], dtype=torch.float64)
+    torch.testing.assert_close(schedule.time(schedule.noise_ratio(t)), t, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("schedule", [LinearSchedule(), CosineSchedule()], ids=["linear", "cosine"])
+def test_the_nearest_level_is_found(schedule: LinearSchedule | CosineSchedule) -> None:
+    step = 1000 / schedule.levels
+    t = torch.arange(1, schedule.levels + 1).double() * step
+    ratios = schedule.noise_ratio(t)
+    assert torch.equal(schedule.time(ratios), t)
+    between = ratios[:-1] + 0.4 * ratios.diff()
+    assert torch.equal(schedule.time(between), t[:-1])
+    between = ratios[:-1] + 0.6 * ratios.diff()
+    assert torch.equal(schedule.time(between), t[1:])
+    assert schedule.time(torch.tensor(1e9)) == 1000
+
+
+@pytest.mark.parametrize("name", ["ve", "edm"])
+def test_an_exploding_schedule_keeps_the_image(name: str) -> None:
+    schedule = CONTINUOUS_SCHEDULES[name]
+    low, high = (0.02, 100.0) if name == "ve" else (0.002, 80.0)
+    t = torch.tensor([0.0, 1.0, 1000.0], dtype=torch.float64)
+    assert schedule.alpha(t).tolist() == [1, 1, 1]
+    np.testing.assert_allclose(schedule.sigma(t).numpy(), [0, low, high])
+    if name == "ve":  # geometric: equal steps in t, equal factors
+        factors = schedule.sigma(torch.linspace(1, 1000, 11, dtype=torch.float64)).log().diff()
+        torch.testing.assert_close(factors, factors[0].expand(10))
+
+
+def test_unknown_schedules_are_refused() -> None:
+    with pytest.raises(ValueError, match="schedule is 'sigmoid'; it may be vp, linear, cosine, ve, edm"):
+        make_schedule("sigmoid")
+    with pytest.raises(ValueError, match="sigma_min"):
+        EDMSchedule(1.0, 0.5)
+    with pytest.raises(ValueError, match="num_levels"):
+        CosineSchedule(0)

@@ -11,7 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from lustral.diffusion import DDIM, Ancestral, Denoiser, DiscreteSchedule, EulerMaruyama, Solver, VPSchedule
+from lustral.diffusion import (
+    DDIM,
+    Ancestral,
+    Denoiser,
+    EulerMaruyama,
+    FlowEuler,
+    Heun,
+    LinearSchedule,
+    Solver,
+    VPSchedule,
+)
 from tests import closed_form
 from tests.closed_form import DIAGONAL, FULL, MEAN, SCHEDULES, Affine, GaussianDenoiser, alpha_bar
 from tests.contracts import SmoothDenoiser, central_differences, generator, relative_error
@@ -26,7 +36,13 @@ SOLVERS: dict[str, tuple[Solver, tuple[str, ...], Callable[..., Affine]]] = {
     "ancestral_large": (Ancestral("large"), ("vp", "discrete"), closed_form.ancestral_step("large")),
 }
 ON_SCHEDULES = [(name, schedule) for name, (_, schedules, _) in SOLVERS.items() for schedule in schedules]
-ALSO_CLIPPED = {**{name: row[0] for name, row in SOLVERS.items()}, "clipped": Ancestral(clip_denoised=True)}
+ALSO_CLIPPED: dict[str, Solver] = {
+    **{name: row[0] for name, row in SOLVERS.items()},
+    "clipped": Ancestral(clip_denoised=True),
+    "flow": FlowEuler(),
+    "heun": Heun(),
+    "heun_with_churn": Heun(churn=0.3),
+}
 
 
 def _states(batch: int, dtype: torch.dtype = torch.float64, shape: tuple[int, ...] = (1, 4, 4)) -> Tensor:
@@ -49,11 +65,11 @@ def test_a_step_keeps_shape_and_dtype_and_repeats_itself(name: str, dtype: torch
 
 
 @pytest.mark.parametrize("name", ALSO_CLIPPED)
-def test_a_step_calls_the_network_once(name: str) -> None:
+def test_a_step_calls_the_network_once_and_heun_twice(name: str) -> None:
     denoiser, calls = SmoothDenoiser(VPSchedule()), []
     denoiser.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
     ALSO_CLIPPED[name].step(denoiser, _states(3), _time(100), _time(80), _states(3))
-    assert calls == [3]
+    assert calls == ([3, 3] if name.startswith("heun") else [3])
 
 
 @pytest.mark.parametrize("name", ALSO_CLIPPED)
@@ -124,7 +140,7 @@ def test_the_last_step_returns_the_posterior_mean(name: str, schedule: str) -> N
 
 
 def test_full_ddim_is_ancestral_sampling_with_the_small_variance() -> None:
-    denoiser, x, noise = SmoothDenoiser(DiscreteSchedule()), _states(3), _states(3).flip(0)
+    denoiser, x, noise = SmoothDenoiser(LinearSchedule()), _states(3), _states(3).flip(0)
     steps = [s.step(denoiser, x, _time(100), _time(60), noise) for s in (DDIM(eta=1.0), Ancestral("small"))]
     torch.testing.assert_close(steps[0], steps[1], rtol=1e-12, atol=1e-12)
 
@@ -133,7 +149,7 @@ def test_clipping_acts_on_the_estimate_of_the_clean_image_only() -> None:
     class Constant(Denoiser):
         def __init__(self, value: float) -> None:
             super().__init__()
-            self.schedule, self.image_shape, self.value = DiscreteSchedule(), (1, 4, 4), value
+            self.schedule, self.image_shape, self.value = LinearSchedule(), (1, 4, 4), value
 
         def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
             return torch.full_like(x_t, self.value)
@@ -218,8 +234,8 @@ def test_the_convergence_check_notices_a_wrong_drift() -> None:
 
 
 def test_euler_maruyama_refuses_a_discrete_schedule() -> None:
-    with pytest.raises(ValueError, match="DiscreteSchedule: choose the Ancestral or DDIM"):
-        EulerMaruyama().check(GaussianDenoiser(DiscreteSchedule()))
+    with pytest.raises(ValueError, match="LinearSchedule: choose the Ancestral or DDIM"):
+        EulerMaruyama().check(GaussianDenoiser(LinearSchedule()))
     EulerMaruyama().check(GaussianDenoiser(VPSchedule()))
 
 

@@ -227,7 +227,7 @@ def test_memory_does_not_grow_with_the_number_of_steps() -> None:
         blocks=1,
         attention=(False, True),
         norm_groups=8,
-        schedule_type="vp",
+        preconditioning="vp",
     )
     randomise(denoiser, 0.1)
     x, noise = images(16, (1, 8, 8)), stream(16)

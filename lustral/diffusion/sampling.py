@@ -1,0 +1,58 @@
+"""Images out of nothing: the whole reverse process, from pure noise."""
+
+import torch
+from torch import Tensor
+
+from lustral.diffusion.denoiser import Denoiser, from_diffusion
+from lustral.diffusion.schedules import MAX_TIME
+from lustral.diffusion.solvers import Solver
+from lustral.noise import NoiseStream
+
+LARGEST_TRACE = 0.05
+"""alpha / sigma at the start: what a start without any image leaves out, in units of the noise."""
+
+
+@torch.no_grad()
+def sample(
+    denoiser: Denoiser, noise: NoiseStream, solver: Solver, num_steps: int, t_start: float = MAX_TIME, rows: int = 128
+) -> Tensor:
+    """Draw one image a row of ``noise``: (B, C, H, W) in [0, 1], where the last state is clamped to.
+
+    The state starts as sigma(t_start) z with z standard normal and follows ``denoiser.schedule.grid``. Row b depends on
+    its key only (B is the number of samples, the stream's indices are sample numbers), not on ``rows``. The denoiser is
+    taken as it is: put it into evaluation mode first. Images are made on the device of the stream.
+
+    Args:
+        denoiser: the diffusion model.
+        noise: the stream of every draw, one row a sample.
+        solver: the reverse step.
+        num_steps: how many.
+        t_start: where to start, in 1000ths of the schedule.
+        rows: samples a network call.
+
+    Raises:
+        ValueError: if the solver cannot follow the schedule, an image is still to be seen at ``t_start``, or a number
+            is out of its range.
+    """
+    solver.check(denoiser)
+    if rows < 1:
+        raise ValueError(f"rows is {rows}; at least 1 sample a network call is needed.")
+    times = denoiser.schedule.grid(t_start, num_steps)
+    trace = float(denoiser.schedule.alpha(times[0]) / denoiser.schedule.sigma(times[0]))
+    if trace > LARGEST_TRACE:
+        raise ValueError(
+            f"t_start is {t_start}, where the image is still {trace:.2f} times as strong as the noise: sampling starts "
+            f"from noise alone, which holds from a ratio of {LARGEST_TRACE} downwards; choose t_start near {MAX_TIME}."
+        )
+    number = torch.arange(len(noise), device=noise.index.device)
+    return torch.cat([_chunk(denoiser, noise.select(part), solver, times) for part in number.split(rows)])
+
+
+def _chunk(denoiser: Denoiser, noise: NoiseStream, solver: Solver, times: Tensor) -> Tensor:
+    start, reverse = noise.fork("start"), noise.fork("reverse")
+    shape = denoiser.image_shape
+    x = denoiser.schedule.sigma(times[0]) * start.normal(shape)
+    for i in range(len(times) - 1):
+        draw = reverse.normal(shape, step=i) if solver.random else torch.zeros_like(x)
+        x = solver.step(denoiser, x, times[i], times[i + 1], draw)
+    return from_diffusion(x).clamp(0.0, 1.0)

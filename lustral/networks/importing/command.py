@@ -1,0 +1,89 @@
+"""``python cli.py import``: from a published file to ``weights.safetensors``."""
+
+import argparse
+import ast
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lustral.networks.importing import FORMATS, Format
+from lustral.networks.importing.reading import existing, sha256
+from lustral.networks.weights import architecture, save_network
+
+
+def import_weights(form: str, source: str | Path, output: str | Path, **options: Any) -> Path:
+    """Convert the published file ``source`` of format ``form`` into the weights file ``output``.
+
+    The options, the hash of the source, its origin and its licence go into the metadata.
+
+    Raises:
+        ValueError: if the format is unknown, an option is not the format's, or the file does not fit.
+        FileNotFoundError: if there is no such file.
+    """
+    if form not in FORMATS:
+        raise ValueError(f"--format is {form!r}; it may be {', '.join(sorted(FORMATS))}.")
+    chosen = FORMATS[form]
+    known = option_names(chosen)
+    if unknown := sorted(options.keys() - set(known)):
+        raise ValueError(
+            f"The format {form} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'} (--set NAME=VALUE)."
+        )
+    if missing := [name for name in option_names(chosen, required=True) if name not in options]:
+        raise ValueError(f"The format {form} needs {' and '.join(f'--set {name}=VALUE' for name in missing)}.")
+    if Path(output).suffix != ".safetensors":
+        raise ValueError(f"--output is {output}; it must end in .safetensors.")
+    path = existing(source)
+    network = chosen.load(path, **options)
+    notes = {name: str(value) for name, value in options.items()} | {
+        "format": form,
+        "source": path.name,
+        "source_sha256": sha256(path),
+        "published": chosen.published,
+        "licence": chosen.licence,
+    }
+    return save_network(network, output, notes)
+
+
+def option_names(form: Format, required: bool = False) -> list[str]:
+    """What ``--set`` may name for a format, or only what it must."""
+    parameters = inspect.signature(form.load).parameters.values()
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and (p.default is p.empty or not required)]
+
+
+def _value(word: str) -> tuple[str, Any]:
+    """``name=value`` with the value as Python writes it; a bare word is a string."""
+    name, equals, text = word.partition("=")
+    if not equals:
+        raise ValueError(f"--set takes NAME=VALUE, not {word!r}.")
+    try:
+        return name, ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return name, text
+
+
+def run_command(words: Sequence[str]) -> int:
+    """The command line of ``import``; returns the exit code."""
+    table = "\n".join(
+        f"  {f.name:<20} {f.network}  [{', '.join(option_names(f)) or 'no options'}]" for f in FORMATS.values()
+    )
+    parser = argparse.ArgumentParser(
+        "cli.py import",
+        description="Convert published weights. Nothing in the source file is run, and every tensor is used once.",
+        epilog=f"formats, with the options of --set:\n{table}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    parser.add_argument("--format", required=True, metavar="F", help="one of those below")
+    parser.add_argument("--source", required=True, metavar="FILE", help="the published file")
+    parser.add_argument("--output", required=True, metavar="FILE", help="the weights file to write (.safetensors)")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="options of the format")
+    options = parser.parse_args(words)
+    path = import_weights(options.format, options.source, options.output, **dict(_value(word) for word in options.set))
+    from lustral.networks.weights import load_network
+
+    network = load_network(path)
+    form, size = FORMATS[options.format], sum(p.numel() for p in network.parameters())
+    print(f"{path}: {architecture(network)['builder']}, {size:,} parameters, licence of the weights: {form.licence}")
+    return 0

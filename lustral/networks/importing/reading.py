@@ -1,0 +1,74 @@
+"""Opening foreign files without running anything that is in them."""
+
+import hashlib
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def sha256(path: str | Path) -> str:
+    """Of the file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def existing(path: str | Path) -> Path:
+    """``path`` as a file that is there and not empty, or a sentence."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path} (looked in {Path.cwd()}): name it with --source.")
+    if not path.stat().st_size:
+        raise ValueError(f"{path} is empty: copy or download it again.")
+    return path
+
+
+def read_torch(path: str | Path) -> Any:
+    """What ``torch.save`` wrote: tensors, numbers, strings, lists and dicts, and nothing that could run.
+
+    Raises:
+        ValueError: if the file is cut short, is none of torch's, or asks for anything else.
+    """
+    path = existing(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} asks for more than tensors and plain containers, which is refused because it could run code "
+            f"({_first_line(error)}): if you trust the file, save its state_dict alone and import that."
+        ) from error
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, KeyError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"{path} is cut short or no file of torch.save ({_first_line(error)}): copy or download it again."
+        ) from error
+
+
+def tensors_of(value: Any, file: str) -> dict[str, Tensor]:
+    """``value`` as named tensors, or a sentence that says what it is instead."""
+    if not isinstance(value, Mapping) or not value:
+        raise ValueError(f"{file} holds a {type(value).__name__} where named tensors were expected: check --format.")
+    strangers = [str(name) for name, item in value.items() if not isinstance(item, Tensor)]
+    if strangers:
+        raise ValueError(
+            f"{file} holds other things than tensors where tensors were expected ({', '.join(strangers[:6])}): check "
+            "--format."
+        )
+    return {str(name): item for name, item in value.items()}
+
+
+def without_prefix(tensors: Mapping[str, Tensor], prefix: str = "module.") -> dict[str, Tensor]:
+    """``tensors`` without the prefix that DataParallel gives to every name; unchanged unless all of them bear it."""
+    if tensors and all(name.startswith(prefix) for name in tensors):
+        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return dict(tensors)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:200]
