@@ -7,6 +7,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lightning_modules.checks import check_fit
+from lightning_modules.dropout import seed_dropout
 from lightning_modules.schedules import warmup_cosine
 from lustral.diffusion import Denoiser, DiffusionLoss, SimpleLoss, to_diffusion
 from lustral.noise import NoiseStream
@@ -68,8 +69,7 @@ class DiffusionTraining(LightningModule):
         return self.diffusion_loss(self.denoiser, x_0, noise)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # One number of (seed, step, process): the steps of a run are apart, and so are its processes.
-        torch.manual_seed(hash((self.seed, self.trainer.global_step, batch_idx, self.global_rank)))
+        seed_dropout(self.seed, self.trainer.fit_loop.total_batch_idx, self.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         x, _, index = batch

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules import StreetDigits, streetdigits
-from datamodules.streetdigits import VALIDATION, Draws, SceneSource, Shapes, balanced_labels
+from datamodules import scenes as painting
+from datamodules.scenes import Draws, Shapes
+from datamodules.streetdigits import VALIDATION, SceneSource, balanced_labels
 from datamodules.subsets import SHIPPED, read_indices
 
 
@@ -98,13 +100,13 @@ def test_each_scene_is_made_of_the_pool_of_its_position() -> None:
 def test_only_the_pool_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """The centre has the class of the label; no digit in the scene comes from elsewhere."""
     drawn: list[tuple[Shapes, int, float]] = []
-    original = streetdigits._digit
+    original = painting._digit
 
     def spy(shapes: Shapes, number: int, frame: Any, offset: float) -> np.ndarray:
         drawn.append((shapes, number, offset))
         return original(shapes, number, frame, offset)
 
-    monkeypatch.setattr(streetdigits, "_digit", spy)
+    monkeypatch.setattr(painting, "_digit", spy)
     source, stored = StreetDigits().test_source, load_digits().images
     for i in range(30):
         drawn.clear()
@@ -128,9 +130,9 @@ def test_every_ten_scenes_have_the_ten_labels() -> None:
 
 def test_a_neighbour_changes_only_the_sides(monkeypatch: pytest.MonkeyPatch) -> None:
     source = StreetDigits().test_source
-    monkeypatch.setattr(streetdigits, "NEIGHBOURS", 0.0)
+    monkeypatch.setattr(painting, "NEIGHBOURS", 0.0)
     alone, labels = scenes(source, range(50))
-    monkeypatch.setattr(streetdigits, "NEIGHBOURS", 1.0)
+    monkeypatch.setattr(painting, "NEIGHBOURS", 1.0)
     crowded, same = scenes(source, range(50))
     assert torch.equal(labels, same)
     difference = (alone - crowded).abs().mean((0, 1, 2))  # by column
