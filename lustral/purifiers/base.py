@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lustral.diffusion.trajectory import Step, unroll
 from lustral.noise import NoiseStream
+from lustral.purifiers.pieces import Pieces
 
 GradientMode = Literal["exact", "bpda", "detached"]
 """exact: of the whole unrolled trajectory; bpda: the purifier's Jacobian replaced by the identity (Athalye et al.
@@ -38,13 +39,21 @@ class Purifier(nn.Module, ABC):
     Attributes:
         random: whether two calls with other noise give other images.
         gradient_modes: the modes this method can answer honestly.
+        ragged: whether rows differ in how many network calls they need. It is then worth handing over many more rows
+            than one network call takes.
+        pieces: how many rows a network call has; set by whoever runs the evaluation.
         graph_budget: bytes that kept graphs of an unrolled trajectory may take (see `unroll`); never changes a
             result. Set by whoever runs the evaluation.
     """
 
     random: bool = True
     gradient_modes: tuple[GradientMode, ...] = get_args(GradientMode)
+    ragged: bool = False
     graph_budget: float = 0.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces = Pieces()
 
     def bind(self, classifier: nn.Module) -> None:
         """Show the victim to methods that look at it (masks, guidance). Called once, before any image."""
