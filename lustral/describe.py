@@ -40,6 +40,8 @@ def describe(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [describe(item) for item in value]
     described = {"class": type(value).__name__, "module": type(value).__module__}
+    if hasattr(value, "described"):  # something read from a file: its content counts, not its path
+        return described | describe(value.described())
     described |= describe(arguments(value, ("weights",)))
     if isinstance(value, nn.Module) and (own := _own_state(value)):
         described["weights_sha256"] = state_sha256(own)

@@ -1,16 +1,20 @@
 """What the contract suites share: small real components, streams of rows, and independent derivatives."""
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from lustral.attacks import Attack, Cases, Judged
 from lustral.diffusion import Denoiser, NoiseSchedule
+from lustral.diffusion.perturbation import PerturbationScore
 from lustral.evaluation import Defence, Evaluator, Protocol
 from lustral.networks import Classifier
 from lustral.noise import NoiseStream
-from lustral.purifiers import Context, GradientMode, Purified, Purifier
+from lustral.purifiers import Context, GradientMode, Purified, Purifier, StoredScores
+from lustral.purifiers.reference import write_scores
 from lustral.threat import ThreatModel
 
 
@@ -47,7 +51,7 @@ class SmoothDenoiser(Denoiser):
 
     def __init__(self, schedule: NoiseSchedule, shape: tuple[int, int, int] = (1, 4, 4)) -> None:
         super().__init__()
-        self.schedule, self.image_shape = schedule, shape
+        self.schedule, self.shape, self.image_shape = schedule, shape, shape
         self.first = nn.Conv2d(shape[0], 4, 3, padding=1, dtype=torch.float64)
         self.second = nn.Conv2d(4, shape[0], 3, padding=1, dtype=torch.float64)
         randomise(self, 0.5)
@@ -78,6 +82,13 @@ class ToyClassifier(Classifier):
         return self.head(torch.tanh(self.conv(x)).flatten(1))
 
 
+def stored_scores(denoiser: Denoiser, statistic: PerturbationScore, scores: Sequence[float]) -> StoredScores:
+    """Reference scores as their command writes them."""
+    file = Path(tempfile.mkdtemp()) / "reference.json"
+    write_scores(file, torch.tensor(scores), denoiser, statistic, {}, 0)
+    return StoredScores(str(file))
+
+
 class NoisyPurifier(Purifier):
     """Adds noise and nothing else: the simplest random defence."""
 
@@ -93,14 +104,16 @@ class Reveal:
     """A victim whose logits are the purified pixels: it shows what the engine does to a purifier's rows."""
 
     def __init__(self, purifier: Purifier) -> None:
-        self.purifier = purifier
+        self.purifier, self.pieces, self.ragged = purifier, purifier.pieces, purifier.ragged
 
     @property
     def random(self) -> bool:
         return self.purifier.random
 
-    def __call__(self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact") -> Judged:
-        return Judged(self.purifier(x, noise, gradient).images[0].flatten(1))
+    def __call__(
+        self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact", anchor: Tensor | None = None
+    ) -> Judged:
+        return Judged(self.purifier(x, noise, gradient, anchor).images[0].flatten(1))
 
 
 class Recording:
@@ -109,9 +122,11 @@ class Recording:
     def __init__(self, defence: Defence) -> None:
         self.defence, self.calls, self.random = defence, [], defence.random
 
-    def __call__(self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact") -> Judged:
+    def __call__(
+        self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact", anchor: Tensor | None = None
+    ) -> Judged:
         self.calls.append((len(x), noise.index.tolist()))
-        return self.defence(x, noise, gradient)
+        return self.defence(x, noise, gradient, anchor)
 
 
 def central_differences(function: Callable[[Tensor], Tensor], x: Tensor, h: float = 1e-5) -> Tensor:

@@ -34,8 +34,10 @@ class Victim(Protocol):
         """Whether two answers with other noise differ."""
         ...
 
-    def __call__(self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact") -> Judged:
-        """Judge images (B, C, H, W) with a stream of B rows."""
+    def __call__(
+        self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact", anchor: Tensor | None = None
+    ) -> Judged:
+        """Judge images (B, C, H, W) with a stream of B rows; ``anchor`` is the clean images."""
         ...
 
 

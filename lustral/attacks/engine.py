@@ -11,10 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lustral.attacks.base import Victim
+from lustral.attacks.base import Judged, Victim
 from lustral.attacks.objectives import Objective
 from lustral.noise import NoiseStream
-from lustral.purifiers import GradientMode
+from lustral.purifiers import GradientMode, Pieces
+
+WORKING_SET = 16
+"""Network calls' worth of rows that are handed to a defence whose rows need different numbers of calls: the more, the
+fuller its calls. Changes time, never a result."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,16 @@ class Engine:
         if rows < 1:
             raise ValueError(f"rows is {rows}; a network call needs at least one row.")
         self.defence, self.rows = defence, rows
-        self.filled = 1.0  # share of the present call's rows that are not padding
+        self._pieces: Pieces | None = getattr(defence, "pieces", None) if getattr(defence, "ragged", False) else None
+        if self._pieces is not None:
+            self._pieces.rows = rows
+        self._used = 1.0
         self.observe = observe or (lambda task, step, num_steps: None)
+
+    @property
+    def filled(self) -> float:
+        """Share of the present network call's rows that are not padding."""
+        return self._used if self._pieces is None else self._pieces.filled
 
     def logits(self, x: Tensor, noise: NoiseStream, draws: int = 1) -> Tensor:
         """(draws, B, K) logits of ``x`` (B, C, H, W), each draw with its own noise, without a graph."""
@@ -70,9 +82,11 @@ class Engine:
         objective: Objective,
         draws: int = 1,
         gradient: GradientMode = "exact",
+        anchor: Tensor | None = None,
     ) -> Answer:
         """The objective of ``x`` (B, C, H, W) and its gradient, over ``draws`` draws of the defence's noise.
 
+        ``anchor`` is the clean images, for gradient modes that look at them.
         Where the objective is not a mean over draws, dL/dlogits is found first (a pass without a graph), then
         pulled back chunk by chunk.
         """
@@ -89,7 +103,7 @@ class Engine:
         for image, stream, used in self._chunks(batch, noise.repeat(draws)):
             leaf = x[image].detach().requires_grad_()
             with torch.enable_grad():
-                judged = self.defence(leaf, stream, gradient)
+                judged = self._judge(leaf, stream, gradient, None if anchor is None else anchor[image])
                 if seed is None:
                     row_loss = objective(judged.logits[None], y[image], judged.trace)[:used] / draws
                     scalar = row_loss.sum()
@@ -106,17 +120,29 @@ class Engine:
         loss = objective(logits, y, {}) if seed is not None else _sum_draws(torch.cat(losses).view(draws, batch))
         return Answer(loss, total, logits, zero_rows / draws)
 
+    def _judge(self, x: Tensor, noise: NoiseStream, gradient: GradientMode, anchor: Tensor | None) -> Judged:
+        if gradient == "frozen":
+            return self.defence(x, noise, gradient, anchor)
+        return self.defence(x, noise, gradient)
+
     def _draws(self, draws: int) -> int:
         """A deterministic defence gives the same answer at every draw, so one is asked for."""
         return draws if self.defence.random else 1
 
     def _chunks(self, batch: int, noise: NoiseStream) -> Iterator[tuple[Tensor, NoiseStream, int]]:
-        """(R,) image numbers, their R streams, and how many of them are not padding; draw by draw."""
+        """(R,) image numbers, their R streams, and how many of them are not padding; draw by draw.
+
+        A defence whose rows differ in cost gets many calls' worth of rows, and sees to the shape of its calls itself.
+        """
         total = len(noise)
+        if self._pieces is not None:
+            for row in torch.arange(total, device=noise.index.device).split(self.rows * WORKING_SET):
+                yield row % batch, noise.select(row), len(row)
+            return
         for first in range(0, total, self.rows):
             row = torch.arange(first, first + self.rows, device=noise.index.device).clamp_max(total - 1)
             used = min(self.rows, total - first)
-            self.filled = used / self.rows
+            self._used = used / self.rows
             yield row % batch, noise.select(row), used
 
 

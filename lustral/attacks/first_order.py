@@ -52,7 +52,7 @@ class FirstOrderAttack(Attack):
         restarts: independent runs; the best iterate over all of them is kept.
         eot: draws of the defence's noise a gradient is averaged over (Athalye et al. 2018).
         objective: what is ascended.
-        gradient: "exact", "bpda" or "detached" (see `lustral.purifiers`).
+        gradient: how the defence is differentiated (`lustral.purifiers.GradientMode`).
         selection: "best" keeps the iterate with the highest score of all restarts; "last" returns the last
             iterate of the last restart, as the classic implementations do.
         finalists: iterates an image that are scored again on selection draws (random defences, "best" only).
@@ -125,6 +125,7 @@ class FirstOrderAttack(Attack):
                     self.objective,
                     self.eot,
                     self.gradient,
+                    state.x,
                 )
                 leaderboard.offer(rows, state.y, state.query, answer)
                 statistics.check(rows, answer)

@@ -28,7 +28,7 @@ class PGD(FirstOrderAttack):
         restarts: independent runs.
         eot: draws of the defence's noise a gradient is averaged over.
         objective: what is ascended; CrossEntropy if none is named.
-        gradient: "exact", "bpda" or "detached".
+        gradient: "exact", "bpda", "detached", and for SSNI "frozen", "straight_through" or "smooth".
         selection: "best" or "last" iterate (see `FirstOrderAttack`).
         finalists: iterates an image that are scored again on selection draws.
         selection_draws: draws of that score.

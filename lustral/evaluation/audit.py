@@ -42,9 +42,15 @@ class KnownNoise:
 
     random = False
 
-    def __call__(self, x: torch.Tensor, noise: NoiseStream, gradient: GradientMode = "exact") -> Judged:
+    def __call__(
+        self,
+        x: torch.Tensor,
+        noise: NoiseStream,
+        gradient: GradientMode = "exact",
+        anchor: torch.Tensor | None = None,
+    ) -> Judged:
         row = (noise.index[:, None] == self._index[None, :]).int().argmax(1)
-        return self._defence(x, self._verdict.select(row), gradient)
+        return self._defence(x, self._verdict.select(row), gradient, anchor)
 
 
 def audit_cases(

@@ -24,6 +24,7 @@ class Defence(nn.Module):
     def __init__(self, classifier: Classifier, purifier: Purifier) -> None:
         super().__init__()
         self.classifier, self.purifier = classifier, purifier
+        self.pieces = purifier.pieces
         self.eval().requires_grad_(False)
         purifier.bind(classifier)
 
@@ -31,8 +32,15 @@ class Defence(nn.Module):
     def random(self) -> bool:
         return self.purifier.random
 
-    def forward(self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact") -> Judged:
-        purified = self.purifier(x, noise, gradient)
+    @property
+    def ragged(self) -> bool:
+        """Whether rows differ in how many network calls they need (see `Purifier`)."""
+        return self.purifier.ragged
+
+    def forward(
+        self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact", anchor: Tensor | None = None
+    ) -> Judged:
+        purified = self.purifier(x, noise, gradient, anchor)
         views, batch = purified.images.shape[:2]
-        logits = self.classifier(purified.images.flatten(0, 1)).view(views, batch, -1)
+        logits = self.pieces(self.classifier, purified.images.flatten(0, 1)).view(views, batch, -1)
         return Judged(logits[0] if views == 1 else logits.mean(0), purified.trace)

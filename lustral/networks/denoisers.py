@@ -1,12 +1,23 @@
 """Networks behind the Denoiser convention, by way of their preconditioner."""
 
 from abc import abstractmethod
+from typing import NamedTuple
 
 from torch import Tensor
 
 from lustral.diffusion import Denoiser
 from lustral.diffusion.schedules import coefficient
-from lustral.networks.preconditioners import Preconditioner
+from lustral.networks.preconditioners import Preconditioner, Scales
+
+
+class Question(NamedTuple):
+    """What a network is asked at (x_t, t): its image and label, and what turns its answer into a posterior mean."""
+
+    x: Tensor
+    label: Tensor
+    alpha: Tensor
+    ratio: Tensor
+    scales: Scales
 
 
 class PreconditionedDenoiser(Denoiser):
@@ -26,19 +37,24 @@ class PreconditionedDenoiser(Denoiser):
         """The bare network: (B, C, H, W) from scaled images (B, C, H, W) and labels (B,) in its own unit."""
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        alpha, ratio = self.schedule.alpha(t), self.schedule.noise_ratio(t)
-        scales = self.preconditioner.scales(ratio)
-        out = coefficient(scales.out, x_t) * self._output(x_t, alpha, ratio, scales.into)
-        return coefficient(scales.skip / alpha, x_t) * x_t + out
+        asked = self.question(x_t, t)
+        return self.mean(x_t, asked, self.evaluate(asked.x, asked.label))
 
     def noise(self, x_t: Tensor, t: Tensor) -> Tensor:
         """(x - D) / r with the scales subtracted in float64: by way of x_0 a small sigma would cost digits."""
+        asked = self.question(x_t, t)
+        out = coefficient(-asked.scales.out / asked.ratio, x_t) * self.evaluate(asked.x, asked.label)
+        return coefficient((1.0 - asked.scales.skip) / (asked.ratio * asked.alpha), x_t) * x_t + out
+
+    def question(self, x_t: Tensor, t: Tensor) -> Question:
+        """What the network is given at ``x_t`` and ``t``, () or (B,)."""
         alpha, ratio = self.schedule.alpha(t), self.schedule.noise_ratio(t)
         scales = self.preconditioner.scales(ratio)
-        out = coefficient(-scales.out / ratio, x_t) * self._output(x_t, alpha, ratio, scales.into)
-        return coefficient((1.0 - scales.skip) / (ratio * alpha), x_t) * x_t + out
-
-    def _output(self, x_t: Tensor, alpha: Tensor, ratio: Tensor, into: Tensor) -> Tensor:
         label = self.preconditioner.label(ratio).to(x_t.dtype)
         label = label.to(x_t.device, non_blocking=True).expand(len(x_t))
-        return self.evaluate(coefficient(into / alpha, x_t) * x_t, label)
+        return Question(coefficient(scales.into / alpha, x_t) * x_t, label, alpha, ratio, scales)
+
+    def mean(self, x_t: Tensor, asked: Question, answer: Tensor) -> Tensor:
+        """The posterior mean from the network's ``answer`` (B, C, H, W) to what it was ``asked`` at ``x_t``."""
+        out = coefficient(asked.scales.out, x_t) * answer
+        return coefficient(asked.scales.skip / asked.alpha, x_t) * x_t + out

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,9 @@ from lustral.diffusion.trajectory import Step, unroll
 from lustral.noise import NoiseStream
 from lustral.purifiers.pieces import Pieces
 
-GradientMode = Literal["exact", "bpda", "detached"]
+GradientMode = Literal["exact", "bpda", "detached", "frozen", "straight_through", "smooth"]
 """exact: of the whole unrolled trajectory; bpda: the purifier's Jacobian replaced by the identity (Athalye et al.
-2018); detached: none."""
+2018); detached: none. The others are ways of looking at what an image decides for itself (see `SSNI`)."""
 
 Context = dict[str, Tensor]
 """What an image alone decides (a level, a mask, a reference): tensors with one row an image."""
@@ -47,7 +47,7 @@ class Purifier(nn.Module, ABC):
     """
 
     random: bool = True
-    gradient_modes: tuple[GradientMode, ...] = get_args(GradientMode)
+    gradient_modes: tuple[GradientMode, ...] = ("exact", "bpda", "detached")
     ragged: bool = False
     graph_budget: float = 0.0
 
@@ -62,15 +62,21 @@ class Purifier(nn.Module, ABC):
         """Quantities that follow from the arguments and that a reader wants to see on the card (a sigma)."""
         return {}
 
-    def prepare(self, x: Tensor, noise: NoiseStream) -> Context:
-        """What ``x`` (B, C, H, W) alone decides, row by row; differentiable where the attack may use it."""
+    def prepare(
+        self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact", anchor: Tensor | None = None
+    ) -> Context:
+        """What ``x`` (B, C, H, W) alone decides, row by row; differentiable where ``gradient`` says so.
+
+        ``anchor`` is the clean image under attack, which some gradient modes look at."""
         return {}
 
     @abstractmethod
     def run(self, x: Tensor, context: Context, noise: NoiseStream) -> Purified:
         """Purify ``x``, (B, C, H, W) in [0, 1], with every random draw taken from ``noise`` (B rows)."""
 
-    def forward(self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact") -> Purified:
+    def forward(
+        self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact", anchor: Tensor | None = None
+    ) -> Purified:
         """Purify, with the chosen gradient. Final: subclasses give `run`."""
         if gradient not in self.gradient_modes:
             raise ValueError(
@@ -81,8 +87,8 @@ class Purifier(nn.Module, ABC):
                 f"A purifier takes images (B, C, H, W) and a noise stream of B rows, not {tuple(x.shape)} and "
                 f"{len(noise)} rows."
             )
-        if gradient == "exact":
-            purified = self.run(x, self.prepare(x, noise), noise)
+        if gradient not in ("bpda", "detached"):
+            purified = self.run(x, self.prepare(x, noise, gradient, anchor), noise)
         else:
             constant = x.detach()  # a view of x would carry its gradient out of no_grad
             with torch.no_grad():

@@ -12,9 +12,35 @@ import torch
 from torch import Tensor, nn
 
 from lustral.attacks import Engine
-from lustral.diffusion import DDIM, Ancestral, LinearSchedule, EulerMaruyama, Solver, VPSchedule
+from lustral.diffusion import (
+    DDIM,
+    Ancestral,
+    EulerMaruyama,
+    FlowEuler,
+    Heun,
+    LinearSchedule,
+    Solver,
+    VPSchedule,
+)
+from lustral.diffusion.perturbation import EPS, SingleScore
 from lustral.networks import UNetDenoiser
-from lustral.purifiers import Context, DiffPure, Identity, Purified, Purifier
+from lustral.purifiers import (
+    GDMP,
+    GNSP,
+    SSNI,
+    Context,
+    DiffPure,
+    FixedLevels,
+    Identity,
+    LevelRule,
+    LinearLevels,
+    MeanLevels,
+    Purified,
+    Purifier,
+    RoundPurifier,
+    ShuffledLevels,
+    SigmoidLevels,
+)
 from tests import closed_form
 from tests.closed_form import DIAGONAL, FULL, MEAN, SCHEDULES, Affine, GaussianDenoiser, diffpure_law
 from tests.contracts import (
@@ -26,6 +52,7 @@ from tests.contracts import (
     images,
     randomise,
     relative_error,
+    stored_scores,
     stream,
 )
 
@@ -50,7 +77,44 @@ def _unet() -> DiffPure:
     return DiffPure(denoiser, EulerMaruyama(), 100, 3)
 
 
+def _gdmp(guidance: str = "mse", reference: str = "noised", schedule: str = "discrete") -> GDMP:
+    denoiser = SmoothDenoiser(SCHEDULES[schedule](), SHAPE)
+    scale = 0.2 if guidance == "ssim" else 20.0
+    return GDMP(denoiser, 60, 3, 2, guidance, scale, "24/255", 1, reference, noise_offset=1)  # type: ignore[arg-type]
+
+
+def _ssni(purifier: RoundPurifier, rule: LevelRule, rounding: bool = True, statistic: str = "eps") -> SSNI:
+    """Levels between a third and all of t*, well apart for different images."""
+    score = EPS(3, 10.0) if statistic == "eps" else SingleScore()
+    reference = stored_scores(purifier.denoiser, score, [4.0, 12.0, 20.0])
+    return SSNI(purifier, rule, reference, score, rounding)
+
+
+def _gnsp(schedule: str = "discrete", layout: str = "clock") -> GNSP:
+    denoiser = SmoothDenoiser(SCHEDULES[schedule](), SHAPE)
+    return GNSP(denoiser, [(60, 2), (120, 3)], layout=layout)  # type: ignore[arg-type]
+
+
 PURIFIERS: dict[str, Callable[[], Purifier]] = {
+    "diffpure_flow": lambda: _diffpure(FlowEuler()),
+    "diffpure_heun": lambda: _diffpure(Heun()),
+    "gnsp": _gnsp,
+    "gnsp_vp": lambda: _gnsp("vp"),
+    "gdmp_mse": _gdmp,
+    "gdmp_ssim": lambda: _gdmp("ssim", "clean"),
+    "gdmp_unguided": lambda: _gdmp("none"),
+    "gdmp_vp": lambda: _gdmp("ssim", "noised", "vp"),
+    "ssni_n_diffpure": lambda: _ssni(_diffpure(EulerMaruyama()), SigmoidLevels(5.0, 10.0)),
+    "ssni_n_diffpure_unrounded": lambda: _ssni(_diffpure(EulerMaruyama()), SigmoidLevels(5.0, 10.0), rounding=False),
+    "ssni_l_gnsp": lambda: _ssni(_gnsp(), LinearLevels(20.0)),
+    "ssni_n_gnsp_unrounded": lambda: _ssni(_gnsp("vp"), SigmoidLevels(0.0, 20.0), False, "single"),
+    "ssni_n_gnsp_own_grid": lambda: _ssni(_gnsp("vp", "own"), SigmoidLevels(5.0, 10.0), rounding=False),
+    "ssni_n_gnsp_own_table": lambda: _ssni(_gnsp("discrete", "own"), SigmoidLevels(5.0, 10.0)),
+    "ssni_n_gdmp": lambda: _ssni(_gdmp(), SigmoidLevels(5.0, 10.0)),
+    "ssni_n_gdmp_unrounded": lambda: _ssni(_gdmp("ssim", "noised", "vp"), SigmoidLevels(5.0, 10.0), rounding=False),
+    "ssni_half": lambda: _ssni(_diffpure(EulerMaruyama()), FixedLevels(0.5)),
+    "ssni_mean": lambda: _ssni(_diffpure(EulerMaruyama()), MeanLevels(SigmoidLevels(5.0, 10.0))),
+    "ssni_shuffled": lambda: _ssni(_diffpure(EulerMaruyama()), ShuffledLevels(SigmoidLevels(5.0, 10.0))),
     "identity": Identity,
     "diffpure_euler_maruyama": lambda: _diffpure(EulerMaruyama()),
     "diffpure_published_forward": lambda: _diffpure(EulerMaruyama(), forward="discrete"),
@@ -158,8 +222,9 @@ def test_gradient_modes(purifier: Purifier) -> None:
     weights = images(3, SHAPE, seed=5)
     for mode in purifier.gradient_modes:
         leaf = x.clone().requires_grad_()
-        out = purifier(leaf, stream(3), mode).images
-        assert torch.equal(out.detach(), expected), mode
+        out = purifier(leaf, stream(3), mode, x).images
+        # Smooth levels are not rounded: the one mode whose image is another.
+        assert torch.equal(out.detach(), expected) or (mode == "smooth" and isinstance(purifier, SSNI)), mode
         assert out.requires_grad == (mode != "detached")
         if mode == "bpda":
             (gradient,) = torch.autograd.grad((out * weights / len(out)).sum(), leaf)

@@ -1,0 +1,66 @@
+"""How perturbed an image looks to a diffusion model: the statistics that choose a sample's noise level."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from lustral.diffusion.denoiser import Denoiser
+
+
+class PerturbationScore(ABC):
+    """A vector an image, the sum of one term a network call; its norm is the statistic.
+
+    Attributes:
+        random: whether the terms take noise.
+        num_calls: how many terms there are.
+    """
+
+    random: bool = True
+    num_calls: int
+
+    @abstractmethod
+    def term(self, denoiser: Denoiser, i: int, x: Tensor, noise: Tensor) -> Tensor:
+        """Term ``i``, (B, C, H, W), of images ``x`` in diffusion space; ``noise`` is standard normal, as ``x``."""
+
+
+class EPS(PerturbationScore):
+    """The expected perturbation score (Zhang et al. 2023): the mean over t = 1 ... T' of the score of x_t, one draw of
+    noise a time.
+
+    Args:
+        num_times: T', 20 for CIFAR-10 and 50 for ImageNet.
+        spacing: between times, in noising steps out of 1000.
+    """
+
+    def __init__(self, num_times: int = 20, spacing: float = 1.0) -> None:
+        if num_times < 1 or not 0 < spacing * num_times <= 1000:
+            raise ValueError(
+                f"num_times = {num_times} and spacing = {spacing}: there must be at least one time, and the last one, "
+                "their product, lies in (0, 1000]."
+            )
+        self.num_times, self.spacing = num_times, spacing
+        self.num_calls = num_times
+
+    def term(self, denoiser: Denoiser, i: int, x: Tensor, noise: Tensor) -> Tensor:
+        t = torch.tensor((i + 1) * self.spacing, dtype=torch.float64)
+        return denoiser.score(denoiser.schedule.perturb(x, t, noise), t) / self.num_times
+
+
+class SingleScore(PerturbationScore):
+    """The score of the image itself, as if it were noised to ``t``: SSNI's cheaper alternative.
+
+    Args:
+        t: in noising steps out of 1000.
+    """
+
+    random = False
+    num_calls = 1
+
+    def __init__(self, t: float = 20.0) -> None:
+        if not 0 < t <= 1000:
+            raise ValueError(f"t is {t}; it lies in (0, 1000].")
+        self.t = t
+
+    def term(self, denoiser: Denoiser, i: int, x: Tensor, noise: Tensor) -> Tensor:
+        return denoiser.score(x, torch.tensor(self.t, dtype=torch.float64))

@@ -1,0 +1,110 @@
+"""SSNI: sample-specific noise injection (Sun et al., ICML 2025). docs/ssni.md."""
+
+import torch
+from torch import Tensor
+
+from lustral.diffusion import DiscreteSchedule, to_diffusion
+from lustral.diffusion.perturbation import EPS, PerturbationScore
+from lustral.diffusion.schedules import MAX_TIME
+from lustral.noise import NoiseStream
+from lustral.purifiers.base import Context, GradientMode, Purified, Purifier
+from lustral.purifiers.levels import LevelRule
+from lustral.purifiers.reference import StoredScores
+from lustral.purifiers.rounds import RoundPurifier
+
+
+class SSNI(Purifier):
+    """Gives every image its own noise level, by how perturbed it looks, in each round of another purifier.
+
+    The score is that of the image as it came in, drawn afresh at every call, and compared with stored scores of
+    held-out images, never with the batch. How an attack sees the level is its ``gradient``:
+
+    * "exact": the derivative of what is computed. With rounded levels they are constants (the authors' attack).
+    * "straight_through": levels rounded, the derivative as if they were not.
+    * "smooth": levels not rounded, and differentiated. What the attack sees is then not quite the defence.
+    * "frozen": the levels of the clean image, whatever the attack has become.
+
+    Args:
+        purifier: DiffPure, GNSP or GDMP.
+        levels: from scores to levels: SigmoidLevels (SSNI-N), LinearLevels (SSNI-L), or a control.
+        reference: the stored scores.
+        statistic: EPS or SingleScore; by default EPS at 20 times.
+        rounding: whether levels are rounded to whole noising steps, as published.
+        at_least: the lowest level. The authors' code noises and denoises by one step even at level 0: 1 does so.
+
+    Raises:
+        ValueError: if the stored scores belong to another denoiser or statistic.
+    """
+
+    ragged = True
+
+    def __init__(
+        self,
+        purifier: RoundPurifier,
+        levels: LevelRule,
+        reference: StoredScores,
+        statistic: None | PerturbationScore = None,
+        rounding: bool = True,
+        at_least: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= at_least <= MAX_TIME:
+            raise ValueError(f"at_least is {at_least}; it lies in 0..{MAX_TIME}.")
+        self.purifier, self.levels, self.reference = purifier.eval(), levels, reference
+        self.statistic = statistic or EPS()
+        self.rounding, self.at_least = rounding, at_least
+        reference.check(purifier.denoiser, self.statistic)
+        purifier.pieces = self.pieces
+        self.random = purifier.random or (levels.looks and self.statistic.random) or levels.random
+        modes: tuple[GradientMode, ...] = ("exact", "bpda", "detached", "frozen")
+        # Between the levels of a table there is nothing to differentiate.
+        table = isinstance(purifier.denoiser.schedule, DiscreteSchedule)
+        self.gradient_modes = modes if table else (*modes, "straight_through", "smooth")
+
+    def bind(self, classifier: torch.nn.Module) -> None:
+        self.purifier.bind(classifier)
+
+    def derived(self) -> dict[str, float]:
+        """The purifier's, and ``mean_level`` of the first round over the reference images."""
+        scores = self.reference.scores
+        noise = NoiseStream(0, torch.arange(len(scores)))
+        mean = float(self.levels(scores, self.purifier.rounds[0].t_star, scores, noise).mean())
+        return {**self.purifier.derived(), "mean_level": round(mean, 3)}
+
+    def score(self, x: Tensor, noise: NoiseStream) -> Tensor:
+        """(B,) float64 norms of the perturbation score of [0, 1] images (B, C, H, W)."""
+        statistic, denoiser, image = self.statistic, self.purifier.denoiser, to_diffusion(x)
+        stream = noise.fork("score")
+
+        def step(i: int, total: Tensor, image: Tensor) -> Tensor:
+            z = stream.normal(image.shape[1:], step=i, dtype=image.dtype) if statistic.random else image
+            return total + self.pieces(lambda image, z: statistic.term(denoiser, i, image, z), image, z)
+
+        vector = self.unroll(step, statistic.num_calls, torch.zeros_like(image), (image,))
+        return vector.double().flatten(1).norm(dim=1)
+
+    def prepare(
+        self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact", anchor: Tensor | None = None
+    ) -> Context:
+        """ "levels" (B, rounds) in steps out of 1000, and "score" (B,) where the rule looks at it."""
+        if gradient == "frozen" and anchor is None:
+            raise ValueError("Frozen levels are those of the clean image, which only an attack can give.")
+        seen = anchor if gradient == "frozen" and anchor is not None else x
+        follows = gradient in ("smooth", "straight_through") or (gradient == "exact" and not self.rounding)
+        with torch.set_grad_enabled(follows and torch.is_grad_enabled()):
+            score = self.score(seen, noise) if self.levels.looks else x.new_zeros(len(x), dtype=torch.float64)
+            reference = self.reference.scores.to(x.device)
+            real = torch.stack([self.levels(score, r.t_star, reference, noise) for r in self.purifier.rounds], dim=1)
+            real = real.clamp(float(self.at_least), float(MAX_TIME))
+            levels = real
+            if self.rounding and gradient != "smooth":
+                rounded = real.detach().round()
+                # The sum is rounded + 0 exactly, and its derivative that of the second part.
+                levels = rounded + (real - real.detach()) if gradient == "straight_through" else rounded
+        return {"levels": levels, "score": score} if self.levels.looks else {"levels": levels}
+
+    def run(self, x: Tensor, context: Context, noise: NoiseStream) -> Purified:
+        self.purifier.graph_budget = self.graph_budget
+        purified = self.purifier.run(x, {"levels": context["levels"]}, noise)
+        extra = {name: context[name] for name in ("score",) if name in context}
+        return Purified(purified.images, {**purified.trace, **extra})
