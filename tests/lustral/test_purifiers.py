@@ -86,7 +86,8 @@ def _gdmp(guidance: str = "mse", reference: str = "noised", schedule: str = "dis
 def _ssni(purifier: RoundPurifier, rule: LevelRule, rounding: bool = True, statistic: str = "eps") -> SSNI:
     """Levels between a third and all of t*, well apart for different images."""
     score = EPS(3, 10.0) if statistic == "eps" else SingleScore()
-    reference = stored_scores(purifier.denoiser, score, [4.0, 12.0, 20.0])
+    known = [280.0, 310.0, 400.0] if statistic == "eps" else [180.0, 210.0, 270.0]
+    reference = stored_scores(purifier.denoiser, score, known)
     return SSNI(purifier, rule, reference, score, rounding)
 
 
@@ -104,17 +105,17 @@ PURIFIERS: dict[str, Callable[[], Purifier]] = {
     "gdmp_ssim": lambda: _gdmp("ssim", "clean"),
     "gdmp_unguided": lambda: _gdmp("none"),
     "gdmp_vp": lambda: _gdmp("ssim", "noised", "vp"),
-    "ssni_n_diffpure": lambda: _ssni(_diffpure(EulerMaruyama()), SigmoidLevels(5.0, 10.0)),
-    "ssni_n_diffpure_unrounded": lambda: _ssni(_diffpure(EulerMaruyama()), SigmoidLevels(5.0, 10.0), rounding=False),
+    "ssni_n_diffpure": lambda: _ssni(_diffpure(EulerMaruyama()), SigmoidLevels(5.0, 40.0)),
+    "ssni_n_diffpure_unrounded": lambda: _ssni(_diffpure(EulerMaruyama()), SigmoidLevels(5.0, 40.0), rounding=False),
     "ssni_l_gnsp": lambda: _ssni(_gnsp(), LinearLevels(20.0)),
-    "ssni_n_gnsp_unrounded": lambda: _ssni(_gnsp("vp"), SigmoidLevels(0.0, 20.0), False, "single"),
-    "ssni_n_gnsp_own_grid": lambda: _ssni(_gnsp("vp", "own"), SigmoidLevels(5.0, 10.0), rounding=False),
-    "ssni_n_gnsp_own_table": lambda: _ssni(_gnsp("discrete", "own"), SigmoidLevels(5.0, 10.0)),
-    "ssni_n_gdmp": lambda: _ssni(_gdmp(), SigmoidLevels(5.0, 10.0)),
-    "ssni_n_gdmp_unrounded": lambda: _ssni(_gdmp("ssim", "noised", "vp"), SigmoidLevels(5.0, 10.0), rounding=False),
+    "ssni_n_gnsp_unrounded": lambda: _ssni(_gnsp("vp"), SigmoidLevels(0.0, 40.0), False, "single"),
+    "ssni_n_gnsp_own_grid": lambda: _ssni(_gnsp("vp", "own"), SigmoidLevels(5.0, 40.0), rounding=False),
+    "ssni_n_gnsp_own_table": lambda: _ssni(_gnsp("discrete", "own"), SigmoidLevels(5.0, 40.0)),
+    "ssni_n_gdmp": lambda: _ssni(_gdmp(), SigmoidLevels(5.0, 40.0)),
+    "ssni_n_gdmp_unrounded": lambda: _ssni(_gdmp("ssim", "noised", "vp"), SigmoidLevels(5.0, 40.0), rounding=False),
     "ssni_half": lambda: _ssni(_diffpure(EulerMaruyama()), FixedLevels(0.5)),
-    "ssni_mean": lambda: _ssni(_diffpure(EulerMaruyama()), MeanLevels(SigmoidLevels(5.0, 10.0))),
-    "ssni_shuffled": lambda: _ssni(_diffpure(EulerMaruyama()), ShuffledLevels(SigmoidLevels(5.0, 10.0))),
+    "ssni_mean": lambda: _ssni(_diffpure(EulerMaruyama()), MeanLevels(SigmoidLevels(5.0, 40.0))),
+    "ssni_shuffled": lambda: _ssni(_diffpure(EulerMaruyama()), ShuffledLevels(SigmoidLevels(5.0, 40.0))),
     "identity": Identity,
     "diffpure_euler_maruyama": lambda: _diffpure(EulerMaruyama()),
     "diffpure_published_forward": lambda: _diffpure(EulerMaruyama(), forward="discrete"),
