@@ -40,7 +40,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
 from callbacks import AttackRecords, FiniteLoss, InnerProgress, Panels, Predictions, Provenance, WeightExport
 from callbacks.finish import finish_evaluation
-from lightning_modules import RobustnessEvaluation
+from lightning_modules import RobustnessEvaluation, ScoreReference
 from torch import OutOfMemoryError
 from yaml import YAMLError
 
@@ -125,7 +125,7 @@ class LustralCLI(LightningCLI):
             self.card = finish_evaluation(self.trainer, self.model, self.datamodule)
 
     def _refuse_untrained(self) -> None:
-        if isinstance(self.model, RobustnessEvaluation):
+        if isinstance(self.model, (RobustnessEvaluation, ScoreReference)):
             untrained = self.model.untrained()
         else:
             exported = getattr(self.model, "exported", None)

@@ -7,6 +7,19 @@ from callbacks.panels import Panels
 from callbacks.predictions import Predictions
 from callbacks.progress import InnerProgress
 from callbacks.provenance import Provenance
+from callbacks.sample_grid import SampleGrid
+from callbacks.sample_quality import SampleQuality
 from callbacks.weight_export import WeightExport
 
-__all__ = ["EMA", "AttackRecords", "FiniteLoss", "InnerProgress", "Panels", "Predictions", "Provenance", "WeightExport"]
+__all__ = [
+    "EMA",
+    "AttackRecords",
+    "FiniteLoss",
+    "InnerProgress",
+    "Panels",
+    "Predictions",
+    "Provenance",
+    "SampleGrid",
+    "SampleQuality",
+    "WeightExport",
+]

@@ -3,5 +3,6 @@
 from lightning_modules.classifier_training import ClassifierTraining
 from lightning_modules.diffusion_training import DiffusionTraining
 from lightning_modules.robustness_evaluation import RobustnessEvaluation
+from lightning_modules.score_reference import ScoreReference
 
-__all__ = ["ClassifierTraining", "DiffusionTraining", "RobustnessEvaluation"]
+__all__ = ["ClassifierTraining", "DiffusionTraining", "RobustnessEvaluation", "ScoreReference"]

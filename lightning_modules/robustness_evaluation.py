@@ -13,7 +13,7 @@ from lustral.diffusion import Denoiser
 from lustral.evaluation import Defence, Evaluator, Fingerprint, Protocol, Record
 from lustral.networks import Classifier
 from lustral.noise import NoiseStream
-from lustral.purifiers import Purifier
+from lustral.purifiers import Purifier, RoundPurifier
 from lustral.threat import ThreatModel
 
 
@@ -83,7 +83,9 @@ class RobustnessEvaluation(LightningModule):
 
     def setup(self, stage: str) -> None:
         datamodule = getattr(self.trainer, "datamodule", None)
-        denoisers = [m for m in self.defence.purifier.modules() if isinstance(m, Denoiser)]
+        parts = list(self.defence.purifier.modules())
+        resized = [m.denoiser for m in parts if isinstance(m, RoundPurifier) and m.resize_to is not None]
+        denoisers = [m for m in parts if isinstance(m, Denoiser) and not any(m is other for other in resized)]
         check_fit(datamodule, [("classifier", self.defence.classifier), *(("denoiser", m) for m in denoisers)])
         if datamodule is not None:
             self.evaluator.threat.check((datamodule.channels, datamodule.image_size, datamodule.image_size))

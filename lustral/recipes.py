@@ -21,10 +21,10 @@ _CLASS_PATH = re.compile(r"^[a-z_][\w]*(\.[a-z_]\w*)*\.([A-Z]\w*|load_\w+)$")
 def run_folder(recipes: Sequence[str | Path]) -> Path:
     """Where a recipe's results go: ``runs/<group>/<name>`` for ``configs/<group>/<name>.yaml``.
 
-    Of several layered files the first one of group ``train`` or ``eval`` names the run, else the first.
+    Of several layered files the first one of group ``train``, ``eval`` or ``reference`` names the run, else the first.
     """
     paths = [Path(path) for path in recipes]
-    named = [path for path in paths if path.resolve().parent.name in ("train", "eval")] or paths
+    named = [path for path in paths if path.resolve().parent.name in ("train", "eval", "reference")] or paths
     if not named:
         return Path("runs") / "unnamed"
     return Path("runs") / named[0].resolve().parent.name / named[0].stem

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from lustral.attacks.objectives import Margin
+from lustral.attacks.selection import score
 from lustral.noise import NoiseStream
 from lustral.purifiers import GradientMode
 from lustral.threat import ThreatModel
@@ -65,7 +67,8 @@ class AttackResult:
         distance: (B,) norm of the perturbation.
         failed: (B,) whether NaN or Inf turned up: no image to judge, and counted as broken by the evaluation.
         statistics: (B,) each, what the audit asks about: "zero_gradients" (share), "loss_first", "loss_last",
-            "predicted_gain" (first-order change of the loss summed over the steps between the two).
+            "predicted_gain" (first-order change of the loss summed over the steps between the two). An ensemble's are
+            described there.
     """
 
     images: Tensor
@@ -89,6 +92,11 @@ class Attack(ABC):
     def target(self) -> str:
         """The verdict rule that its objective and its selection aim at."""
         return "expected"
+
+    def score(self, logits: Tensor, y: Tensor) -> Tensor:
+        """(2, B) float64, the larger the worse for the defence: how wrong ``logits`` (N draws, B, K) are under the rule
+        aimed at, and what decides among equals. By default the share of wrong draws, and the mean margin."""
+        return score(Margin(), logits, y)
 
     @abstractmethod
     def run(

@@ -5,7 +5,9 @@ neighbours, nor on its order, its shard or a restart: between shapes the last bi
 slots of one shape they do not.
 """
 
+import copy
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -14,11 +16,13 @@ from torch import Tensor
 from lustral.attacks.base import Judged, Victim
 from lustral.attacks.objectives import Objective
 from lustral.noise import NoiseStream
-from lustral.purifiers import GradientMode, Pieces
+from lustral.purifiers import GradientMode, Pieces, Purifier, RoundPurifier
 
 WORKING_SET = 16
 """Network calls' worth of rows that are handed to a defence whose rows need different numbers of calls: the more, the
 fuller its calls. Changes time, never a result."""
+LOGITS = "logits"
+"""The name of the logits among the things that an objective looks at."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,14 @@ class Answer:
 
     Attributes:
         loss: (B,) the objective over the draws.
+        rank: (B,) the same without what only steers the attack (see `Objective.plain`).
         gradient: (B, C, H, W) of the loss.
         logits: (N, B, K) of every draw. The iterate had not seen these draws, so they rank it honestly.
         zero_rows: (B,) share of draws whose gradient is zero everywhere.
     """
 
     loss: Tensor
+    rank: Tensor
     gradient: Tensor
     logits: Tensor
     zero_rows: Tensor
@@ -51,17 +57,31 @@ class Engine:
     def __init__(self, defence: Victim, rows: int, observe: Callable[[str, int, int], None] | None = None) -> None:
         if rows < 1:
             raise ValueError(f"rows is {rows}; a network call needs at least one row.")
-        self.defence, self.rows = defence, rows
+        self.rows = rows
+        self._victim(defence)
+        self._used: float | Pieces = 1.0 if self._pieces is None else self._pieces
+        self._main = self
+        self.observe = observe or (lambda task, step, num_steps: None)
+
+    def _victim(self, defence: Victim) -> None:
+        self.defence = defence
         self._pieces: Pieces | None = getattr(defence, "pieces", None) if getattr(defence, "ragged", False) else None
         if self._pieces is not None:
-            self._pieces.rows = rows
-        self._used = 1.0
-        self.observe = observe or (lambda task, step, num_steps: None)
+            self._pieces.rows = self.rows
+
+    def through(self, surrogate: Purifier) -> "Engine":
+        """The same engine on the defence with ``surrogate`` in its purifier's place."""
+        exchange = getattr(self.defence, "with_purifier", None)
+        if exchange is None:
+            raise ValueError(f"{type(self.defence).__name__} has no purifier that a surrogate could stand in for.")
+        other = copy.copy(self)  # it tells the first one how full its calls are
+        other._victim(exchange(surrogate))
+        return other
 
     @property
     def filled(self) -> float:
         """Share of the present network call's rows that are not padding."""
-        return self._used if self._pieces is None else self._pieces.filled
+        return self._used.filled if isinstance(self._used, Pieces) else self._used
 
     def logits(self, x: Tensor, noise: NoiseStream, draws: int = 1) -> Tensor:
         """(draws, B, K) logits of ``x`` (B, C, H, W), each draw with its own noise, without a graph."""
@@ -87,43 +107,64 @@ class Engine:
         """The objective of ``x`` (B, C, H, W) and its gradient, over ``draws`` draws of the defence's noise.
 
         ``anchor`` is the clean images, for gradient modes that look at them.
-        Where the objective is not a mean over draws, dL/dlogits is found first (a pass without a graph), then
-        pulled back chunk by chunk.
+        Where the objective is not a mean over draws, its derivatives by each draw's logits are found first (a pass
+        without a graph), then pulled back chunk by chunk.
         """
         draws, batch = self._draws(draws), len(x)
-        seed = None
-        if not objective.separable:
-            logits = self.logits(x, noise, draws).requires_grad_()
-            with torch.enable_grad():
-                loss = objective(logits, y, {})
-                (seed,) = torch.autograd.grad(loss.sum(), logits)
-            seed = seed.flatten(0, 1)
-        total, zero_rows = torch.zeros_like(x), x.new_zeros(batch)
-        losses, chunks, first = [], [], 0
-        for image, stream, used in self._chunks(batch, noise.repeat(draws)):
-            leaf = x[image].detach().requires_grad_()
-            with torch.enable_grad():
-                judged = self._judge(leaf, stream, gradient, None if anchor is None else anchor[image])
-                if seed is None:
-                    row_loss = objective(judged.logits[None], y[image], judged.trace)[:used] / draws
-                    scalar = row_loss.sum()
-                    losses.append(row_loss.detach())
-                else:
-                    scalar = (judged.logits[:used] * seed[first : first + used]).sum()
-            found = _gradient(scalar, leaf)
-            chunks.append(judged.logits[:used].detach())
-            _add_rows(total, found[:used], first)
-            _add_rows(zero_rows, (found[:used].flatten(1) == 0).all(1).to(x.dtype), first)
-            first += used
-            del judged, scalar
-        logits = torch.cat(chunks).view(draws, batch, -1)
-        loss = objective(logits, y, {}) if seed is not None else _sum_draws(torch.cat(losses).view(draws, batch))
-        return Answer(loss, total, logits, zero_rows / draws)
 
-    def _judge(self, x: Tensor, noise: NoiseStream, gradient: GradientMode, anchor: Tensor | None) -> Judged:
-        if gradient == "frozen":
-            return self.defence(x, noise, gradient, anchor)
-        return self.defence(x, noise, gradient)
+        def look(x: Tensor, image: Tensor, stream: NoiseStream) -> dict[str, Tensor]:
+            frozen = (anchor[image],) if gradient == "frozen" and anchor is not None else ()
+            return _needed(objective, gradient, x, self.defence(x, stream, gradient, *frozen))
+
+        with _measuring(self.defence, objective):
+            loss, seeds = (None, {}) if objective.separable else self._seeds(look, x, y, noise, objective, draws)
+            total, zero_rows = torch.zeros_like(x), x.new_zeros(batch)
+            losses, chunks, first = [], [], 0
+            for image, stream, used in self._chunks(batch, noise.repeat(draws)):
+                leaf = x[image].detach().requires_grad_()
+                with torch.enable_grad():
+                    seen = look(leaf, image, stream)
+                    if objective.separable:
+                        row_loss = _one_draw(objective, seen, y[image])[:used] / draws
+                        scalar = row_loss.sum()
+                        losses.append(row_loss.detach())
+                    else:
+                        parts = [(seen[name][:used] * seeds[name][first : first + used]).sum() for name in seen]
+                        scalar = sum(parts[1:], parts[0])
+                found = _gradient(scalar, leaf)
+                chunks.append(seen[LOGITS][:used].detach())
+                _add_rows(total, found[:used], first)
+                _add_rows(zero_rows, (found[:used].flatten(1) == 0).all(1).to(x.dtype), first)
+                first += used
+                del seen, scalar
+        logits = torch.cat(chunks).view(draws, batch, -1)
+        if loss is None:
+            loss = _sum_draws(torch.cat(losses).view(draws, batch))
+        rank = objective.plain(logits, y, {}) if objective.needs else loss
+        return Answer(loss, rank, total, logits, zero_rows / draws)
+
+    def _seeds(
+        self,
+        look: Callable[[Tensor, Tensor, NoiseStream], dict[str, Tensor]],
+        x: Tensor,
+        y: Tensor,
+        noise: NoiseStream,
+        objective: Objective,
+        draws: int,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss (B,), and its derivative by all that it looks at, in draw-major rows."""
+        found: dict[str, list[Tensor]] = {}
+        with torch.no_grad():
+            for image, stream, used in self._chunks(len(x), noise.repeat(draws)):
+                for name, values in look(x[image], image, stream).items():
+                    found.setdefault(name, []).append(values[:used])
+        leaves = {name: torch.cat(parts).unflatten(0, (draws, len(x))) for name, parts in found.items()}
+        with torch.enable_grad():
+            for leaf in leaves.values():
+                leaf.requires_grad_()
+            loss = objective(leaves[LOGITS], y, {name: leaves[name] for name in objective.needs})
+            seeds = torch.autograd.grad(loss.sum(), list(leaves.values()))
+        return loss.detach(), {name: seed.flatten(0, 1) for name, seed in zip(leaves, seeds, strict=True)}
 
     def _draws(self, draws: int) -> int:
         """A deterministic defence gives the same answer at every draw, so one is asked for."""
@@ -136,14 +177,51 @@ class Engine:
         """
         total = len(noise)
         if self._pieces is not None:
+            self._main._used = self._pieces
             for row in torch.arange(total, device=noise.index.device).split(self.rows * WORKING_SET):
                 yield row % batch, noise.select(row), len(row)
             return
         for first in range(0, total, self.rows):
             row = torch.arange(first, first + self.rows, device=noise.index.device).clamp_max(total - 1)
             used = min(self.rows, total - first)
-            self._used = used / self.rows
+            self._main._used = used / self.rows
             yield row % batch, noise.select(row), used
+
+
+def _needed(objective: Objective, gradient: GradientMode, x: Tensor, judged: Judged) -> dict[str, Tensor]:
+    """What the objective looks at, one row each: the logits, and what it needs of the trace."""
+    for name in objective.needs:
+        if name not in judged.trace:
+            raise ValueError(
+                f"{type(objective).__name__} follows the {name} in the purifier, but the trace of this one has only "
+                f"{', '.join(judged.trace) or 'nothing'}: choose another objective or purifier."
+            )
+        if torch.is_grad_enabled() and x.requires_grad and not judged.trace[name].requires_grad:
+            raise ValueError(
+                f"{type(objective).__name__} follows the {name}, but the gradient {gradient!r} of this purifier takes "
+                "it as a constant: choose an attack.gradient that differentiates it (for SSNI's score smooth or "
+                "straight_through), or another objective."
+            )
+    return {LOGITS: judged.logits, **{name: judged.trace[name] for name in objective.needs}}
+
+
+def _one_draw(objective: Objective, seen: dict[str, Tensor], y: Tensor) -> Tensor:
+    """(R,) losses of rows that are one draw each."""
+    return objective(seen[LOGITS][None], y, {name: seen[name][None] for name in objective.needs})
+
+
+@contextmanager
+def _measuring(defence: Victim, objective: Objective) -> Iterator[None]:
+    """Have the purifier measure what costs something, as long as an objective that looks at it is asked for."""
+    purifier = getattr(defence, "purifier", None)
+    parts = [] if purifier is None else [part for part in purifier.modules() if isinstance(part, RoundPurifier)]
+    for part in parts:
+        part.measures_deviation = "deviation" in objective.needs
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.measures_deviation = False
 
 
 def _gradient(scalar: Tensor, leaf: Tensor) -> Tensor:

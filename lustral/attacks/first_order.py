@@ -14,8 +14,9 @@ from torch import Tensor
 from lustral.attacks.base import Attack, Cases
 from lustral.attacks.engine import Answer, Engine
 from lustral.attacks.objectives import CrossEntropy, Objective
+from lustral.attacks.selection import score, select
 from lustral.noise import NoiseStream
-from lustral.purifiers import GradientMode
+from lustral.purifiers import GradientMode, Purifier
 from lustral.threat import ThreatModel
 
 _COMPACT_EVERY = 5  # steps between looks at which cases are decided: a look waits for the device
@@ -57,6 +58,12 @@ class FirstOrderAttack(Attack):
             iterate of the last restart, as the classic implementations do.
         finalists: iterates an image that are scored again on selection draws (random defences, "best" only).
         selection_draws: draws of that score. They are seen neither by the attack nor by the verdict.
+        surrogate: a purifier that is differentiated in place of the defence's: usually the same class with fewer steps
+            or at a fixed level. Queries go to the classifier behind it, selection to the defence itself, and the card
+            says so. None differentiates the defence.
+
+    Raises:
+        ValueError: if an option is out of its range, or the objective is blind under the gradient.
     """
 
     def __init__(
@@ -69,6 +76,7 @@ class FirstOrderAttack(Attack):
         selection: Literal["best", "last"] = "best",
         finalists: int = 3,
         selection_draws: int = 16,
+        surrogate: None | Purifier = None,
     ) -> None:
         for name, value in (("num_steps", num_steps), ("restarts", restarts), ("eot", eot), ("finalists", finalists)):
             if value < 1:
@@ -85,10 +93,24 @@ class FirstOrderAttack(Attack):
         self.objective = objective or CrossEntropy()
         self.gradient: GradientMode = gradient
         self.selection, self.finalists, self.selection_draws = selection, finalists, selection_draws
+        self.surrogate = surrogate
+        if gradient not in self.objective.gradient_modes:
+            raise ValueError(
+                f"{type(self.objective).__name__} follows what the gradient {gradient!r} does not see: attack.gradient "
+                f"may be {', '.join(self.objective.gradient_modes)}, or choose another attack.objective."
+            )
 
     @property
     def target(self) -> str:
         return self.objective.target
+
+    @property
+    def sees_the_defence(self) -> bool:
+        """Whether the logits of its queries are those that the defence would give."""
+        return self.surrogate is None and self.gradient not in ("frozen", "smooth")
+
+    def score(self, logits: Tensor, y: Tensor) -> Tensor:
+        return score(self.objective, logits, y)
 
     @abstractmethod
     def start(self, x: Tensor, y: Tensor, threat: ThreatModel, noise: NoiseStream) -> State:
@@ -105,7 +127,9 @@ class FirstOrderAttack(Attack):
             zero = cases.images.new_zeros(len(cases))
             names = ("zero_gradients", "loss_first", "loss_last", "predicted_gain")
             return cases.images.clone(), dict.fromkeys(names, zero)
-        leaderboard = _Leaderboard(cases.images, self.finalists, may_decide=not engine.defence.random)
+        source = engine if self.surrogate is None else engine.through(self.surrogate)
+        may_decide = self.sees_the_defence and not engine.defence.random
+        leaderboard = _Leaderboard(cases.images, self.finalists, may_decide)
         statistics = _Statistics(cases.images)
         last = cases.images
         for restart in range(self.restarts):
@@ -118,7 +142,7 @@ class FirstOrderAttack(Attack):
                     rows, state = rows[open_rows], state.select(open_rows)
                     if len(rows) == 0:
                         break
-                answer = engine.answer(
+                answer = source.answer(
                     state.query,
                     state.y,
                     stream.fork("gradient").at(iteration=k).select(rows),
@@ -144,24 +168,11 @@ class FirstOrderAttack(Attack):
     def _best(
         self, engine: Engine, cases: Cases, board: "_Leaderboard", statistics: "_Statistics", noise: NoiseStream
     ) -> Tensor:
-        """The finalist that is most wrong, under the rule aimed at, on fresh selection draws; among equals, the one of
-        higher loss.
-
-        Every finalist is scored on the same draws, which makes the comparison sharper and the winner's own score
-        no estimate of anything: the verdict has its own noise.
-        """
+        """Of a case that is decided the image that broke it, of the others the best finalist (see `select`)."""
         candidates = [*board.images, *board.entered]
-        scores = []
-        for candidate in candidates:
-            logits = engine.logits(candidate, noise, self.selection_draws)
-            statistics.check_logits(logits)
-            loss = self.objective(logits, cases.labels, {}).double()
-            scores.append(torch.stack((self.objective.wrongness(logits, cases.labels), loss)))
-        stacked = torch.stack(scores)  # (candidates, 2, B)
-        ties = stacked[:, 0] == stacked[:, 0].amax(0)
-        winner = stacked[:, 1].nan_to_num(-torch.inf).masked_fill(~ties, -torch.inf).argmax(0)
-        best = torch.stack(candidates)[winner, torch.arange(len(cases), device=winner.device)]
-        return torch.where(board.decided[:, None, None, None], board.broken, best)
+        chosen = select(engine, candidates, cases.labels, noise, self.selection_draws, self.score)
+        statistics.mark(chosen.failed)
+        return torch.where(board.decided[:, None, None, None], board.broken, chosen.images)
 
 
 class _Leaderboard:
@@ -182,7 +193,7 @@ class _Leaderboard:
 
     def offer(self, rows: Tensor, y: Tensor, query: Tensor, answer: Answer) -> None:
         """An iterate with the loss and the logits of draws that it has not seen."""
-        loss = answer.loss.double().nan_to_num(-torch.inf)
+        loss = answer.rank.double().nan_to_num(-torch.inf)
         slot = self.losses[:, rows].argmin(0)
         better = loss > self.losses[slot, rows]
         self.images[slot, rows] = torch.where(better[:, None, None, None], query, self.images[slot, rows])
@@ -211,9 +222,9 @@ class _Statistics:
         finite = answer.loss.isfinite() & answer.gradient.flatten(1).isfinite().all(1)
         self._bad[rows] |= ~(finite & answer.logits.isfinite().all(-1).all(0))
 
-    def check_logits(self, logits: Tensor) -> None:
-        """The same for logits (N, B, K) of every case."""
-        self._bad |= ~logits.isfinite().all(-1).all(0)
+    def mark(self, failed: Tensor) -> None:
+        """Remember (B,) cases that met NaN or Inf elsewhere."""
+        self._bad |= failed
 
     def record(self, rows: Tensor, query: Tensor, answer: Answer, following: Tensor) -> None:
         self.first[rows] = torch.where(self._steps[rows] == 0, answer.loss, self.first[rows])

@@ -1,10 +1,14 @@
 """What an attack ascends: a loss an image of the logits of several draws."""
 
+import math
 from abc import ABC, abstractmethod
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from lustral.purifiers import GradientMode
 
 
 class Objective(ABC):
@@ -14,14 +18,24 @@ class Objective(ABC):
         separable: whether the loss is the mean over draws of a loss of each draw alone. The engine then needs one
             pass instead of two.
         target: the verdict rule that this loss aims at; other rules' robust numbers are transferred.
+        needs: the entries of the purifier's trace that the loss looks at, and whose gradients it follows.
+        gradient_modes: those in which all that it follows has a gradient.
     """
 
     separable: bool = True
     target: str = "expected"
+    needs: tuple[str, ...] = ()
+    gradient_modes: tuple[GradientMode, ...] = get_args(GradientMode)
+
+    @property
+    def plain(self) -> "Objective":
+        """The loss of the logits alone, which ranks iterates: what else is followed steers, and harms nobody."""
+        return self
 
     @abstractmethod
     def __call__(self, logits: Tensor, y: Tensor, trace: dict[str, Tensor]) -> Tensor:
-        """(B,) losses of ``logits`` (N draws, B, K) with true labels ``y`` (B,). ``trace`` is the purifier's."""
+        """(B,) losses of ``logits`` (N draws, B, K) with true labels ``y`` (B,). ``trace`` has what the loss `needs` of
+        the purifier's, (N, B) each."""
 
     def wrongness(self, logits: Tensor, y: Tensor) -> Tensor:
         """(B,) float64 in [0, 1]: how wrong ``logits`` (N draws, B, K) are under the rule aimed at. By default the
@@ -71,3 +85,34 @@ class MeanLogitMargin(Objective):
 
     def __call__(self, logits: Tensor, y: Tensor, trace: dict[str, Tensor]) -> Tensor:
         return margin(mean_over_draws(logits), y)
+
+
+class SelectiveMargin(Objective):
+    """A margin that follows the draws which are broken or nearly so, instead of averaging over all of them.
+
+    With m the margin of a draw, the loss is temperature * log(mean over draws of G(m / temperature)), where G(u) is
+    exp(u) below 0 and 1 + u above. Its gradient is that of the margins, with weights over an image's draws in
+    proportion to exp(min(m, 0) / temperature): all draws that are wrong already pull alike, one that is right by many
+    temperatures not at all.
+
+    This is in the manner of DiffHammer (Wang et al. 2024), which attacks the purifications that can be broken because
+    the gradients of the others point elsewhere. It is not their algorithm: there are no expectation-maximisation steps,
+    no average of gradients over iterations, and no grafting of gradients.
+
+    Args:
+        temperature: in units of logits; large ones give the mean of the margins back.
+    """
+
+    separable = False
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature is {temperature}; it must be positive and finite.")
+        self.temperature = temperature
+
+    def __call__(self, logits: Tensor, y: Tensor, trace: dict[str, Tensor]) -> Tensor:
+        # In float64: the last bits of a float32 exponential depend on its place in the batch.
+        u = margin(logits, y).double() / self.temperature
+        log_g = torch.where(u < 0, u, u.clamp_min(0.0).log1p())
+        highest = log_g.detach().amax(0)
+        return (self.temperature * (mean_over_draws((log_g - highest).exp()).log() + highest)).to(logits.dtype)

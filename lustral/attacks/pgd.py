@@ -9,7 +9,7 @@ from lustral.attacks.engine import Answer
 from lustral.attacks.first_order import FirstOrderAttack, State
 from lustral.attacks.objectives import Objective
 from lustral.noise import NoiseStream
-from lustral.purifiers import GradientMode
+from lustral.purifiers import GradientMode, Purifier
 from lustral.ratio import Ratio, parse_ratio
 from lustral.threat import ThreatModel
 
@@ -32,6 +32,8 @@ class PGD(FirstOrderAttack):
         selection: "best" or "last" iterate (see `FirstOrderAttack`).
         finalists: iterates an image that are scored again on selection draws.
         selection_draws: draws of that score.
+        surrogate: a purifier that is differentiated in place of the defence's (see `FirstOrderAttack`); None
+            differentiates the defence.
     """
 
     def __init__(
@@ -46,8 +48,11 @@ class PGD(FirstOrderAttack):
         selection: Literal["best", "last"] = "best",
         finalists: int = 3,
         selection_draws: int = 16,
+        surrogate: None | Purifier = None,
     ) -> None:
-        super().__init__(num_steps, restarts, eot, objective, gradient, selection, finalists, selection_draws)
+        super().__init__(
+            num_steps, restarts, eot, objective, gradient, selection, finalists, selection_draws, surrogate
+        )
         if restarts > 1 and not random_start:
             raise ValueError(f"attack.restarts is {restarts} without a random start: all would start at the image.")
         if step_size is not None and parse_ratio(step_size, "attack.step_size") <= 0:

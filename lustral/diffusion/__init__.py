@@ -2,6 +2,7 @@
 
 from lustral.diffusion.denoiser import Denoiser, from_diffusion, to_diffusion
 from lustral.diffusion.losses import DiffusionLoss, EDMLoss, HybridLoss, SimpleLoss
+from lustral.diffusion.perturbation import EPS, PerturbationScore, SingleScore
 from lustral.diffusion.schedules import (
     CosineSchedule,
     DiscreteSchedule,
@@ -16,6 +17,7 @@ from lustral.diffusion.trajectory import unroll
 
 __all__ = [
     "DDIM",
+    "EPS",
     "Ancestral",
     "CosineSchedule",
     "Denoiser",
@@ -29,7 +31,9 @@ __all__ = [
     "HybridLoss",
     "LinearSchedule",
     "NoiseSchedule",
+    "PerturbationScore",
     "SimpleLoss",
+    "SingleScore",
     "Solver",
     "VESchedule",
     "VPSchedule",

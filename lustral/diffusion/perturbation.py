@@ -1,11 +1,14 @@
 """How perturbed an image looks to a diffusion model: the statistics that choose a sample's noise level."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from lustral.diffusion.denoiser import Denoiser
+from lustral.diffusion.trajectory import unroll
+from lustral.noise import NoiseStream
 
 
 class PerturbationScore(ABC):
@@ -64,3 +67,27 @@ class SingleScore(PerturbationScore):
 
     def term(self, denoiser: Denoiser, i: int, x: Tensor, noise: Tensor) -> Tensor:
         return denoiser.score(x, torch.tensor(self.t, dtype=torch.float64))
+
+
+def perturbation(
+    statistic: PerturbationScore,
+    denoiser: Denoiser,
+    x: Tensor,
+    noise: NoiseStream,
+    call: Callable[..., Tensor] = lambda function, *tensors: function(*tensors),
+    graph_budget: float = 0.0,
+) -> Tensor:
+    """(B,) float64 norms over all pixels of the statistic of images ``x`` (B, C, H, W) in diffusion space.
+
+    Args:
+        noise: of B rows.
+        call: how a network is called on rows (see `lustral.purifiers.pieces`).
+        graph_budget: as for `unroll`.
+    """
+
+    def step(i: int, total: Tensor, x: Tensor) -> Tensor:
+        z = noise.normal(x.shape[1:], step=i, dtype=x.dtype) if statistic.random else x
+        return total + call(lambda x, z: statistic.term(denoiser, i, x, z), x, z)
+
+    vector = unroll(step, statistic.num_calls, torch.zeros_like(x), (x,), graph_budget)
+    return vector.double().flatten(1).norm(dim=1)

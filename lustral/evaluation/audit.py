@@ -5,18 +5,19 @@ The checks follow Carlini et al. 2019 (arXiv 1902.06705), Tramer et al. 2020 (20
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
-from lustral.attacks import Cases, Engine, FirstOrderAttack, RandomDirections
-from lustral.attacks.base import Attack, Judged, Victim
+from lustral.attacks import Cases, Engine, Ensemble, FirstOrderAttack, RandomDirections
+from lustral.attacks.base import Attack, Judged
 from lustral.evaluation.intervals import compare
 from lustral.evaluation.records import Record
 from lustral.evaluation.verdicts import Expected
 from lustral.noise import NoiseStream
-from lustral.purifiers import GradientMode, Identity
+from lustral.purifiers import GradientMode, Identity, Purifier
 from lustral.ratio import parse_ratio
 from lustral.threat import ThreatModel
 
@@ -36,11 +37,20 @@ _WORDS = {"random_directions": "random directions", "bpda": "bpda", "double_eot"
 class KnownNoise:
     """A defence whose noise the attacker knows: whatever stream it is given, it uses the verdict's first draw."""
 
-    def __init__(self, defence: Victim, verdict: NoiseStream) -> None:
-        self._defence, self._verdict = defence, verdict.repeat(1)
+    def __init__(self, defence: Any, verdict: NoiseStream) -> None:
+        self._defence, self._known, self._verdict = defence, verdict, verdict.repeat(1)
         self._index = verdict.index
 
     random = False
+
+    @property
+    def purifier(self) -> Purifier | None:
+        """The defence's, if it has one."""
+        return getattr(self._defence, "purifier", None)
+
+    def with_purifier(self, purifier: Purifier) -> "KnownNoise":
+        """The same noise for the defence with another purifier: an attack's surrogate knows it as well."""
+        return KnownNoise(self._defence.with_purifier(purifier), self._known)
 
     def __call__(
         self,
@@ -75,14 +85,17 @@ def audit_cases(
 
     shape = tuple(cases.images.shape[1:])
     accuracy("random_directions", RandomDirections(), threat)
-    if isinstance(attack, FirstOrderAttack) and threat.budget > 0:
+    members = _first_order(attack)
+    if members and threat.budget > 0:
         purifier = getattr(engine.defence, "purifier", None)
-        if attack.gradient == "exact" and not isinstance(purifier, (Identity, type(None))):
-            accuracy("bpda", _changed(attack, gradient="bpda"), threat)
-        if attack.eot > 1 and engine.defence.random:
-            accuracy("double_eot", _changed(attack, eot=2 * attack.eot), threat)
-        accuracy("double_eps", *_scaled(attack, threat, 2.0, shape))
-        accuracy("large_eps", *_scaled(attack, threat, threat.largest(shape) / threat.budget, shape))
+        exact = [member for member in members if member.gradient == "exact"]
+        if exact and not isinstance(purifier, (Identity, type(None))):
+            accuracy("bpda", _changed(exact[0], gradient="bpda", objective=exact[0].objective.plain), threat)
+        if any(member.eot > 1 for member in members) and engine.defence.random:
+            accuracy("double_eot", _each(attack, lambda member: _changed(member, eot=2 * member.eot)), threat)
+        for name, factor in (("double_eps", 2.0), ("large_eps", threat.largest(shape) / threat.budget)):
+            larger = threat.scaled(factor, shape)
+            accuracy(name, _each(attack, partial(_stepping, factor=larger.budget / threat.budget)), larger)
     if known_noise and engine.defence.random:
         verdict = noise.fork("verdict", "adversarial")
         known = Engine(KnownNoise(engine.defence, verdict), engine.rows, engine.observe)
@@ -92,6 +105,20 @@ def audit_cases(
     return [{name: float(values[i]) for name, values in found.items()} for i in range(len(cases))]
 
 
+def _first_order(attack: Attack) -> list[FirstOrderAttack]:
+    """The attack itself or the members of an ensemble, those with gradients."""
+    if isinstance(attack, Ensemble):
+        return [found for member in attack.attacks for found in _first_order(member)]
+    return [attack] if isinstance(attack, FirstOrderAttack) else []
+
+
+def _each(attack: Attack, change: Callable[[FirstOrderAttack], FirstOrderAttack]) -> Attack:
+    """The attack after ``change``; an ensemble is still one, of changed members."""
+    if isinstance(attack, Ensemble):
+        return Ensemble([_each(member, change) for member in attack.attacks], attack.selection_draws)
+    return change(attack) if isinstance(attack, FirstOrderAttack) else attack
+
+
 def _changed(attack: FirstOrderAttack, **options: Any) -> FirstOrderAttack:
     other = copy.copy(attack)
     for name, value in options.items():
@@ -99,14 +126,11 @@ def _changed(attack: FirstOrderAttack, **options: Any) -> FirstOrderAttack:
     return other
 
 
-def _scaled(
-    attack: FirstOrderAttack, threat: ThreatModel, factor: float, shape: tuple[int, ...]
-) -> tuple[FirstOrderAttack, ThreatModel]:
-    """The same attack with a larger budget; an explicit step size grows along, or it could not be used up."""
-    step, larger = getattr(attack, "step_size", None), threat.scaled(factor, shape)
-    if step is None:
-        return attack, larger
-    return _changed(attack, step_size=parse_ratio(step) * larger.budget / threat.budget), larger
+def _stepping(attack: FirstOrderAttack, factor: float) -> FirstOrderAttack:
+    """The same attack for a budget ``factor`` times as large: an explicit step size grows along, or the budget could
+    not be used up."""
+    step = getattr(attack, "step_size", None)
+    return attack if step is None else _changed(attack, step_size=parse_ratio(step) * factor)
 
 
 def audit_records(records: Sequence[Record], verdict_draws: int) -> tuple[dict[str, Any], list[str]]:

@@ -2,18 +2,20 @@
 
 import json
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lustral.evaluation.attacked import differentiated, members
 from lustral.evaluation.audit import audit_records
 from lustral.evaluation.cost import total_cost
 from lustral.evaluation.intervals import Rate, bootstrap, wilson
 from lustral.evaluation.records import Record, read_fingerprint, read_records
 from lustral.evaluation.verdicts import VerdictRule, all_rules
+from lustral.networks.weights import read_notes
 
 SCHEMA = 1
 
@@ -60,9 +62,9 @@ def make_card(
             "aimed_at": rule.name == decides["attack"]["target"],
         }
     audit, doubts = audit_records(records, protocol["verdict_draws"])
-    gradient, purifier = decides["attack"].get("gradient", "exact"), decides["defence"].get("purifier", {})
-    if gradient != "exact" and purifier.get("class") != "Identity":
-        doubts.insert(0, f"the attack's gradient is {gradient}, which is not the gradient of the defence")
+    graphs = differentiated(decides["attack"], decides["defence"].get("purifier", {}))
+    if graphs and "defence" not in graphs:
+        doubts.insert(0, f"the attack follows {' and '.join(graphs)}, which is not the gradient of the defence")
     if decides.get("untrained"):
         doubts.insert(0, f"the weights of {', '.join(decides['untrained'])} are random")
     return {
@@ -72,8 +74,8 @@ def make_card(
         "indices": [record.index for record in records],
         "verdicts": table,
         "cost": total_cost(costs),
-        "audit": audit,
-        "attack": {**decides["attack"], "threat": decides["threat"]},
+        "audit": audit | members(records, decides["attack"]),
+        "attack": {**decides["attack"], "threat": decides["threat"], "differentiates": graphs},
         "defence": decides["defence"],
         "protocol": protocol,
         "data": decides.get("data", {}),
@@ -85,11 +87,24 @@ def make_card(
 
 
 def _provenance(starts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The facts of the last start, and in short those of every one: records may come from several machines."""
+    """The facts of the last start, and in short those of every one: records may come from several machines. The weights
+    files that its config names are there with their notes: an imported one's tag, origin and licence."""
     if not starts:
         return {}
     short = ("started", "commit", "device", "processes", "command")
-    return {**starts[-1], "starts": [{name: start.get(name) for name in short} for start in starts]}
+    weights = _weights(starts[-1].get("config", {}))
+    return {**starts[-1], "weights": weights, "starts": [{name: start.get(name) for name in short} for start in starts]}
+
+
+def _weights(config: Mapping[str, Any], part: str = "") -> dict[str, Any]:
+    """The notes of each weights file of a resolved config, as long as it is there, by the part it belongs to."""
+    found = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            found |= _weights(value, part if name == "init_args" else f"{part}.{name}".lstrip("."))
+        elif name == "weights" and isinstance(value, str) and Path(value).is_file():
+            found[part] = {"file": value, "notes": read_notes(value)}
+    return found
 
 
 def write_card(run: str | Path, indices: Collection[int] | None = None) -> dict[str, Any]:

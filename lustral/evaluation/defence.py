@@ -27,6 +27,7 @@ class Defence(nn.Module):
         self.pieces = purifier.pieces
         self.eval().requires_grad_(False)
         purifier.bind(classifier)
+        self._exchanged: dict[Purifier, Defence] = {}
 
     @property
     def random(self) -> bool:
@@ -36,6 +37,15 @@ class Defence(nn.Module):
     def ragged(self) -> bool:
         """Whether rows differ in how many network calls they need (see `Purifier`)."""
         return self.purifier.ragged
+
+    def with_purifier(self, purifier: Purifier) -> "Defence":
+        """The same classifier after another purifier, which shares this one's device and graph budget: what an attack
+        with a surrogate differentiates."""
+        if purifier not in self._exchanged:
+            self._exchanged[purifier] = Defence(self.classifier, purifier)
+        device = next((parameter.device for parameter in self.classifier.parameters()), None)
+        purifier.to(device).graph_budget = self.purifier.graph_budget
+        return self._exchanged[purifier]
 
     def forward(
         self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact", anchor: Tensor | None = None

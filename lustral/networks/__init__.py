@@ -1,5 +1,6 @@
 """Networks behind the two conventions (classifier, denoiser), and weights files that alone rebuild them."""
 
+from lustral.networks.adm import ADMDenoiser
 from lustral.networks.cifar_resnet import CifarResNet
 from lustral.networks.classifier import Classifier
 from lustral.networks.denoisers import PreconditionedDenoiser
@@ -13,6 +14,7 @@ from lustral.networks.weights import load_classifier, load_denoiser, load_networ
 from lustral.networks.wide_resnet import WideResNet
 
 __all__ = [
+    "ADMDenoiser",
     "CifarMobileNetV2",
     "CifarResNet",
     "Classifier",

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lustral.diffusion.schedules import ScheduleName, make_schedule
 from lustral.networks.denoisers import PreconditionedDenoiser
-from lustral.networks.preconditioners import Consistency, Preconditioner, make_preconditioner
+from lustral.networks.preconditioners import Consistency, FloorVP, Preconditioner, make_preconditioner
 from lustral.networks.weights import load_into
 
 _GROUPS = 32
@@ -58,6 +58,8 @@ class ADMDenoiser(PreconditionedDenoiser):
         preconditioning: how it was trained: "linear" (on the table of 1000 levels), "cosine" (on that of 4000, with
             labels in 0 ... 1000), or "consistency" (Song et al. 2023).
         schedule_type: the process it is asked on; None is the one it was trained on.
+        labels: "nearest" gives the network the index of the nearest level of its table; "floor" the whole part of 1000
+            t, as DiffPure's published ImageNet numbers were made (with schedule_type vp).
         weights: a file written by `save_network`; None leaves them random.
     """
 
@@ -76,6 +78,7 @@ class ADMDenoiser(PreconditionedDenoiser):
         dropout: float = 0.0,
         preconditioning: Literal["linear", "cosine", "consistency"] = "linear",
         schedule_type: None | ScheduleName = None,
+        labels: Literal["nearest", "floor"] = "nearest",
         weights: None | str = None,
     ) -> None:
         super().__init__()
@@ -104,6 +107,11 @@ class ADMDenoiser(PreconditionedDenoiser):
         self.preconditioner: Preconditioner = (
             _ConsistencyInThousandths() if preconditioning == "consistency" else make_preconditioner(preconditioning)
         )
+        if labels not in ("nearest", "floor") or (labels == "floor" and preconditioning != "linear"):
+            raise ValueError(f"labels is {labels!r}; it may be nearest, or floor where preconditioning is linear.")
+        self.labels = labels
+        if labels == "floor":
+            self.preconditioner = FloorVP()
         own: ScheduleName = "edm" if preconditioning == "consistency" else preconditioning
         self.schedule_type, self.schedule = schedule_type, make_schedule(schedule_type or own)
         self.image_shape = (channels, image_size, image_size)

@@ -39,6 +39,22 @@ class Classifier(nn.Module, ABC):
         self.register_buffer("_mean", torch.tensor(self.mean)[None, :, None, None], persistent=False)
         self.register_buffer("_std", torch.tensor(self.std)[None, :, None, None], persistent=False)
 
+    @property
+    def last_layer(self) -> nn.Module:
+        """The layer that gives the logits: the last linear one with an output a class. Head-only training moves it
+        alone, and `features` are what it is given.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        layers = [m for m in self.modules() if isinstance(m, nn.Linear) and m.out_features == self.num_classes]
+        if not layers:
+            raise ValueError(
+                f"{type(self).__name__} has no linear layer of {self.num_classes} outputs, so its last layer and its "
+                "features are not known: choose a classifier that ends in one."
+            )
+        return layers[-1]
+
     @abstractmethod
     def logits(self, x: Tensor) -> Tensor:
         """(B, num_classes) from normalised images (B, C, H, W)."""
@@ -46,3 +62,18 @@ class Classifier(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """(B, num_classes) logits of images (B, C, H, W) in [0, 1]."""
         return self.logits((x - self.get_buffer("_mean")) / self.get_buffer("_std"))
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B, D) penultimate features of images (B, C, H, W) in [0, 1]: what `last_layer` is given."""
+        return self.features_and_logits(x)[0]
+
+    def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Penultimate features (B, D) and logits (B, num_classes) of one call."""
+        found: list[Tensor] = []
+        # Read where they pass, so that a subclass writes its forward pass once and in one piece.
+        hook = self.last_layer.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+        try:
+            logits = self(x)
+        finally:
+            hook.remove()
+        return found[-1].flatten(1), logits

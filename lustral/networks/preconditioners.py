@@ -78,6 +78,15 @@ class IDDPM(Preconditioner):
         return (self.table.level(self.table.time(sigma)) - 1).clamp_min(0).double() * self.unit
 
 
+class FloorVP(VP):
+    """DiffPure's use of a table's network in continuous time: the label is 1000 t rounded down to a whole number, one
+    more than the index of that level. Counted in whole steps: accumulated in float32, 150 steps begin with 149, 148,
+    148."""
+
+    def label(self, sigma: Tensor) -> Tensor:
+        return (VPSchedule().time(sigma) + 1e-6).floor()
+
+
 class EDM(Preconditioner):
     """Karras et al. 2022: input, target and loss of unit variance; the label is ln(sigma) / 4.
 

@@ -1,4 +1,5 @@
-"""The DDPM++ U-Net of Song et al. (2021), in which EDM's "SongUNet" and Score-SDE's checkpoints are one function.
+"""The U-Nets of Song et al. (2021), DDPM++ and NCSN++, in which EDM's "SongUNet" and Score-SDE's checkpoints are one
+function.
 
 Written from the papers' descriptions: residual blocks of BigGAN that resample inside (with a projected shortcut),
 every sum divided by sqrt(2), one attention head at chosen resolutions (after every encoder block there, after the last
@@ -7,7 +8,7 @@ decoder block only), and an additive time embedding. diffusers' UNet2DModel cann
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,62 +17,17 @@ from torch import Tensor, nn
 from lustral.diffusion.schedules import ScheduleName, make_schedule
 from lustral.networks.denoisers import PreconditionedDenoiser
 from lustral.networks.preconditioners import make_preconditioner
+from lustral.networks.song_blocks import Block, Pyramid, group_norm
 from lustral.networks.weights import load_into
 
-_HALF = math.sqrt(0.5)
-
-
-def _norm(channels: int) -> nn.GroupNorm:
-    """Groups of at least four channels, at most 32 of them."""
-    return nn.GroupNorm(min(32, channels // 4), channels, eps=1e-6)
-
-
-class _Attention(nn.Module):
-    """One head over all pixels; q, k and v are the thirds of one 1x1 convolution's channels."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = _norm(channels)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.proj = nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        # (B, 3C, H, W) to three times (B, 1 head, HW, C).
-        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).unsqueeze(1).chunk(3, dim=-1)
-        found = F.scaled_dot_product_attention(q, k, v)
-        return (x + self.proj(found.squeeze(1).transpose(1, 2).reshape_as(x))) * _HALF
-
-
-class _Block(nn.Module):
-    """GN-SiLU-(resample)-conv, + time, GN-SiLU-dropout-conv, + shortcut; then attention where asked for."""
-
-    def __init__(
-        self, channels_in: int, channels: int, embedding: int, dropout: float, attend: bool = False, resample: float = 1
-    ) -> None:
-        super().__init__()
-        self.resample, self.dropout = resample, dropout
-        self.norm0, self.conv0 = _norm(channels_in), nn.Conv2d(channels_in, channels, 3, padding=1)
-        self.affine = nn.Linear(embedding, channels)
-        self.norm1, self.conv1 = _norm(channels), nn.Conv2d(channels, channels, 3, padding=1)
-        projected = channels_in != channels or resample != 1
-        self.skip = nn.Conv2d(channels_in, channels, 1) if projected else nn.Identity()
-        self.attention = _Attention(channels) if attend else nn.Identity()
-
-    def _resampled(self, x: Tensor) -> Tensor:
-        """Box filter: the mean of 2x2 pixels down, each pixel four times up."""
-        if self.resample == 0.5:
-            return F.avg_pool2d(x, 2)
-        return F.interpolate(x, scale_factor=2.0, mode="nearest") if self.resample == 2 else x
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.conv0(self._resampled(F.silu(self.norm0(x))))
-        h = F.silu(self.norm1(h + self.affine(embedding)[:, :, None, None]))
-        h = self.conv1(F.dropout(h, self.dropout, self.training))
-        return self.attention((h + self.skip(self._resampled(x))) * _HALF)
+_FOURIER_SCALE = 16.0
 
 
 class SongUNet(nn.Module):
     """The network itself: (B, C, H, W) and labels (B,) to (B, C, H, W).
+
+    NCSN++ is ``embedding="fourier", encoder="residual", resample_filter=(1, 3, 3, 1), channel_mult_noise=2``; the
+    defaults are DDPM++.
 
     Args:
         image_size: height and width in pixels.
@@ -81,6 +37,11 @@ class SongUNet(nn.Module):
         blocks: residual blocks a level in the encoder; the decoder has one more.
         attention_sizes: resolutions in pixels that attend.
         dropout: probability inside each block while training.
+        embedding: features of the label: "positional", sines and cosines at frequencies 1 ... 1e-4, or "fourier", at
+            random frequencies that are drawn once (standard deviation 16) and kept in the state.
+        encoder: "standard", or "residual": the image itself, filtered and convolved, joins the encoder at every level.
+        resample_filter: (1, 1), a box, or (1, 3, 3, 1).
+        channel_mult_noise: features of the label, in units of ``base_channels``.
         augment_dim: width of EDM's augmentation label (9), for which there is a weight that inference never uses;
             0 for none.
     """
@@ -94,25 +55,36 @@ class SongUNet(nn.Module):
         blocks: int,
         attention_sizes: Sequence[int],
         dropout: float,
+        embedding: Literal["positional", "fourier"] = "positional",
+        encoder: Literal["standard", "residual"] = "standard",
+        resample_filter: Sequence[int] = (1, 1),
+        channel_mult_noise: int = 1,
         augment_dim: int = 0,
     ) -> None:
         super().__init__()
-        width = 4 * base_channels
-        self.base_channels = base_channels
-        self.map_augment = nn.Linear(augment_dim, base_channels, bias=False) if augment_dim else None
-        self.map0, self.map1 = nn.Linear(base_channels, width), nn.Linear(width, width)
+        width, self.features = 4 * base_channels, channel_mult_noise * base_channels
+        if embedding == "fourier":
+            frequencies = nn.init.normal_(torch.empty(self.features // 2), std=_FOURIER_SCALE)
+            self.register_buffer("frequencies", frequencies)
+        self.embedding = embedding
+        self.map_augment = nn.Linear(augment_dim, self.features, bias=False) if augment_dim else None
+        self.map0, self.map1 = nn.Linear(self.features, width), nn.Linear(width, width)
         widths = [base_channels * multiplier for multiplier in multipliers]
         sizes = [image_size >> level for level in range(len(multipliers))]
 
-        def block(channels_in: int, channels: int, attend: bool = False, resample: float = 1) -> _Block:
-            return _Block(channels_in, channels, width, dropout, attend, resample)
+        def block(channels_in: int, channels: int, attend: bool = False, resample: float = 1) -> Block:
+            return Block(channels_in, channels, width, dropout, attend, resample, resample_filter)
 
         self.stem = nn.Conv2d(channels, base_channels, 3, padding=1)
         self.encoder, kept, now = nn.ModuleList(), [base_channels], base_channels
+        self.pyramid, of_image = nn.ModuleList(), channels
         for level, (size, out) in enumerate(zip(sizes, widths, strict=True)):
             if level:
                 self.encoder.append(block(now, now, resample=0.5))
                 kept.append(now)
+                if encoder == "residual":
+                    self.pyramid.append(Pyramid(of_image, now, resample_filter))
+                    of_image = now
             for _ in range(blocks):
                 self.encoder.append(block(now, out, size in attention_sizes))
                 kept.append(out)
@@ -126,7 +98,7 @@ class SongUNet(nn.Module):
                 inner.append(block(now + kept.pop(), out, i == blocks and size in attention_sizes))
                 now = out
             self.decoder.append(nn.ModuleList([*ups, *inner]))
-        self.norm, self.head = _norm(now), nn.Conv2d(now, channels, 3, padding=1)
+        self.norm, self.head = group_norm(now), nn.Conv2d(now, channels, 3, padding=1)
         self._start_small()
 
     def _start_small(self) -> None:
@@ -138,33 +110,40 @@ class SongUNet(nn.Module):
                         last.weight.mul_(1e-5)
 
     def embed(self, label: Tensor) -> Tensor:
-        """(B, 4 base_channels) from labels (B,): sines and cosines of frequencies 1 ... 1e-4, then two layers."""
-        half = self.base_channels // 2
-        exponent = torch.arange(half, device=label.device, dtype=torch.float32) / (half - 1)
-        angle = label.to(torch.float32)[:, None] * (1e-4**exponent)[None, :]
+        """(B, 4 base_channels) from labels (B,): sines and cosines, then two layers."""
+        if self.embedding == "fourier":
+            frequencies = 2.0 * math.pi * self.get_buffer("frequencies")
+        else:
+            half = self.features // 2
+            exponent = torch.arange(half, device=label.device, dtype=torch.float32) / (half - 1)
+            frequencies = 1e-4**exponent
+        angle = label.to(frequencies.dtype)[:, None] * frequencies[None, :]
         features = torch.cat((angle.sin(), angle.cos()), dim=1).to(self.map0.weight.dtype)
         return F.silu(self.map1(F.silu(self.map0(features))))
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
         embedding = self.embed(label)
+        image, pyramid = x, iter(self.pyramid)
         x = self.stem(x)
         kept = [x]
         for block in self.encoder:
             x = block(x, embedding)
+            if block.factor == 0.5 and len(self.pyramid):
+                x = image = next(pyramid)(image, x)
             kept.append(x)
         for block in self.middle:
             x = block(x, embedding)
         for level in self.decoder:
-            for block in level:  # type: ignore[attr-defined]
-                x = block(x if block.resample == 2 else torch.cat((x, kept.pop()), dim=1), embedding)
+            for block in cast(nn.ModuleList, level):
+                x = block(x if block.factor == 2 else torch.cat((x, kept.pop()), dim=1), embedding)
         return self.head(F.silu(self.norm(x)))
 
 
 class SongUNetDenoiser(PreconditionedDenoiser):
-    """DDPM++ on the continuous VP schedule, as Score-SDE trains it: noise at the label 999 t/1000.
+    """DDPM++ and NCSN++ under the preconditioning they were trained with.
 
-    The defaults are ``cifar10_ddpmpp_deep_continuous``, DiffPure's network for CIFAR-10: 106,632,579 parameters
-    (61,804,419 with ``blocks: 4``).
+    The defaults are Score-SDE's ``cifar10_ddpmpp_deep_continuous``, DiffPure's network for CIFAR-10: 106,632,579
+    parameters (61,804,419 with ``blocks: 4``).
 
     Args:
         image_size: height and width in pixels.
@@ -174,6 +153,11 @@ class SongUNetDenoiser(PreconditionedDenoiser):
         blocks: residual blocks a resolution.
         attention_sizes: resolutions in pixels that attend.
         dropout: probability inside each block while training.
+        embedding: of the time: "positional" (DDPM++) or "fourier" (NCSN++: random frequencies, kept in the weights).
+        encoder: "standard" (DDPM++) or "residual" (NCSN++: a pyramid of the image joins every level).
+        resample_filter: [1, 1] (DDPM++) or [1, 3, 3, 1] (NCSN++).
+        channel_mult_noise: width of the time features in units of ``base_channels``: 1 (DDPM++) or 2 (NCSN++).
+        augment_dim: width of EDM's augmentation label, 9 in its published weights; 0 for none.
         preconditioning: how it was trained (Karras et al. 2022, table 1), or "consistency".
         sigma_data: standard deviation of the training images in diffusion space (edm and consistency).
         schedule_type: the process it is asked on; None is the one it was trained on.
@@ -189,6 +173,11 @@ class SongUNetDenoiser(PreconditionedDenoiser):
         blocks: int = 8,
         attention_sizes: Sequence[int] = (16,),
         dropout: float = 0.1,
+        embedding: Literal["positional", "fourier"] = "positional",
+        encoder: Literal["standard", "residual"] = "standard",
+        resample_filter: Sequence[int] = (1, 1),
+        channel_mult_noise: int = 1,
+        augment_dim: int = 0,
         preconditioning: Literal["vp", "ve", "edm", "consistency"] = "vp",
         sigma_data: float = 0.5,
         schedule_type: None | ScheduleName = None,
@@ -199,15 +188,36 @@ class SongUNetDenoiser(PreconditionedDenoiser):
             raise ValueError(f"image_size {image_size} cannot be halved {len(multipliers) - 1} times: use fewer.")
         if base_channels % 4:
             raise ValueError(f"base_channels is {base_channels}; it must be a multiple of 4.")
+        if embedding not in ("positional", "fourier"):
+            raise ValueError(f"embedding is {embedding!r}; it may be positional or fourier.")
+        if encoder not in ("standard", "residual"):
+            raise ValueError(f"encoder is {encoder!r}; it may be standard or residual.")
+        if list(resample_filter) not in ([1, 1], [1, 3, 3, 1]):
+            raise ValueError(f"resample_filter is {list(resample_filter)}; it may be [1, 1] or [1, 3, 3, 1].")
         self.image_size, self.channels, self.base_channels = image_size, channels, base_channels
         self.multipliers, self.blocks = list(multipliers), blocks
         self.attention_sizes, self.dropout, self.weights = list(attention_sizes), dropout, weights
+        self.embedding, self.encoder, self.resample_filter = embedding, encoder, list(resample_filter)
+        self.channel_mult_noise, self.augment_dim = channel_mult_noise, augment_dim
         self.preconditioning, self.sigma_data = preconditioning, sigma_data
         self.preconditioner = make_preconditioner(preconditioning, sigma_data)
         own = "edm" if preconditioning == "consistency" else preconditioning
         self.schedule_type, self.schedule = schedule_type, make_schedule(schedule_type or own)
         self.image_shape = (channels, image_size, image_size)
-        self.network = SongUNet(image_size, channels, base_channels, multipliers, blocks, attention_sizes, dropout)
+        self.network = SongUNet(
+            image_size,
+            channels,
+            base_channels,
+            multipliers,
+            blocks,
+            attention_sizes,
+            dropout,
+            embedding,
+            encoder,
+            resample_filter,
+            channel_mult_noise,
+            augment_dim,
+        )
         load_into(self, weights)
 
     def evaluate(self, x: Tensor, label: Tensor) -> Tensor:

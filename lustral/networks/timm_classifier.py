@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import timm
-from torch import Tensor
+from torch import Tensor, nn
 
 from lustral.networks.classifier import Classifier
 from lustral.networks.weights import load_into
@@ -40,6 +40,10 @@ class TimmClassifier(Classifier):
         self.name, self.image_size, self.weights = name, image_size, weights
         self.network = timm.create_model(name, pretrained=False, num_classes=num_classes)
         load_into(self, weights)
+
+    @property
+    def last_layer(self) -> nn.Module:
+        return self.network.get_classifier()  # type: ignore[operator]
 
     def logits(self, x: Tensor) -> Tensor:
         return self.network(x)

@@ -26,6 +26,7 @@ _SCHEMA = 1
 def builders() -> dict[str, Callable[..., nn.Module]]:
     """Every network that a weights file may name."""
     from lustral.networks import (
+        ADMDenoiser,
         CifarMobileNetV2,
         CifarResNet,
         ShuffleNetV2,
@@ -38,6 +39,7 @@ def builders() -> dict[str, Callable[..., nn.Module]]:
     return {
         builder.__name__: builder
         for builder in (
+            ADMDenoiser,
             CifarMobileNetV2,
             CifarResNet,
             ShuffleNetV2,
@@ -55,7 +57,7 @@ def architecture(network: nn.Module) -> dict[str, Any]:
     The process that a denoiser is asked on is a choice of its user, and no part of it.
     """
     plain = json.loads(
-        json.dumps(arguments(network, ("weights", "schedule_type")))
+        json.dumps(arguments(network, ("weights", "schedule_type", "labels")))
     )  # tuples become lists, as in a file
     return {"builder": type(network).__name__, "arguments": plain}
 
@@ -101,6 +103,12 @@ def read_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if bad:
         raise ValueError(f"{path} holds NaN or Inf in {bad[0]} ({len(bad)} tensors in all): train it again.")
     return json.loads(metadata[_KEY]), state
+
+
+def read_notes(path: str | Path) -> dict[str, str]:
+    """What `save_network` was told to send along with a weights file; its tensors are not read."""
+    with safe_open(path, framework="pt") as file:
+        return json.loads((file.metadata() or {})[_KEY])["notes"]
 
 
 def load_into(network: nn.Module, path: str | Path | None) -> None:

@@ -10,29 +10,40 @@ from lustral.networks.weights import load_into
 
 
 class _Block(nn.Module):
-    """BN-ReLU-conv-BN-ReLU-dropout-conv with a shortcut; where the width changes, the shortcut convolves the
-    activated input."""
+    """BN-ReLU-conv-BN-ReLU-dropout-conv with a shortcut, which convolves where the width changes."""
 
-    def __init__(self, width_in: int, width_out: int, stride: int, dropout: float) -> None:
+    def __init__(
+        self,
+        width_in: int,
+        width_out: int,
+        stride: int,
+        dropout: float,
+        conv_bias: bool,
+        raw_shortcut: bool,
+        late_stride: bool,
+    ) -> None:
         super().__init__()
+        first, second = (1, stride) if late_stride else (stride, 1)
         self.bn1 = nn.BatchNorm2d(width_in)
-        self.conv1 = nn.Conv2d(width_in, width_out, 3, stride, 1, bias=False)
+        self.conv1 = nn.Conv2d(width_in, width_out, 3, first, 1, bias=conv_bias)
         self.bn2 = nn.BatchNorm2d(width_out)
-        self.conv2 = nn.Conv2d(width_out, width_out, 3, 1, 1, bias=False)
-        self.dropout = dropout
-        self.shortcut = nn.Conv2d(width_in, width_out, 1, stride, bias=False) if width_in != width_out else None
+        self.conv2 = nn.Conv2d(width_out, width_out, 3, second, 1, bias=conv_bias)
+        self.dropout, self.raw_shortcut = dropout, raw_shortcut
+        self.shortcut = nn.Conv2d(width_in, width_out, 1, stride, bias=conv_bias) if width_in != width_out else None
 
     def forward(self, x: Tensor) -> Tensor:
         activated = F.relu(self.bn1(x))
         out = F.relu(self.bn2(self.conv1(activated)))
         out = self.conv2(F.dropout(out, self.dropout, self.training))
-        return out + (x if self.shortcut is None else self.shortcut(activated))
+        return out + (x if self.shortcut is None else self.shortcut(x if self.raw_shortcut else activated))
 
 
 class WideResNet(Classifier):
     """WRN-``depth``-``width`` in three stages at full, half and quarter resolution.
 
-    28-10 has 36.5 M parameters and 70-16 266.8 M; RobustBench's ``Standard`` takes raw images (mean 0, std 1).
+    28-10 has 36.5 M parameters and 70-16 266.8 M. It is the function of RobustBench's ``Standard`` (raw images), of
+    DiffPure's 70-16 and of the authors' own code. Kim's implementation ("meliketoy"), which GDMP and DAD use, differs
+    in the last three options, which are all true there.
 
     Args:
         depth: 6 n + 4 for n blocks a stage (10, 16, 28, 70 ...).
@@ -44,6 +55,9 @@ class WideResNet(Classifier):
         mean: of each channel, for the normalisation inside.
         std: of each channel, for the normalisation inside.
         weights: a file written by `save_network`; None leaves them random.
+        conv_bias: whether the convolutions have biases.
+        raw_shortcut: whether a shortcut convolves a block's input as it is, not normalised and activated.
+        late_stride: whether the second 3 x 3 convolution of a block takes the stride, not the first.
     """
 
     def __init__(
@@ -57,20 +71,25 @@ class WideResNet(Classifier):
         mean: Sequence[float] = (0.0,),
         std: Sequence[float] = (1.0,),
         weights: None | str = None,
+        conv_bias: bool = False,
+        raw_shortcut: bool = False,
+        late_stride: bool = False,
     ) -> None:
         super().__init__(num_classes, (channels, image_size, image_size), mean, std)
         if depth < 10 or (depth - 4) % 6:
             raise ValueError(f"depth is {depth}; a WideResNet's is 6 n + 4: 10, 16, 22, 28, ... 70.")
         self.depth, self.width, self.channels, self.image_size = depth, width, channels, image_size
         self.dropout, self.weights = dropout, weights
+        self.conv_bias, self.raw_shortcut, self.late_stride = conv_bias, raw_shortcut, late_stride
         widths = [16, 16 * width, 32 * width, 64 * width]
         blocks = (depth - 4) // 6
-        self.stem = nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False)
+        options = (dropout, conv_bias, raw_shortcut, late_stride)
+        self.stem = nn.Conv2d(channels, widths[0], 3, 1, 1, bias=conv_bias)
         self.stages = nn.Sequential(
             *(
                 nn.Sequential(
                     *(
-                        _Block(widths[s] if b == 0 else widths[s + 1], widths[s + 1], 2 if s and b == 0 else 1, dropout)
+                        _Block(widths[s + (b > 0)], widths[s + 1], 2 if s and b == 0 else 1, *options)
                         for b in range(blocks)
                     )
                 )
@@ -82,6 +101,8 @@ class WideResNet(Classifier):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         nn.init.zeros_(self.head.bias)
         load_into(self, weights)
 

@@ -5,6 +5,7 @@ from lustral.purifiers.diffpure import DiffPure
 from lustral.purifiers.gdmp import GDMP
 from lustral.purifiers.gnsp import GNSP
 from lustral.purifiers.identity import Identity
+from lustral.purifiers.langevin import LangevinPurifier
 from lustral.purifiers.levels import FixedLevels, LevelRule, LinearLevels, MeanLevels, ShuffledLevels, SigmoidLevels
 from lustral.purifiers.pieces import Pieces
 from lustral.purifiers.reference import StoredScores
@@ -20,6 +21,7 @@ __all__ = [
     "FixedLevels",
     "GradientMode",
     "Identity",
+    "LangevinPurifier",
     "LevelRule",
     "LinearLevels",
     "MeanLevels",

@@ -22,6 +22,7 @@ class DiffPure(RoundPurifier):
             table whatever the denoiser's is, as the published numbers of the VP-SDE variant were made (0.4 % more
             noise is then removed than was added).
         layout: for levels that differ by row (`SSNI`): "clock" or "own" (see `slots`).
+        resize_to: work at this size in pixels, the denoiser's (256 for ImageNet images of 224); None is theirs.
 
     Raises:
         ValueError: if the solver cannot follow the denoiser's schedule, or t_star or num_steps is out of range.
@@ -35,11 +36,12 @@ class DiffPure(RoundPurifier):
         num_steps: int = 100,
         forward_schedule: Literal["denoiser", "discrete"] = "denoiser",
         layout: Layout = "clock",
+        resize_to: None | int = None,
     ) -> None:
         super().__init__()
         if forward_schedule not in ("denoiser", "discrete"):
             raise ValueError(f"forward_schedule is {forward_schedule!r}; it may be denoiser or discrete.")
-        self.prepare_rounds(denoiser, solver, [(t_star, num_steps)])
+        self.prepare_rounds(denoiser, solver, [(t_star, num_steps)], resize_to)
         self.t_star, self.num_steps, self.forward_schedule, self.layout = t_star, num_steps, forward_schedule, layout
         if forward_schedule == "discrete":
             self.noising = LinearSchedule()

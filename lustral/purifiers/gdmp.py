@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lustral.diffusion import Ancestral, Denoiser
 from lustral.diffusion.schedules import MAX_TIME, coefficient
-from lustral.diffusion.solvers import Level, added_variance, level
+from lustral.diffusion.solvers import Level, Variance, added_variance, level
 from lustral.noise import NoiseStream
 from lustral.purifiers.rounds import Round, RoundPurifier
 from lustral.purifiers.similarity import ssim
@@ -44,7 +44,9 @@ class GDMP(RoundPurifier):
             noises one step more than it takes back.
         respacing: take the steps from this many levels spread over the 1000, as guided-diffusion does (250 for
             ImageNet, of which 45 steps end at t = 178); None spreads them over t_star.
+        variance: of a reverse step: "large" (the published CIFAR-10 runs), "learned" (ImageNet) or "small".
         layout: for levels that differ by row (`SSNI`): "clock" or "own" (see `slots`).
+        resize_to: work at this size in pixels, the denoiser's (256 for ImageNet images of 224); None is theirs.
 
     Raises:
         ValueError: if an option is out of its range.
@@ -63,7 +65,9 @@ class GDMP(RoundPurifier):
         reference: Reference = "noised",
         noise_offset: int = 0,
         respacing: None | int = None,
+        variance: Variance = "large",
         layout: Layout = "clock",
+        resize_to: None | int = None,
     ) -> None:
         super().__init__()
         for name, value, known in (("guidance", guidance, Guidance), ("reference", reference, Reference)):
@@ -81,8 +85,10 @@ class GDMP(RoundPurifier):
         self.t_star, self.num_steps, self.num_rounds, self.guidance = t_star, num_steps, num_rounds, guidance
         self.scale, self.budget, self.reference_batch = scale, budget, reference_batch
         self.reference, self.noise_offset, self.respacing, self.layout = reference, noise_offset, respacing, layout
+        self.variance = variance
         self._slowness = 2.0 * parse_ratio(budget, "budget") / (3.0 * scale)  # m
-        self.prepare_rounds(denoiser, Ancestral("large", clip_denoised=True), [(t_star, num_steps)] * num_rounds)
+        rounds = [(t_star, num_steps)] * num_rounds
+        self.prepare_rounds(denoiser, Ancestral(variance, clip_denoised=True), rounds, resize_to)
 
     def grid(self, of: Round) -> Tensor:
         if self.respacing is None:

@@ -20,14 +20,20 @@ class GNSP(RoundPurifier):
         rounds: (t_star, num_steps) each; for CIFAR-10 four of (30, 30), two of (50, 50), two of (125, 125).
         eta: 1 adds the noise of DDPM, 0 none (DDIM).
         layout: for levels that differ by row (`SSNI`): "clock" or "own" (see `slots`).
+        resize_to: work at this size in pixels, the denoiser's (256 for ImageNet images of 224); None is theirs.
 
     Raises:
         ValueError: if a round's t_star or num_steps is out of range.
     """
 
     def __init__(
-        self, denoiser: Denoiser, rounds: Sequence[tuple[int, int]], eta: float = 1.0, layout: Layout = "clock"
+        self,
+        denoiser: Denoiser,
+        rounds: Sequence[tuple[int, int]],
+        eta: float = 1.0,
+        layout: Layout = "clock",
+        resize_to: None | int = None,
     ) -> None:
         super().__init__()
-        self.prepare_rounds(denoiser, DDIM(eta), rounds)
+        self.prepare_rounds(denoiser, DDIM(eta), rounds, resize_to)
         self.eta, self.layout = eta, layout

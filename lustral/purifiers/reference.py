@@ -19,7 +19,7 @@ class StoredScores:
     """Perturbation scores of images that no network was trained on, from a file that says how they were made.
 
     Args:
-        file: written by ``python cli.py validate -c configs/reference/...``.
+        file: ``reference.json`` of a run of ``python cli.py validate -c configs/reference/...``.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -32,7 +32,7 @@ class StoredScores:
         if not path.is_file():
             raise FileNotFoundError(
                 f"There are no reference scores {path} (looked in {Path.cwd()}): make them with `python cli.py "
-                f"validate -c configs/reference/{path.parent.name}.yaml`, or name another file with the `reference` option."
+                f"validate -c configs/reference/{path.parent.name}.yaml`, or name another file (`reference`)."
             )
         try:
             record = json.loads(path.read_text())

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lustral.diffusion import DiscreteSchedule, to_diffusion
-from lustral.diffusion.perturbation import EPS, PerturbationScore
+from lustral.diffusion.perturbation import EPS, PerturbationScore, perturbation
 from lustral.diffusion.schedules import MAX_TIME
 from lustral.noise import NoiseStream
 from lustral.purifiers.base import Context, GradientMode, Purified, Purifier
@@ -73,15 +73,9 @@ class SSNI(Purifier):
 
     def score(self, x: Tensor, noise: NoiseStream) -> Tensor:
         """(B,) float64 norms of the perturbation score of [0, 1] images (B, C, H, W)."""
-        statistic, denoiser, image = self.statistic, self.purifier.denoiser, to_diffusion(x)
-        stream = noise.fork("score")
-
-        def step(i: int, total: Tensor, image: Tensor) -> Tensor:
-            z = stream.normal(image.shape[1:], step=i, dtype=image.dtype) if statistic.random else image
-            return total + self.pieces(lambda image, z: statistic.term(denoiser, i, image, z), image, z)
-
-        vector = self.unroll(step, statistic.num_calls, torch.zeros_like(image), (image,))
-        return vector.double().flatten(1).norm(dim=1)
+        return perturbation(
+            self.statistic, self.purifier.denoiser, to_diffusion(x), noise.fork("score"), self.pieces, self.graph_budget
+        )
 
     def prepare(
         self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact", anchor: Tensor | None = None

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lustral.diffusion import Denoiser, LinearSchedule, VPSchedule
-from lustral.networks import SongUNetDenoiser, UNetDenoiser
+from lustral.networks import ADMDenoiser, SongUNetDenoiser, UNetDenoiser
 from tests.closed_form import GaussianDenoiser
 from tests.contracts import central_differences, generator, randomise, relative_error
 
@@ -23,12 +23,21 @@ def _song_unet() -> Denoiser:
     return unet.double().eval().requires_grad_(False)
 
 
+def _adm(preconditioning: str, resample: str) -> Denoiser:
+    adm = ADMDenoiser(4, 1, 32, (1, 2), 1, (2,), 32, None, resample, True, 0.0, preconditioning)  # type: ignore[arg-type]
+    randomise(adm, 0.2)
+    return adm.double().eval().requires_grad_(False)
+
+
 DENOISERS: dict[str, Callable[[], Denoiser]] = {
     "gaussian, vp": lambda: GaussianDenoiser(VPSchedule()).requires_grad_(False),
     "gaussian, discrete": lambda: GaussianDenoiser(LinearSchedule()).requires_grad_(False),
     "unet, vp": lambda: _unet("vp"),
     "unet, discrete": lambda: _unet("linear"),
     "song unet": _song_unet,
+    "adm, linear": lambda: _adm("linear", "residual"),
+    "adm, cosine": lambda: _adm("cosine", "conv"),
+    "adm, consistency": lambda: _adm("consistency", "residual"),
 }
 TIMES = torch.tensor([1.0, 100.0, 400.0, 999.0, 1000.0], dtype=torch.float64)
 

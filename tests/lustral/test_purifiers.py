@@ -32,6 +32,7 @@ from lustral.purifiers import (
     DiffPure,
     FixedLevels,
     Identity,
+    LangevinPurifier,
     LevelRule,
     LinearLevels,
     MeanLevels,
@@ -99,6 +100,8 @@ def _gnsp(schedule: str = "discrete", layout: str = "clock") -> GNSP:
 PURIFIERS: dict[str, Callable[[], Purifier]] = {
     "diffpure_flow": lambda: _diffpure(FlowEuler()),
     "diffpure_heun": lambda: _diffpure(Heun()),
+    "langevin": lambda: LangevinPurifier(SmoothDenoiser(VPSchedule(), SHAPE), 3, t=50.0),
+    "diffpure_resized": lambda: DiffPure(SmoothDenoiser(VPSchedule(), (1, 6, 6)), EulerMaruyama(), 100, 2, resize_to=6),
     "gnsp": _gnsp,
     "gnsp_vp": lambda: _gnsp("vp"),
     "gdmp_mse": _gdmp,

@@ -1,4 +1,4 @@
-"""The U-Net of DDPM++ and EDM: the published sizes, and its parts against straight-line evaluations."""
+"""The U-Nets DDPM++ and NCSN++: the published sizes, their parts against straight-line evaluations, two derivatives."""
 
 import math
 
@@ -9,8 +9,17 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lustral.networks import SongUNet, SongUNetDenoiser
-from lustral.networks.song_unet import _Attention, _Block
-from tests.contracts import generator, randomise
+from lustral.networks.song_blocks import Attention, Block, Pyramid, Resample, _Attend
+from tests.contracts import central_differences, generator, randomise, relative_error
+from tests.lustral.importing.song_reference import Net, resampled
+
+NCSNPP = {
+    "embedding": "fourier",
+    "encoder": "residual",
+    "resample_filter": (1, 3, 3, 1),
+    "channel_mult_noise": 2,
+    "preconditioning": "consistency",
+}
 
 
 def _parameters(network: nn.Module) -> int:
@@ -23,8 +32,10 @@ def _parameters(network: nn.Module) -> int:
         (lambda: SongUNetDenoiser(), 106_632_579),
         (lambda: SongUNetDenoiser(blocks=4), 61_804_419),
         (lambda: SongUNet(32, 3, 128, (2, 2, 2), 4, (16,), 0.13, augment_dim=9), 55_733_891),
+        (lambda: SongUNetDenoiser(multipliers=(2, 2, 2), blocks=4, augment_dim=9, **NCSNPP), 56_397_827),  # type: ignore[arg-type]
+        (lambda: SongUNetDenoiser(multipliers=(2, 2, 2), blocks=4, **NCSNPP), 56_395_523),  # type: ignore[arg-type]
     ],
-    ids=["Score-SDE DDPM++ deep", "Score-SDE DDPM++", "EDM CIFAR-10 VP"],
+    ids=["Score-SDE DDPM++ deep", "Score-SDE DDPM++", "EDM CIFAR-10 VP", "EDM CIFAR-10 VE", "consistency, 56.4 M"],
 )
 def test_published_sizes(build, count: int) -> None:
     with torch.device("meta"):
@@ -45,13 +56,13 @@ def test_published_work(blocks: int, gigaflops: float) -> None:
 def test_an_untrained_network_predicts_nothing() -> None:
     network = SongUNet(8, 1, 16, (1, 2), 1, (8,), 0.0).eval()
     with torch.no_grad():
-        network.head.bias.zero_()
+        nn.init.zeros_(network.head.bias)  # type: ignore[arg-type]
         out = network(torch.randn(2, 1, 8, 8, generator=generator()), torch.tensor([1.0, 900.0]))
     assert out.abs().max() < 1e-2
 
 
 def test_attention_is_softmax_of_scaled_products() -> None:
-    attention = _Attention(8).double()
+    attention = Attention(8).double()
     randomise(attention, 0.3)
     x = torch.randn(2, 8, 3, 3, generator=generator(), dtype=torch.float64)
     h = attention.norm(x)
@@ -68,7 +79,7 @@ def test_attention_is_softmax_of_scaled_products() -> None:
 
 @pytest.mark.parametrize("resample", [0.5, 1, 2])
 def test_a_block_resamples_branch_and_shortcut(resample: float) -> None:
-    block = _Block(8, 12, 16, dropout=0.0, resample=resample).double()
+    block = Block(8, 12, 16, dropout=0.0, resample=resample).double()
     randomise(block, 0.3)
     x = torch.randn(2, 8, 4, 4, generator=generator(), dtype=torch.float64)
     embedding = torch.randn(2, 16, generator=generator(1), dtype=torch.float64)
@@ -94,8 +105,103 @@ def test_the_time_embedding_starts_with_sines_at_frequency_one() -> None:
     torch.testing.assert_close(seen[0][0], torch.tensor(expected), rtol=1e-5, atol=1e-6)
 
 
+def test_fourier_features_are_sines_and_cosines_of_turns() -> None:
+    network = SongUNet(4, 1, 8, (1,), 1, (), 0.0, embedding="fourier", channel_mult_noise=2)
+    network.get_buffer("frequencies").copy_(torch.arange(8) / 10)
+    seen: list[torch.Tensor] = []
+    network.map0.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    network.embed(torch.tensor([2.5]))
+    turns = [2 * math.pi * 2.5 * i / 10 for i in range(8)]
+    expected = [math.sin(turn) for turn in turns] + [math.cos(turn) for turn in turns]
+    torch.testing.assert_close(seen[0][0], torch.tensor(expected), rtol=1e-5, atol=1e-6)
+    assert "frequencies" in network.state_dict()
+    assert "frequencies" not in dict(network.named_parameters())
+
+
+@pytest.mark.parametrize("taps", [(1, 1), (1, 3, 3, 1)])
+@pytest.mark.parametrize("factor", [0.5, 2])
+def test_filters_are_their_matrices(taps: tuple[int, ...], factor: float) -> None:
+    x = torch.randn(2, 3, 6, 6, generator=generator(), dtype=torch.float64)
+    found = Resample(factor, taps).double()(x)
+    torch.testing.assert_close(found, resampled(Net(ncsn=len(taps) == 4), x, factor))
+
+
+def test_a_constant_stays_what_it_is_inside_a_filtered_image() -> None:
+    """The taps are normalised; only the frame meets the zeros outside."""
+    x = torch.ones(1, 2, 8, 8)
+    assert torch.equal(Resample(0.5, (1, 3, 3, 1))(x)[..., 1:-1, 1:-1], torch.ones(1, 2, 2, 2))
+    assert torch.equal(Resample(2, (1, 3, 3, 1))(x)[..., 1:-1, 1:-1], torch.ones(1, 2, 14, 14))
+
+
+def test_a_pyramid_filters_and_convolves_an_image_that_is_padded_once() -> None:
+    """A single pixel's response: the taps' outer product, seen through the kernel in steps of two."""
+    pyramid = Pyramid(1, 1, (1, 3, 3, 1)).double()
+    randomise(pyramid, 0.5)
+    image = torch.zeros(1, 1, 6, 6, dtype=torch.float64)
+    image[0, 0, 0, 3] = 1.0  # at the border, where the padding shows
+    x = torch.randn(1, 1, 3, 3, generator=generator(1), dtype=torch.float64)
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=torch.float64) / 8
+    weight, bias = pyramid.conv.weight[0, 0], pyramid.conv.bias
+    assert bias is not None
+    expected = torch.zeros(3, 3, dtype=torch.float64)
+    for i in range(3):
+        for j in range(3):
+            for a in range(3):
+                for b in range(3):
+                    # Smoothed pixel (2i + a, 2j + b) sees image pixels from two before it on.
+                    row, column = 0 - (2 * i + a) + 2, 3 - (2 * j + b) + 2
+                    if 0 <= row < 4 and 0 <= column < 4:
+                        expected[i, j] += weight[a, b] * taps[row] * taps[column]
+    torch.testing.assert_close(pyramid(image, x)[0, 0], (expected + bias + x[0, 0]) / math.sqrt(2))
+
+
+def test_attention_has_two_right_derivatives() -> None:
+    """The forward kernel has one of its own at most, so both are ours."""
+    q, k, v = (torch.randn(2, 1, 3, 4, generator=generator(i), dtype=torch.float64) for i in range(3))
+    inputs = tuple(tensor.requires_grad_() for tensor in (q, k, v))
+    assert torch.autograd.gradcheck(_Attend.apply, inputs)
+    assert torch.autograd.gradgradcheck(_Attend.apply, inputs)
+
+
+@pytest.mark.parametrize("options", [{}, NCSNPP], ids=["DDPM++", "NCSN++"])
+def test_second_derivatives_are_the_differences_of_first_ones(options: dict[str, object]) -> None:
+    denoiser = SongUNetDenoiser(4, 1, 8, (1, 2), 1, (4,), dropout=0.0, **options)  # type: ignore[arg-type]
+    randomise(denoiser, 0.3)
+    denoiser = denoiser.double().eval().requires_grad_(False)
+    t = torch.tensor(300.0, dtype=torch.float64)
+    x, weight, along = (torch.randn(2, 1, 4, 4, generator=generator(i), dtype=torch.float64) for i in range(3))
+
+    def slope(z: torch.Tensor) -> torch.Tensor:
+        """The first derivative of every row, along ``along``."""
+        with torch.enable_grad():
+            z = z if z.requires_grad else z.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad((denoiser(z, t) * weight).sum(), z, create_graph=True)
+            return (gradient * along).flatten(1).sum(1)
+
+    x.requires_grad_()
+    (found,) = torch.autograd.grad(slope(x).sum(), x)
+    assert found.abs().min() > 0
+    assert relative_error(found, central_differences(lambda z: slope(z).detach(), x.detach())) < 1e-6
+
+
+def test_a_graph_changes_no_bit() -> None:
+    """A stored step and its recomputation are equal, whether or not either keeps its graph."""
+    network = SongUNet(8, 1, 16, (1, 2), 1, (8, 4), 0.0).eval()
+    randomise(network, 0.2)
+    x, label = torch.randn(2, 1, 8, 8, generator=generator()), torch.tensor([1.0, 900.0])
+    with torch.no_grad():
+        bare = network(x, label)
+    assert torch.equal(network(x.requires_grad_(), label), bare)
+
+
 def test_impossible_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="halved 3 times"):
         SongUNetDenoiser(image_size=12)
     with pytest.raises(ValueError, match="multiple of 4"):
         SongUNetDenoiser(base_channels=6)
+    with pytest.raises(ValueError, match=r"embedding is 'sine'; it may be positional or fourier"):
+        SongUNetDenoiser(embedding="sine")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"encoder is 'skip'; it may be standard or residual"):
+        SongUNetDenoiser(encoder="skip")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"resample_filter is \[1, 2, 1\]; it may be \[1, 1\] or \[1, 3, 3, 1\]"):
+        SongUNetDenoiser(resample_filter=[1, 2, 1])

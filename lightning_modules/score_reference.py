@@ -1,0 +1,76 @@
+"""The perturbation scores of held-out images, stored once for SSNI."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from lightning_modules.checks import check_fit
+from lustral.diffusion import Denoiser, to_diffusion
+from lustral.diffusion.perturbation import PerturbationScore, perturbation
+from lustral.noise import NoiseStream
+from lustral.purifiers.reference import write_scores
+
+Batch = tuple[Tensor, Tensor, Tensor]
+
+
+class ScoreReference(LightningModule):
+    """Scores the validation images and writes ``reference.json``. Run with ``cli.py validate``.
+
+    The validation images are held out from every network that is trained here. On images that the denoiser was trained
+    on, scores are smaller than on others, and a reference made of them takes every test image for a perturbed one.
+
+    Args:
+        denoiser: the diffusion model of the purifier that will use the scores.
+        statistic: how images are scored there.
+        seed: of the scores' noise.
+    """
+
+    def __init__(self, denoiser: Denoiser, statistic: PerturbationScore, seed: int = 0) -> None:
+        super().__init__()
+        self.denoiser, self.statistic, self.seed = denoiser.eval().requires_grad_(False), statistic, seed
+        self._found: dict[int, float] = {}
+
+    def untrained(self) -> list[str]:
+        """The parts whose weights are random."""
+        learns = next(self.denoiser.parameters(), None) is not None
+        return ["denoiser"] if learns and getattr(self.denoiser, "weights", None) is None else []
+
+    def setup(self, stage: str) -> None:
+        check_fit(getattr(self.trainer, "datamodule", None), [("denoiser", self.denoiser)])
+
+    def on_validation_start(self) -> None:
+        self._found = {}
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        x, _, index = batch
+        noise = NoiseStream(self.seed, index).fork("reference")
+        scores = perturbation(self.statistic, self.denoiser, to_diffusion(x), noise)
+        self._found |= dict(zip(index.tolist(), scores.tolist(), strict=True))
+
+    def on_validation_epoch_end(self) -> None:
+        parts: list[Any] = [self._found]
+        if dist.is_available() and dist.is_initialized():
+            parts = [None] * dist.get_world_size()
+            dist.all_gather_object(parts, self._found)
+        found = {index: score for part in parts for index, score in part.items()}
+        scores = torch.tensor([found[index] for index in sorted(found)], dtype=torch.float64)
+        self.log_dict(
+            {"reference/mean": scores.mean().float(), "reference/std": scores.std().float()}, rank_zero_only=True
+        )
+        if self.trainer.is_global_zero:
+            datamodule = getattr(self.trainer, "datamodule", None)
+            data = {} if datamodule is None else {"name": datamodule.name, "split": "validation", "images": len(found)}
+            path = Path(self.trainer.default_root_dir) / "reference.json"
+            write_scores(path, scores, self.denoiser, self.statistic, data, self.seed)
+            rank_zero_info(f"Scores of {len(found)} images: {path}")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        raise ValueError("Reference scores are those of held-out images: run this with `python cli.py validate`.")
+
+    def configure_optimizers(self) -> Any:
+        raise ValueError("Reference scores train nothing: run this with `python cli.py validate`.")

@@ -1,0 +1,59 @@
+"""What a card says of the attack itself: whose gradients it follows, and how an ensemble's members fared."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lustral.attacks.ensemble import WINNER
+from lustral.evaluation.records import Record
+
+
+def differentiated(attack: Mapping[str, Any], purifier: Mapping[str, Any]) -> list[str]:
+    """What an attack's gradients are of, once each: "defence", or in what they differ from that.
+
+    Args:
+        attack: its description; without gradients the answer is empty, an ensemble has those of its members.
+        purifier: the defence's, described.
+    """
+    if "attacks" in attack:
+        return list(dict.fromkeys(word for member in attack["attacks"] for word in differentiated(member, purifier)))
+    gradient, surrogate = attack.get("gradient"), attack.get("surrogate")
+    if gradient is None:
+        return []
+    words = []
+    if gradient != "exact" and (surrogate or purifier).get("class") != "Identity":
+        words.append(f"the gradient {gradient}")
+    if surrogate is not None:
+        words.append(f"the surrogate {surrogate['class']}")
+    return [" of ".join(words) or "defence"]
+
+
+def members(records: Sequence[Record], attack: Mapping[str, Any]) -> dict[str, Any]:
+    """ "members" of an ensemble: each one's wins (images that are its), and the share of its gradients that are zero.
+    Failed images were won by nobody. Nothing for other attacks."""
+    if "attacks" not in attack:
+        return {}
+    healthy, rows = [record.statistics for record in records if not record.failed], []
+    for number, member in enumerate(attack["attacks"]):
+        row: dict[str, Any] = {"attack": _name(member)}
+        row["wins"] = sum(statistics[WINNER] == number for statistics in healthy)
+        key = f"{number} zero_gradients"
+        zero = [statistics[key] for statistics in healthy if key in statistics]
+        if zero:
+            row["zero_gradient_share"] = sum(zero) / len(zero)
+        rows.append(row)
+    return {"members": rows}
+
+
+def _name(attack: Mapping[str, Any]) -> str:
+    """Such as ``PGD straight_through WithScore(CrossEntropy, -1.0)``."""
+    words = [attack["class"], attack.get("gradient"), _objective(attack.get("objective"))]
+    words.append(f"on {attack['surrogate']['class']}" if attack.get("surrogate") else None)
+    return " ".join(word for word in words if word)
+
+
+def _objective(described: Mapping[str, Any] | None) -> str | None:
+    if described is None:
+        return None
+    inner = [_objective(value) if isinstance(value, Mapping) else str(value) for value in described.values()]
+    arguments = [str(word) for name, word in zip(described, inner, strict=True) if name not in ("class", "module")]
+    return described["class"] + (f"({', '.join(arguments)})" if arguments else "")

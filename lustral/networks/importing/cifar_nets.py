@@ -1,0 +1,147 @@
+"""Small CIFAR networks with the names of "pytorch-cifar" (Liu), which DiffPure's ResNet-50 bears too."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from lustral.networks.cifar_resnet import CifarResNet
+from lustral.networks.importing.classifiers import batch_norm, count, per_channel, read_state, shape
+from lustral.networks.importing.formats import Format
+from lustral.networks.importing.rules import Rule, fill, pairs, rule
+from lustral.networks.mobilenet_v2 import CifarMobileNetV2
+from lustral.networks.shufflenet_v2 import ShuffleNetV2
+
+Channels = float | Sequence[float]
+
+
+def _convolution(
+    target: str, source: str, norm_target: str, norm_source: str, tensors: Mapping[str, Tensor]
+) -> list[Rule]:
+    """A convolution without bias and the normalisation after it."""
+    return [rule(f"{target}.weight", f"{source}.weight"), *batch_norm(norm_target, norm_source, tensors)]
+
+
+def _resnet(path: Path, mean: tuple[float, ...], std: tuple[float, ...]) -> CifarResNet:
+    tensors, file = read_state(path), path.name
+    width, channels = shape(tensors, "conv1.weight", 4, file)[:2]
+    shape(tensors, "layer1.0.conv1.weight", 4, file)
+    stages = count(tensors, "layer")
+    network = CifarResNet(
+        blocks=[count(tensors, f"layer{stage + 1}.") for stage in range(stages)],
+        width=width,
+        bottleneck="layer1.0.conv3.weight" in tensors,
+        shortcut="conv" if any(".shortcut." in name for name in tensors) else "pad",
+        num_classes=shape(tensors, "linear.weight", 2, file)[0],
+        channels=channels,
+        mean=mean,
+        std=std,
+    )
+    rules = _convolution("stem", "conv1", "norm", "bn1", tensors) + pairs("head", "linear")
+    for stage, blocks in enumerate(network.blocks):
+        for block in range(blocks):
+            target, source = f"stages.{stage}.{block}", f"layer{stage + 1}.{block}"
+            rules += _block(network, target, source, 3 if network.bottleneck else 2, tensors)
+    fill(network, rules, tensors, file)
+    return network
+
+
+def _block(
+    network: CifarResNet | CifarMobileNetV2, target: str, source: str, convolutions: int, tensors: Mapping[str, Tensor]
+) -> list[Rule]:
+    rules = []
+    for i in range(convolutions):
+        names = f"{target}.convs.{i}", f"{source}.conv{i + 1}", f"{target}.norms.{i}", f"{source}.bn{i + 1}"
+        rules += _convolution(*names, tensors)
+    if network.get_submodule(target).shortcut is not None:
+        first, second = (f"{source}.shortcut.{i}" for i in range(2))
+        rules += _convolution(f"{target}.shortcut.0", first, f"{target}.shortcut.1", second, tensors)
+    return rules
+
+
+def _kuangliu_resnet(path: Path, *, mean: Channels, std: Channels) -> CifarResNet:
+    return _resnet(path, per_channel("mean", mean), per_channel("std", std))
+
+
+def _diffpure_resnet50(path: Path) -> CifarResNet:
+    return _resnet(path, (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
+
+
+def _mobilenet(path: Path, *, mean: Channels, std: Channels) -> CifarMobileNetV2:
+    tensors, file = read_state(path), path.name
+    network = CifarMobileNetV2(
+        num_classes=shape(tensors, "linear.weight", 2, file)[0],
+        channels=shape(tensors, "conv1.weight", 4, file)[1],
+        mean=per_channel("mean", mean),
+        std=per_channel("std", std),
+    )
+    rules = _convolution("stem", "conv1", "norm", "bn1", tensors) + pairs("head", "linear")
+    rules += _convolution("last", "conv2", "last_norm", "bn2", tensors)
+    for block in range(len(network.blocks)):
+        rules += _block(network, f"blocks.{block}", f"layers.{block}", 3, tensors)
+    fill(network, rules, tensors, file)
+    return network
+
+
+def _shufflenet(path: Path, *, mean: Channels, std: Channels) -> ShuffleNetV2:
+    tensors, file = read_state(path), path.name
+    width = 2 * shape(tensors, "layer1.0.conv2.weight", 4, file)[0]
+    network = ShuffleNetV2(
+        scale={48: 0.5, 116: 1.0, 176: 1.5}.get(width, 2.0),
+        num_classes=shape(tensors, "linear.weight", 2, file)[0],
+        channels=shape(tensors, "conv1.weight", 4, file)[1],
+        mean=per_channel("mean", mean),
+        std=per_channel("std", std),
+    )
+    rules = _convolution("first.0", "conv1", "first.1", "bn1", tensors) + pairs("head", "linear")
+    rules += _convolution("last.0", "conv2", "last.1", "bn2", tensors)
+    for stage, blocks in enumerate((4, 8, 4)):
+        for block in range(blocks):
+            target, source = f"stages.{stage}.{block}", f"layer{stage + 1}.{block}"
+            # The branches' layers in the order of the file's numbers; ReLUs take numbers of their own here.
+            layers = [f"{target}.second.{i}" for i in (0, 3, 5)]
+            if block == 0:
+                layers = [f"{target}.first.{i}" for i in (0, 2)] + layers
+            for number, layer in enumerate(layers, 1):
+                prefix, _, place = layer.rpartition(".")
+                norm = f"{prefix}.{int(place) + 1}"
+                rules += _convolution(layer, f"{source}.conv{number}", norm, f"{source}.bn{number}", tensors)
+    fill(network, rules, tensors, file)
+    return network
+
+
+_PUBLISHED = "trained with https://github.com/kuangliu/pytorch-cifar"
+_LICENCE = "its trainer's (the code is MIT)"
+
+KUANGLIU_RESNET = Format(
+    name="kuangliu-resnet",
+    network="CIFAR ResNet of any depth; without shortcut tensors it is the narrow form of He et al. (ResNet-56)",
+    file="ckpt.pth",
+    published=_PUBLISHED,
+    licence=_LICENCE,
+    load=_kuangliu_resnet,
+)
+KUANGLIU_MOBILENET = Format(
+    name="kuangliu-mobilenetv2",
+    network="CIFAR MobileNetV2",
+    file="ckpt.pth",
+    published=_PUBLISHED,
+    licence=_LICENCE,
+    load=_mobilenet,
+)
+KUANGLIU_SHUFFLENET = Format(
+    name="kuangliu-shufflenetv2",
+    network="CIFAR ShuffleNetV2",
+    file="ckpt.pth",
+    published=_PUBLISHED,
+    licence=_LICENCE,
+    load=_shufflenet,
+)
+DIFFPURE_RESNET50 = Format(
+    name="diffpure-resnet50",
+    network="DiffPure's ResNet-50, CIFAR-10",
+    file="resnet-50/weights.pt",
+    published="https://github.com/NVlabs/DiffPure, pretrained classifiers",
+    licence="NVIDIA Source Code License (non-commercial)",
+    load=_diffpure_resnet50,
+)

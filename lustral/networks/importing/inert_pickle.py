@@ -1,0 +1,127 @@
+"""Pickles of whole networks, read without running anything: their objects become plain records.
+
+NVIDIA's ``torch_utils.persistence`` stores each object as its class's source text and its state, and a plain load
+executes that text. Here the text is dropped and the state kept. A name that no network needs is refused.
+"""
+
+import io
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._utils import _rebuild_tensor_v2
+
+from lustral.networks.importing.reading import existing
+
+
+class Held:
+    """An object of a pickle: its class's name, and its attributes. Takes any arguments and does nothing with them.
+
+    Attributes:
+        class_name: "" where nobody asks for it.
+        state: its attributes by name; empty if it had none.
+    """
+
+    class_name: str = ""
+
+    def __init__(self, *_: Any) -> None:
+        self.state: dict[str, Any] = {}
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = dict(state) if isinstance(state, Mapping) else {}
+
+    def tensors(self, prefix: str = "") -> dict[str, Tensor]:
+        """Parameters and buffers of a module and of the modules in it, named as in its state dict."""
+        own = self._members("_parameters") | self._members("_buffers")
+        found = {f"{prefix}{name}": tensor for name, tensor in own.items() if isinstance(tensor, Tensor)}
+        for name, module in self.modules().items():
+            found |= module.tensors(f"{prefix}{name}.")
+        return found
+
+    def modules(self) -> dict[str, "Held"]:
+        """The modules in a module, by name."""
+        return {name: module for name, module in self._members("_modules").items() if isinstance(module, Held)}
+
+    def _members(self, group: str) -> dict[str, Any]:
+        members = self.state.get(group)
+        return dict(members) if isinstance(members, Mapping) else {}
+
+
+class _Record(dict[str, Any]):
+    """In the place of ``dnnlib.EasyDict``."""
+
+
+class _RefusedError(pickle.UnpicklingError):
+    pass
+
+
+def _persistent(meta: Any) -> Held:
+    """In the place of ``_reconstruct_persistent_obj``, which would execute ``meta["module_src"]``."""
+    if not isinstance(meta, Mapping) or not isinstance(meta.get("state"), Mapping):
+        raise pickle.UnpicklingError("a persistent object without a state")
+    held = Held()
+    held.class_name = str(meta.get("class_name"))
+    held.__setstate__(meta["state"])
+    return held
+
+
+def _storage(content: bytes) -> Any:
+    """In the place of ``torch.storage._load_from_bytes``, which would load a second pickle without any check."""
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # its text advises to load the file all the same
+        raise _RefusedError("more than numbers inside a tensor") from None
+
+
+def _parameter(data: Tensor, requires_grad: bool, hooks: Any) -> Tensor:
+    return data
+
+
+_NUMPY = ("scalar", "_reconstruct")  # of NumPy 1 and of NumPy 2
+_ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
+    ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent,
+    ("torch.storage", "_load_from_bytes"): _storage,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("builtins", "set"): set,
+    ("dnnlib.util", "EasyDict"): _Record,
+    ("numpy", "dtype"): Held,
+    ("numpy", "ndarray"): Held,
+    **{(f"numpy.{core}.multiarray", name): Held for core in ("core", "_core") for name in _NUMPY},
+    **{("torch.nn.modules.container", name): Held for name in ("ModuleDict", "ModuleList", "Sequential")},
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _ALLOWED[module, name]
+        except KeyError:
+            raise _RefusedError(f"{module}.{name}") from None
+
+
+def read_inert(path: str | Path) -> Any:
+    """The dicts, lists, numbers, strings and tensors of a pickle, and a `Held` for every other object.
+
+    Raises:
+        ValueError: if the file is cut short, is no pickle, or asks for a name that no network needs.
+    """
+    path = existing(path)
+    with open(path, "rb") as file:
+        try:
+            return _Unpickler(file).load()
+        except _RefusedError as error:
+            raise ValueError(
+                f"{path} asks for {error}, which no network needs and which could run code, so it was not read: "
+                "download it from its authors."
+            ) from None
+        except Exception as error:  # a damaged pickle raises nearly anything
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(
+                f"{path} is cut short or no pickle of a network ({why}): copy or download it again."
+            ) from error

@@ -1,0 +1,159 @@
+"""Checkpoints of Score-SDE in PyTorch (Song et al. 2021): ``checkpoint_8.pth`` of DDPM++ and NCSN++.
+
+The file's moving average is a list without names; its names are those of the raw weights beside it, in order. Sub-VP
+and discrete-time models hold the same tensors and cannot be told apart: do not import them.
+"""
+
+import re
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lustral.networks import SongUNetDenoiser
+from lustral.networks.importing.classifiers import shape
+from lustral.networks.importing.formats import Format
+from lustral.networks.importing.reading import read_torch, tensors_of, without_prefix
+from lustral.networks.importing.rules import Rule, fill, pairs, rule
+from lustral.networks.importing.song_layout import Part, Seen, parts, shape_of
+
+_LIST = "all_modules"
+_NAMES = {"norm0": "GroupNorm_0", "conv0": "Conv_0", "affine": "Dense_0", "norm1": "GroupNorm_1", "conv1": "Conv_1"}
+
+
+def load(path: str | Path, *, image_size: int = 32) -> nn.Module:
+    """The denoiser in a checkpoint, by the moving average if it has one, or in a plain ``state_dict``.
+
+    A network with positional time features is a VP one, one with Fourier features a VE one, as in the authors'
+    configurations.
+
+    Args:
+        image_size: height and width of the training images, which the tensors do not tell.
+
+    Raises:
+        ValueError: if the file is none of those, or another architecture's.
+    """
+    file = Path(path).name
+    tensors = _weights(read_torch(path), file)
+    tensors.pop("sigmas", None)  # a table that the continuous models never look at
+    kinds = _kinds(tensors, file)
+    if "conv" not in kinds or "block" not in kinds:
+        raise ValueError(f"{file} has no {_LIST} of a DDPM++ or NCSN++ in it: check --format.")
+    base_channels, channels = shape(tensors, f"{_LIST}.{kinds.index('conv')}.weight", 4, file)[:2]
+    seen = [_seen(tensors, i, file) for i, kind in enumerate(kinds) if kind == "block"]
+    multipliers, blocks = shape_of(seen, base_channels, file)
+    fourier, pyramid = "fourier" in kinds, "pyramid" in kinds
+    network = SongUNetDenoiser(
+        image_size,
+        channels,
+        base_channels,
+        multipliers,
+        blocks,
+        _attention_sizes(kinds, image_size, len(multipliers), blocks),
+        embedding="fourier" if fourier else "positional",
+        encoder="residual" if pyramid else "standard",
+        resample_filter=(1, 3, 3, 1) if pyramid else (1, 1),
+        channel_mult_noise=2 if fourier else 1,
+        preconditioning="ve" if fourier else "vp",
+    )
+    return fill(network, rules(network), tensors, file)
+
+
+def rules(network: SongUNetDenoiser) -> list[Rule]:
+    """From ``all_modules.{i}.…`` to the network's names."""
+    return [r for i, part in enumerate(parts(network.network)) for r in _part(part, f"{_LIST}.{i}")]
+
+
+def _part(part: Part, source: str) -> list[Rule]:
+    if part.kind == "fourier":
+        return [rule(f"{part.name}.frequencies", f"{source}.W")]
+    if part.kind == "pyramid":
+        return pairs(part.name, f"{source}.Conv2d_0")
+    if part.kind == "block":
+        members = _NAMES | ({"skip": "Conv_2"} if part.projects else {})
+        return [r for here, there in members.items() for r in pairs(f"{part.name}.{here}", f"{source}.{there}")]
+    if part.kind == "attention":
+        into = [f"{source}.NIN_{i}" for i in range(3)]
+        return [
+            *pairs(f"{part.name}.norm", f"{source}.GroupNorm_0"),
+            rule(f"{part.name}.qkv.weight", tuple(f"{name}.W" for name in into), _stacked),
+            rule(f"{part.name}.qkv.bias", tuple(f"{name}.b" for name in into), lambda *biases: torch.cat(biases)),
+            rule(f"{part.name}.proj.weight", f"{source}.NIN_3.W", _stacked),
+            rule(f"{part.name}.proj.bias", f"{source}.NIN_3.b"),
+        ]
+    return pairs(part.name, source)
+
+
+def _stacked(*products: Tensor) -> Tensor:
+    """Matrices (in, out) as one 1x1 convolution (sum of outs, in, 1, 1)."""
+    return torch.cat([product.T for product in products])[:, :, None, None]
+
+
+def _weights(content: Any, file: str) -> dict[str, Tensor]:
+    """The named tensors to use: the moving average's where there is one."""
+    if not isinstance(content, Mapping) or "ema" not in content:
+        return without_prefix(tensors_of(content, file))
+    average = content["ema"].get("shadow_params") if isinstance(content["ema"], Mapping) else None
+    if "model" not in content or not isinstance(average, list):
+        raise ValueError(f"{file} has a moving average (ema) without {{model, ema.shadow_params}}: check --format.")
+    raw = without_prefix(tensors_of(content["model"], file))
+    frozen = {"sigmas", f"{_LIST}.0.W"}  # the moving average is of what is trained
+    names = [name for name in raw if name not in frozen]
+    if len(average) != len(names):
+        raise ValueError(
+            f"{file} has {len(average)} tensors in its moving average (ema.shadow_params) for {len(names)} parameters "
+            "of its model, so which is which cannot be told: copy or download it again."
+        )
+    for name, tensor in zip(names, average, strict=True):
+        if not isinstance(tensor, Tensor) or tensor.shape != raw[name].shape:
+            given = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ValueError(
+                f"{file} has {given} in its moving average where the model's {name} is {tuple(raw[name].shape)}: the "
+                "two are not of one network."
+            )
+    return raw | dict(zip(names, average, strict=True))
+
+
+def _kinds(tensors: Mapping[str, Tensor], file: str) -> list[str]:
+    """What each ``all_modules.{i}`` is, by the names and dimensions of its tensors."""
+    members: dict[int, set[str]] = {}
+    for name in tensors:
+        if found := re.fullmatch(rf"{_LIST}\.(\d+)\.(.+)", name):
+            members.setdefault(int(found[1]), set()).add(found[2])
+    if sorted(members) != list(range(len(members))):
+        raise ValueError(f"{file} has gaps in its list {_LIST} ({len(members)} modules): copy or download it again.")
+    return [_kind(members[i], tensors.get(f"{_LIST}.{i}.weight")) for i in range(len(members))]
+
+
+def _kind(members: set[str], weight: Tensor | None) -> str:
+    tops = {member.split(".")[0] for member in members}
+    if any(top.startswith("NIN_") for top in tops):
+        return "attention"
+    for mark, kind in (("W", "fourier"), ("Conv2d_0", "pyramid"), ("Conv_0", "block"), ("Dense_0", "block")):
+        if mark in tops:
+            return kind
+    return {1: "norm", 2: "dense", 4: "conv"}.get(0 if weight is None else weight.ndim, "unknown")
+
+
+def _seen(tensors: Mapping[str, Tensor], i: int, file: str) -> Seen:
+    kernel = shape(tensors, f"{_LIST}.{i}.Conv_0.weight", 4, file)
+    return Seen(kernel[1], kernel[0], any(name.startswith(f"{_LIST}.{i}.Conv_2.") for name in tensors))
+
+
+def _attention_sizes(kinds: list[str], image_size: int, levels: int, blocks: int) -> list[int]:
+    """Of the encoder, whose blocks are followed by an attention at once; each level's first block tells."""
+    after = [following == "attention" for kind, following in pairwise(kinds) if kind == "block"]
+    return [image_size >> level for level in range(levels) if after[level * (blocks + 1)]]
+
+
+SCORE_SDE = Format(
+    name="score-sde",
+    network="DDPM++ and NCSN++ (SongUNetDenoiser)",
+    file="checkpoint_8.pth",
+    published="Google Drive, linked from github.com/yang-song/score_sde_pytorch",
+    licence="Apache-2.0",
+    load=load,
+)

@@ -1,0 +1,151 @@
+"""Wide residual networks: RobustBench's, DiffPure's, Kim's ("meliketoy") and those of their inventors."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lustral.networks.importing.classifiers import batch_norm, count, per_channel, read_state, shape
+from lustral.networks.importing.formats import Format
+from lustral.networks.importing.reading import read_torch, tensors_of
+from lustral.networks.importing.rules import Rule, fill, pairs, rule
+from lustral.networks.wide_resnet import WideResNet
+
+
+@dataclass(frozen=True)
+class _Naming:
+    """How a file calls the parts of a WideResNet.
+
+    Attributes:
+        blocks: what the names of a stage's blocks begin with, for each of the three.
+        stem, norm, head: parts outside the blocks.
+        parts: bn1, conv1, bn2, conv2 and shortcut inside a block.
+        convolution: the tensors of a convolution: our member, and what follows its name in the file.
+    """
+
+    blocks: tuple[str, str, str]
+    stem: str
+    norm: str
+    head: str
+    parts: tuple[str, str, str, str, str]
+    convolution: Mapping[str, str]
+
+    def rules(self, network: WideResNet, tensors: Mapping[str, Tensor]) -> list[Rule]:
+        rules = self._convolution("stem", self.stem)
+        rules += batch_norm("norm", self.norm, tensors) + pairs("head", self.head)
+        for stage in range(3):
+            for block in range((network.depth - 4) // 6):
+                target, source = f"stages.{stage}.{block}", f"{self.blocks[stage]}{block}"
+                bn1, conv1, bn2, conv2, shortcut = (f"{source}.{part}" for part in self.parts)
+                rules += batch_norm(f"{target}.bn1", bn1, tensors) + self._convolution(f"{target}.conv1", conv1)
+                rules += batch_norm(f"{target}.bn2", bn2, tensors) + self._convolution(f"{target}.conv2", conv2)
+                if network.get_submodule(target).shortcut is not None:
+                    rules += self._convolution(f"{target}.shortcut", shortcut)
+        return rules
+
+    def load(self, tensors: Mapping[str, Tensor], file: str, **options: Any) -> WideResNet:
+        """A WideResNet of the size that the tensors tell, with them in it."""
+        weight, conv1 = self.convolution["weight"], self.parts[1]
+        widened = shape(tensors, f"{self.blocks[0]}0.{conv1}{weight}", 4, file)[0]
+        network = WideResNet(
+            depth=6 * count(tensors, self.blocks[0]) + 4,
+            width=max(1, widened // 16),
+            num_classes=shape(tensors, f"{self.head}.weight", 2, file)[0],
+            channels=shape(tensors, f"{self.stem}{weight}", 4, file)[1],
+            **options,
+        )
+        fill(network, self.rules(network, tensors), tensors, file)
+        return network
+
+    def _convolution(self, target: str, source: str) -> list[Rule]:
+        return [rule(f"{target}.{ours}", f"{source}{theirs}") for ours, theirs in self.convolution.items()]
+
+
+_TRADES = _Naming(
+    blocks=("block1.layer.", "block2.layer.", "block3.layer."),
+    stem="conv1",
+    norm="bn1",
+    head="fc",
+    parts=("bn1", "conv1", "bn2", "conv2", "convShortcut"),
+    convolution={"weight": ".weight"},
+)
+_MELIKETOY = _Naming(
+    blocks=("layer1.", "layer2.", "layer3."),
+    stem="conv1",
+    norm="bn1",
+    head="linear",
+    parts=("bn1", "conv1", "bn2", "conv2", "shortcut.0"),
+    convolution={"weight": ".weight", "bias": ".bias"},
+)
+_SZAGORUYKO = _Naming(
+    blocks=("group0.block", "group1.block", "group2.block"),
+    stem="conv0",
+    norm="bn",
+    head="fc",
+    parts=("bn0", "conv0", "bn1", "conv1", "convdim"),
+    convolution={"weight": ""},
+)
+
+
+def _robustbench(path: Path) -> WideResNet:
+    return _TRADES.load(read_state(path), path.name)
+
+
+def _diffpure(path: Path) -> WideResNet:
+    mean, std = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
+    return _TRADES.load(read_state(path), path.name, mean=mean, std=std, dropout=0.3)
+
+
+def _meliketoy(path: Path) -> WideResNet:
+    mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+    options = {"conv_bias": True, "raw_shortcut": True, "late_stride": True}
+    return _MELIKETOY.load(read_state(path), path.name, mean=mean, std=std, dropout=0.3, **options)
+
+
+def _szagoruyko(path: Path, *, mean: float | Sequence[float], std: float | Sequence[float]) -> WideResNet:
+    value = read_torch(path)
+    if not isinstance(value, Mapping) or "params" not in value:
+        raise ValueError(
+            f"{path.name} holds no `params`: it is no model.pt7 of wide-residual-networks; check --format."
+        )
+    tensors = tensors_of(value["params"], path.name)
+    if "stats" in value:  # older files keep the statistics apart
+        tensors |= tensors_of(value["stats"], path.name)
+    channels = {"mean": per_channel("mean", mean), "std": per_channel("std", std)}
+    return _SZAGORUYKO.load(tensors, path.name, **channels)
+
+
+ROBUSTBENCH_WRN = Format(
+    name="robustbench-wrn",
+    network="WRN-d-k on raw images: RobustBench's Standard (28-10)",
+    file="Standard.pt",
+    published="https://github.com/RobustBench/robustbench, model zoo, CIFAR-10, Standard",
+    licence="MIT (RobustBench lists a few models that have others)",
+    load=_robustbench,
+)
+DIFFPURE_WRN = Format(
+    name="diffpure-wrn",
+    network="DiffPure's WRN-70-16 with dropout, CIFAR-10",
+    file="wrn-70-16-dropout/weights.pt",
+    published="https://github.com/NVlabs/DiffPure, pretrained classifiers",
+    licence="NVIDIA Source Code License (non-commercial)",
+    load=_diffpure,
+)
+MELIKETOY_WRN = Format(
+    name="meliketoy-wrn",
+    network="WRN-d-k of GDMP and DAD, CIFAR-10; its state_dict (the original .t7 holds a pickled module)",
+    file="wide-resnet-28x10.t7",
+    published="trained with https://github.com/meliketoy/wide-resnet.pytorch",
+    licence="its trainer's (the code is MIT)",
+    load=_meliketoy,
+)
+SZAGORUYKO_WRN = Format(
+    name="szagoruyko-wrn",
+    network="WRN-d-k as a flat dict of parameters; Lee and Kim's for SVHN takes raw images (mean=0 std=1)",
+    file="model.pt7",
+    published="trained with https://github.com/szagoruyko/wide-residual-networks",
+    licence="its trainer's (the code is BSD 2-clause)",
+    load=_szagoruyko,
+)

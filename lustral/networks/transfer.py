@@ -1,0 +1,24 @@
+"""A trained classifier for other classes: everything but its last layer is kept."""
+
+from lustral.networks.classifier import Classifier
+from lustral.networks.weights import architecture, builders, load_classifier
+
+
+def with_new_head(weights: str, num_classes: int, image_size: None | int = None) -> Classifier:
+    """The classifier of a weights file with a random last layer for ``num_classes`` others (use as a ``class_path``).
+
+    It counts as untrained until that layer is: see the option ``trainable`` of `ClassifierTraining`.
+
+    Args:
+        weights: a file written by `save_network`, such as an imported ImageNet classifier.
+        num_classes: of the new last layer.
+        image_size: height and width of the images it will be given, in pixels; None keeps the file's.
+    """
+    trained = load_classifier(weights)
+    changes = {"num_classes": num_classes} | ({} if image_size is None else {"image_size": image_size})
+    network = builders()[type(trained).__name__](**architecture(trained)["arguments"] | changes)
+    assert isinstance(network, Classifier)
+    head = next(name for name, module in network.named_modules() if module is network.last_layer)
+    random = {name: tensor for name, tensor in network.state_dict().items() if name.startswith(f"{head}.")}
+    network.load_state_dict(trained.state_dict() | random)
+    return network
