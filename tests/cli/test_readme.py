@@ -6,9 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from lustral.networks.importing import FORMATS
 from tests.cli.test_recipes import FAST, SHRUNK_UNET
+from tests.contracts import images
 from tests.datamodules.fixtures import write_cifar10
+from tests.lustral.importing.classifier_originals import Original, trades_wide_resnet
+from tests.lustral.importing.song_reference import make
+from tests.lustral.importing.test_import_score_sde import DDPMPP, checkpoint
 
 README = Path("README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
@@ -35,7 +41,13 @@ def test_a_command_of_the_readme_runs(
     command: str, cli: Callable[..., int], tmp_path: Path, digit_weights: dict[str, Path]
 ) -> None:
     words = shlex.split(command)[2:]
-    if words[0] == "report":
+    if words[0] == "import" and "--source" in words:
+        source, output = words[words.index("--source") + 1], words[words.index("--output") + 1]
+        words[words.index(source)] = str(_published(words[words.index("--format") + 1], tmp_path / source))
+        words[words.index(output)] = str(tmp_path / output)
+        assert cli(*words) == 0
+        assert (tmp_path / output).is_file()
+    elif words[0] == "report":
         runs = [tmp_path / Path(word).name for word in words if word.startswith("runs/eval/")]
         for run in runs:
             recipe = f"configs/eval/{run.name}.yaml"
@@ -50,6 +62,23 @@ def test_a_command_of_the_readme_runs(
         assert cli(*_shrunk(words, tmp_path / "run", digit_weights, tmp_path)) == 0
 
 
+def test_the_readme_lists_every_format() -> None:
+    assert re.findall(r"^\| `([\w-]+)` \|", README, re.MULTILINE) != []
+    assert set(re.findall(r"^\| `([\w-]+)` \|", README, re.MULTILINE)) == set(FORMATS)
+
+
+def _published(form: str, path: Path) -> Path:
+    """A small file in the form of a published one."""
+    if form == "score-sde":
+        content = checkpoint(make(DDPMPP), make(DDPMPP, seed=1))
+    else:
+        original = Original(True)
+        trades_wide_resnet(original, images(1, (3, 32, 32)))
+        content = original.state
+    torch.save(content, path)
+    return path
+
+
 def _shrunk(words: list[str], run: Path, weights: dict[str, Path], tmp_path: Path) -> list[str]:
     """The same command, small: fewer images and steps, one process, a folder of its own."""
     words = [word for pair in _pairs(words) for word in pair if pair[0] != "--trainer.default_root_dir"]
@@ -57,6 +86,10 @@ def _shrunk(words: list[str], run: Path, weights: dict[str, Path], tmp_path: Pat
     words += ["--trainer.default_root_dir", str(run), "--trainer.accelerator", "cpu"]
     if words[0] == "fit":
         return words + TRAINING
+    if any("configs/quality" in word for word in words):
+        words = [word for pair in _pairs(words) for word in pair if pair[0] != "--model.denoiser.weights"]
+        words += ["--allow_untrained=true", "--data.num_test", "20", "--trainer.callbacks.num_samples", "20"]
+        return [*words, "--trainer.callbacks.classifier.weights", str(weights["classifier"])]
     words += FAST
     if any("cifar10" in word for word in words):
         subset = tmp_path / "subset.txt"

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
+from tests.cli.shrunk import training
 from tests.datamodules.fixtures import write_cifar10
 
 CONFIGS = Path("configs")
@@ -56,7 +58,7 @@ def test_training_recipes_write_weights_that_rebuild_their_network(
         *("fit", "-c", recipe, "--trainer.default_root_dir", tmp_path / "run", "--trainer.max_epochs", "1"),
         *("--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"),
         *("--trainer.check_val_every_n_epoch", "1", "--trainer.accelerator", "cpu"),
-        *_data(recipe, tmp_path),
+        *training(recipe, tmp_path),
     )
     assert code == 0
     network = load_network(tmp_path / "run" / "weights.safetensors")
@@ -89,6 +91,20 @@ def test_evaluation_recipes_write_a_card(
     assert (run / "panels.png").is_file()
     assert cli("report", run, "--output", tmp_path / "report") == 0
     assert (tmp_path / "report" / "report.md").is_file()
+
+
+@pytest.mark.parametrize("recipe", TRAIN, ids=lambda path: path.stem)
+@pytest.mark.parametrize("trainer", ["ddp", "slurm"])
+def test_training_recipes_take_a_cluster_as_a_second_layer(
+    recipe: Path, trainer: str, cli: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as done:
+        cli("fit", "-c", recipe, "-c", CONFIGS / "trainer" / f"{trainer}.yaml", "--print_config")
+    assert done.value.code in (None, 0)
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["trainer"]["strategy"] == "ddp"
+    assert config["trainer"]["num_nodes"] == (2 if trainer == "slurm" else 1)
+    assert config["model"]["class_path"].endswith("Training")
 
 
 @pytest.mark.parametrize("recipe", [*TRAIN, *EVAL], ids=lambda path: path.stem)

@@ -17,16 +17,18 @@ from lustral.attacks import (
     Attack,
     Cases,
     Engine,
+    Ensemble,
     Judged,
     Margin,
     MeanLogitMargin,
     RandomDirections,
+    SelectiveMargin,
     State,
 )
 from lustral.diffusion import EulerMaruyama, VPSchedule
 from lustral.evaluation import Defence
 from lustral.noise import NoiseStream
-from lustral.purifiers import DiffPure, GradientMode, Identity
+from lustral.purifiers import DiffPure, GradientMode, Identity, Purifier
 from lustral.threat import ThreatModel
 from tests.contracts import (
     NoisyPurifier,
@@ -51,6 +53,13 @@ ATTACKS: dict[str, tuple[Callable[[], Attack], ThreatModel]] = {
     "pgd_no_random_start": (lambda: PGD(4, step_size="8/255", random_start=False, selection_draws=4), LINF),
     "pgd_large_step": (lambda: PGD(4, step_size=1.0, selection_draws=4), LINF),
     "pgd_bpda": (lambda: PGD(4, gradient="bpda", selection_draws=4), LINF),
+    "pgd_selective": (lambda: PGD(6, eot=3, objective=SelectiveMargin(0.5), selection_draws=4), LINF),
+    "pgd_surrogate": (lambda: PGD(6, eot=2, selection_draws=4, surrogate=NoisyPurifier(0.05)), LINF),
+    "pgd_ensemble": (
+        lambda: Ensemble([PGD(4, eot=2, selection_draws=4), PGD(4, objective=Margin()), RandomDirections(2, 4)], 4),
+        LINF,
+    ),
+    "ensemble_l2": (lambda: Ensemble([RandomDirections(2, 4), PGD(3, selection_draws=4)], 4), L2),
     "random_directions": (lambda: RandomDirections(4, selection_draws=4), LINF),
     "random_directions_l2": (lambda: RandomDirections(4, selection_draws=4), L2),
 }
@@ -114,6 +123,9 @@ def test_a_perturbed_image_is_kept_for_cases_that_hold_out(name: str) -> None:
         def __call__(self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact") -> Judged:
             row = (noise.index[:, None] == chosen.index[None]).int().argmax(1)
             return Judged(right[row] + 0.1 * x.flatten(1)[:, :3])
+
+        def with_purifier(self, purifier: Purifier) -> "Unbroken":
+            return self
 
     result = build()(Engine(Unbroken(), ROWS), chosen, threat, stream(6))
     assert (result.distance > 0).all()
@@ -179,10 +191,10 @@ def test_gradients_do_more_harm_than_chance(name: str) -> None:
     chosen = _right(40)
     build, threat = ATTACKS[name]
     engine, accuracy = Engine(DEFENCES["undefended"](), ROWS), {}
-    for attack in (build(), RandomDirections(4)):
+    for who, attack in (("gradients", build()), ("chance", RandomDirections(4))):
         found = attack(engine, chosen, threat, stream(40)).images
-        accuracy[attack.name] = float((engine.logits(found, stream(40))[0].argmax(1) == chosen.labels).float().mean())
-    assert accuracy["PGD"] < accuracy["RandomDirections"] - 0.15, accuracy
+        accuracy[who] = float((engine.logits(found, stream(40))[0].argmax(1) == chosen.labels).float().mean())
+    assert accuracy["gradients"] < accuracy["chance"] - 0.15, accuracy
 
 
 @pytest.mark.parametrize("name", [name for name in ATTACKS if name.startswith("pgd")])
@@ -199,6 +211,9 @@ def test_nan_in_the_victim_is_reported_and_not_attacked_away(name: str) -> None:
         def __call__(self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact") -> Judged:
             logits = inner(x, noise, gradient).logits
             return Judged(logits * torch.where(noise.index == bad, torch.nan, 1.0)[:, None])
+
+        def with_purifier(self, purifier: Purifier) -> Defence:
+            return inner.with_purifier(purifier)
 
     result = build()(Engine(Broken(), ROWS), chosen, threat, stream(6))
     assert result.failed.tolist() == [False, False, True, False, False, False]

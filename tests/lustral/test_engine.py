@@ -1,5 +1,6 @@
 """The engine and what it ascends: chunks of R rows, EOT, gradients of any objective."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -9,14 +10,18 @@ from torch import Tensor
 
 from lustral.attacks import (
     CrossEntropy,
+    Deviation,
     Engine,
     Margin,
     MeanLogitMargin,
     Objective,
+    SelectiveMargin,
+    WithScore,
 )
 from lustral.diffusion import EulerMaruyama, VPSchedule
 from lustral.evaluation import Defence
-from lustral.purifiers import DiffPure, GradientMode, Identity
+from lustral.noise import NoiseStream
+from lustral.purifiers import Context, DiffPure, GradientMode, Identity, Purified
 from tests.contracts import (
     NoisyPurifier,
     Recording,
@@ -34,10 +39,31 @@ OBJECTIVES: dict[str, Objective] = {
     "cross_entropy": CrossEntropy(),
     "margin": Margin(),
     "mean_logit_margin": MeanLogitMargin(),
+    "selective_margin": SelectiveMargin(0.5),
+    "lower_score": WithScore(CrossEntropy(), -0.7),
+    "mean_logit_higher_score": WithScore(MeanLogitMargin(), 0.3),
+    "deviation": Deviation(Margin(), 2.0),
+    "all_at_once": Deviation(WithScore(SelectiveMargin(2.0), -0.5), 0.5),
 }
+
+
+class Tracing(NoisyPurifier):
+    """Has all that an objective may need in its trace, of an image and a draw."""
+
+    def run(self, x: Tensor, context: Context, noise: NoiseStream) -> Purified:
+        images = super().run(x, context, noise).images
+        score = 1 + (images[0].double() ** 2).flatten(1).sum(1)
+        return Purified(images, {"score": score, "deviation": torch.sin(3 * images[0].double()).flatten(1).sum(1)})
+
+
+def _trace(objective: Objective, draws: int, batch: int) -> dict[str, Tensor]:
+    values = 0.5 + torch.rand(draws, batch, generator=generator(2), dtype=torch.float64)
+    return {name: values * (k + 1) for k, name in enumerate(objective.needs)}
+
+
 DEFENCES: dict[str, Callable[[], Defence]] = {
     "undefended": lambda: Defence(ToyClassifier(), Identity()),
-    "noisy": lambda: Defence(ToyClassifier(), NoisyPurifier(0.2)),
+    "noisy": lambda: Defence(ToyClassifier(), Tracing(0.2)),
     "diffpure": lambda: Defence(
         ToyClassifier(), DiffPure(SmoothDenoiser(VPSchedule()).float(), EulerMaruyama(), 100, 2)
     ),
@@ -54,38 +80,101 @@ def test_objectives_are_row_wise_bit_for_bit(name: str) -> None:
     objective = OBJECTIVES[name]
     logits = 5 * torch.randn(16, 33, 10, generator=generator())
     y = torch.randint(0, 10, (33,), generator=generator(1))
-    together = objective(logits, y, {})
+    trace = _trace(objective, 16, 33)
+    together = objective(logits, y, trace)
     assert together.shape == (33,)
+    assert together.dtype == logits.dtype
     for size in (1, 3, 7):
         for first in range(0, 33, size):
             rows = torch.arange(first, min(first + size, 33))
-            assert torch.equal(objective(logits[:, rows], y[rows], {}), together[rows])
+            part = {name: values[:, rows] for name, values in trace.items()}
+            assert torch.equal(objective(logits[:, rows], y[rows], part), together[rows])
+
+
+def _formulas(z: Tensor, true: int, trace: list[Tensor]) -> dict[str, float]:
+    """Every objective for one image, from its logits (N, K) and what it needs of the trace, (N,) each."""
+    others = [k for k in range(z.shape[1]) if k != true]
+    ce, m = z.exp().sum(-1).log() - z[:, true], z[:, others].amax(-1) - z[:, true]
+    mean_logit = z.mean(0)[others].amax() - z.mean(0)[true]
+    first, second = (*trace, *[torch.ones(len(z), dtype=z.dtype)] * 2)[:2]
+
+    def selective(temperature: float) -> float:
+        g = [math.exp(u) if u < 0 else 1 + u for u in (m / temperature).tolist()]
+        return temperature * math.log(sum(g) / len(g))
+
+    return {
+        "cross_entropy": float(ce.mean()),
+        "margin": float(m.mean()),
+        "mean_logit_margin": float(mean_logit),
+        "selective_margin": selective(0.5),
+        "lower_score": float((ce - 0.7 * first.log()).mean()),
+        "mean_logit_higher_score": float(mean_logit + 0.3 * first.log().mean()),
+        "deviation": float((m + 2.0 * first).mean()),
+        "all_at_once": selective(2.0) + float((0.5 * second - 0.5 * first.log()).mean()),
+    }
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_objectives_are_their_formulas(name: str) -> None:
     logits = torch.randn(5, 7, 4, generator=generator(), dtype=torch.float64)
     y = torch.randint(0, 4, (7,), generator=generator(1))
+    trace = _trace(OBJECTIVES[name], 5, 7)
+    found = OBJECTIVES[name](logits, y, trace)
     for b in range(7):
-        z, true = logits[:, b], int(y[b])
-        others = [k for k in range(4) if k != true]
-        expected = {
-            "cross_entropy": (z.exp().sum(-1).log() - z[:, true]).mean(),
-            "margin": (z[:, others].amax(-1) - z[:, true]).mean(),
-            "mean_logit_margin": z.mean(0)[others].amax() - z.mean(0)[true],
-        }[name]
-        assert float(OBJECTIVES[name](logits, y, {})[b]) == pytest.approx(float(expected))
+        expected = _formulas(logits[:, b], int(y[b]), [values[:, b] for values in trace.values()])
+        assert float(found[b]) == pytest.approx(expected[name])
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_separable_means_the_mean_over_draws(name: str) -> None:
-    objective = OBJECTIVES[name]
+    objective, trace = OBJECTIVES[name], _trace(OBJECTIVES[name], 5, 30)
     logits, y = (
         3 * torch.randn(5, 30, 4, generator=generator(), dtype=torch.float64),
         cases(30, classes=4).labels,
     )
-    single = torch.stack([objective(draw[None], y, {}) for draw in logits]).mean(0)
-    assert torch.allclose(objective(logits, y, {}), single) == objective.separable
+    draws = [{name: values[n, None] for name, values in trace.items()} for n in range(5)]
+    single = torch.stack([objective(draw[None], y, part) for draw, part in zip(logits, draws, strict=True)]).mean(0)
+    assert torch.allclose(objective(logits, y, trace), single) == objective.separable
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_what_steers_takes_no_part_in_ranking(name: str) -> None:
+    """The plain objective needs no trace, aims at the same rule, and is not moved by the term that was added."""
+    objective = OBJECTIVES[name]
+    logits, y = 3 * torch.randn(5, 30, 4, generator=generator()), cases(30, classes=4).labels
+    assert objective.plain.needs == ()
+    assert (objective.plain is objective) == (not objective.needs)
+    assert objective.target == objective.plain.target
+    assert torch.equal(objective.wrongness(logits, y), objective.plain.wrongness(logits, y))
+    whole = objective(logits, y, _trace(objective, 5, 30))
+    assert torch.equal(whole, objective.plain(logits, y, {})) == (not objective.needs)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 1e6])
+def test_selective_weights_follow_the_draws_that_can_be_broken(temperature: float) -> None:
+    """The gradient is that of the margins with softmax weights of min(margin, 0): those of broken draws are equal."""
+    m = torch.tensor([4.0, 0.5, -0.2, -1.0, -6.0], dtype=torch.float64).requires_grad_()
+    logits = torch.stack((torch.zeros_like(m), m), dim=1)[:, None, :]
+    loss = SelectiveMargin(temperature)(logits, torch.tensor([0]), {})
+    (found,) = torch.autograd.grad(loss.sum(), m)
+    expected = torch.softmax(m.detach().clamp_max(0) / temperature, 0)
+    torch.testing.assert_close(found / found.sum(), expected)
+    if temperature == 1e6:
+        torch.testing.assert_close(loss.detach()[0], m.detach().mean(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: SelectiveMargin(0.0), "temperature is 0.0"),
+        (lambda: SelectiveMargin(float("nan")), "temperature is nan"),
+        (lambda: WithScore(Margin(), 0.0), "weight of WithScore is 0.0"),
+        (lambda: Deviation(Margin(), float("inf")), "weight of Deviation is inf"),
+    ],
+)
+def test_impossible_objectives_are_refused(build: Callable[[], Objective], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
 
 
 # The engine ------------------------------------------------------------
@@ -127,13 +216,16 @@ def test_the_gradient_is_the_whole_expressions(name: str, rows: int) -> None:
     x, y, noise = images(5, dtype=torch.float64), cases(5).labels, stream(5)
 
     def folded(x: Tensor) -> Tensor:
-        return objective(defence(x.repeat(4, 1, 1, 1), noise.repeat(4)).logits.view(4, 5, -1), y, {})
+        judged = defence(x.repeat(4, 1, 1, 1), noise.repeat(4))
+        trace = {name: judged.trace[name].view(4, 5) for name in objective.needs}
+        return objective(judged.logits.view(4, 5, -1), y, trace)
 
     answer = Engine(defence, rows).answer(x, y, noise, objective, draws=4)
     leaf = x.clone().requires_grad_()
     loss = folded(leaf)
     (gradient,) = torch.autograd.grad(loss.sum(), leaf)
     torch.testing.assert_close(answer.loss, loss.detach())
+    torch.testing.assert_close(answer.rank, objective.plain(answer.logits, y, {}))
     torch.testing.assert_close(answer.gradient, gradient)
     assert relative_error(answer.gradient, central_differences(folded, x)) < 1e-6
 
@@ -163,6 +255,21 @@ def test_every_gradient_mode_is_answered(defence: str, mode: GradientMode) -> No
     answer = engine.answer(images(3), cases(3).labels, stream(3), CrossEntropy(), 2, mode)
     assert (answer.gradient == 0).all() == (mode == "detached")
     assert (answer.zero_rows == (1 if mode == "detached" else 0)).all()
+
+
+@pytest.mark.parametrize("name", ["lower_score", "deviation"])
+def test_an_objective_that_would_be_blind_is_refused_at_the_first_query(name: str) -> None:
+    x, y = images(3), cases(3).labels
+    with pytest.raises(ValueError, match=r"follows the (score|deviation) in the purifier, but .* has only nothing"):
+        Engine(DEFENCES["undefended"](), ROWS).answer(x, y, stream(3), OBJECTIVES[name])
+
+    class Detached(Tracing):
+        def run(self, x: Tensor, context: Context, noise: NoiseStream) -> Purified:
+            purified = super().run(x, context, noise)
+            return Purified(purified.images, {key: values.detach() for key, values in purified.trace.items()})
+
+    with pytest.raises(ValueError, match=r"gradient 'exact' of this purifier takes it as a constant"):
+        Engine(Defence(ToyClassifier(), Detached()), ROWS).answer(x, y, stream(3), OBJECTIVES[name])
 
 
 def test_no_rows_are_refused() -> None:

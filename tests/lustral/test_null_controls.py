@@ -8,6 +8,7 @@ from lustral.attacks import (
     PGD,
     Attack,
     Cases,
+    Ensemble,
     RandomDirections,
 )
 from lustral.evaluation import Defence, Evaluator, Protocol, Record, Worst, all_rules
@@ -62,6 +63,15 @@ NULL_CONTROLS: dict[str, tuple[Attack, ThreatModel]] = {
     "no_budget": (PGD(3, eot=2), ThreatModel("linf", 0)),
     "no_budget_random_directions": (RandomDirections(3), ThreatModel("linf", 0)),
     "negligible_walk": (RandomDirections(10), ThreatModel("linf", 1e-6)),
+    "no_budget_ensemble": (Ensemble([PGD(3, eot=2), RandomDirections(3)], 4), ThreatModel("linf", 0)),
+    "negligible_ensemble": (
+        Ensemble([PGD(5, eot=2, selection_draws=4), RandomDirections(5, 4), PGD(5, selection_draws=4)], 8),
+        ThreatModel("linf", 1e-6),
+    ),
+    "negligible_surrogate": (
+        PGD(10, eot=2, selection_draws=8, surrogate=NoisyPurifier(0.3)),
+        ThreatModel("linf", 1e-6),
+    ),
     "negligible_pgd": (PGD(10, eot=2, selection_draws=8), ThreatModel("linf", 1e-6)),
 }
 

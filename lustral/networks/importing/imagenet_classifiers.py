@@ -66,7 +66,7 @@ TORCHVISION = Format(
     name="torchvision",
     network="ImageNet ResNet or wide ResNet; tag=IMAGENET1K_V1 (the papers') or IMAGENET1K_V2 (5 points better)",
     file="resnet50-0676ba61.pth",
-    published="https://download.pytorch.org/models",
+    published="linked from https://pytorch.org/vision",
     licence="BSD 3-clause",
     load=_torchvision,
 )

@@ -1,0 +1,251 @@
+"""Objectives that follow the purifier from inside: its deviation from the forward process, and SSNI's score."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from lustral.attacks import (
+    PGD,
+    Answer,
+    CrossEntropy,
+    Deviation,
+    Engine,
+    Margin,
+    MeanLogitMargin,
+    Objective,
+    State,
+    WithScore,
+)
+from lustral.diffusion import DDIM, EulerMaruyama, LinearSchedule, VPSchedule
+from lustral.diffusion.perturbation import EPS
+from lustral.evaluation import Defence
+from lustral.purifiers import GDMP, GNSP, SSNI, DiffPure, GradientMode, RoundPurifier, SigmoidLevels
+from lustral.threat import ThreatModel
+from tests.contracts import (
+    SmoothDenoiser,
+    ToyClassifier,
+    cases,
+    central_differences,
+    images,
+    relative_error,
+    stored_scores,
+    stream,
+)
+
+
+def _ssni(purifier: RoundPurifier, rounding: bool = False) -> SSNI:
+    """Levels between a third and all of t*, well apart for different images."""
+    score = EPS(3, 10.0)
+    reference = stored_scores(purifier.denoiser, score, [280.0, 310.0, 400.0])
+    return SSNI(purifier, SigmoidLevels(5.0, 40.0), reference, score, rounding)
+
+
+def _diffpure() -> DiffPure:
+    return DiffPure(SmoothDenoiser(VPSchedule()), EulerMaruyama(), 200, 4)
+
+
+def _gnsp(layout: str = "clock") -> GNSP:
+    return GNSP(SmoothDenoiser(VPSchedule()), [(60, 2), (120, 3)], layout=layout)  # type: ignore[arg-type]
+
+
+def _gdmp() -> GDMP:
+    denoiser = SmoothDenoiser(VPSchedule())
+    return GDMP(denoiser, 60, 3, 2, "mse", 20.0, "24/255", 1, "noised")
+
+
+PURIFIERS: dict[str, Callable[[], RoundPurifier | SSNI]] = {
+    "diffpure": _diffpure,
+    "diffpure_table": lambda: DiffPure(SmoothDenoiser(LinearSchedule()), DDIM(1.0), 100, 4),
+    "gnsp": _gnsp,
+    "gdmp": _gdmp,
+    "ssni_diffpure": lambda: _ssni(_diffpure()),
+    "ssni_gnsp": lambda: _ssni(_gnsp()),
+    "ssni_gnsp_own_grid": lambda: _ssni(_gnsp("own")),
+    "ssni_gdmp": lambda: _ssni(_gdmp()),
+    "ssni_rounded": lambda: _ssni(_diffpure(), rounding=True),
+}
+
+
+@pytest.fixture(params=PURIFIERS)
+def purifier(request: pytest.FixtureRequest) -> RoundPurifier | SSNI:
+    return PURIFIERS[request.param]()
+
+
+def _measured(purifier: RoundPurifier | SSNI) -> RoundPurifier | SSNI:
+    found = copy.deepcopy(purifier)
+    (found.purifier if isinstance(found, SSNI) else found).measures_deviation = True
+    return found
+
+
+# The deviation ------------------------------------------------------------
+
+
+def test_the_deviation_is_the_distance_to_the_forward_process() -> None:
+    """Step by step, with nothing but the solver and the schedule."""
+    purifier = DiffPure(SmoothDenoiser(VPSchedule()), EulerMaruyama(), 200, 4)
+    x, noise, schedule = images(3, dtype=torch.float64), stream(3), purifier.denoiser.schedule
+    grid = schedule.grid(200, 4)
+    z = noise.fork("forward").normal((1, 4, 4), dtype=torch.float64)
+    x_0 = 2 * x - 1
+    x_t, expected = schedule.alpha(grid[0]) * x_0 + schedule.sigma(grid[0]) * z, torch.zeros(3, dtype=torch.float64)
+    for i in range(4):
+        drawn = noise.fork("reverse").normal((1, 4, 4), step=i, dtype=torch.float64)
+        x_t = purifier.solver.step(purifier.denoiser, x_t, grid[i], grid[i + 1], drawn)
+        forward = schedule.alpha(grid[i + 1]) * x_0 + schedule.sigma(grid[i + 1]) * z
+        expected += ((x_t - forward) ** 2).flatten(1).mean(1) / 4
+    assert expected.min() > 0.01
+    torch.testing.assert_close(_measured(purifier)(x, noise).trace["deviation"], expected)
+
+
+def test_every_row_is_measured_as_if_it_were_alone(purifier: RoundPurifier | SSNI) -> None:
+    """Rows of different levels take different steps; none of them may count for a neighbour."""
+    measured, x, noise = _measured(purifier), images(5, dtype=torch.float64), stream(5)
+    trace = measured(x, noise).trace
+    together = trace["deviation"]
+    if isinstance(purifier, SSNI):
+        assert trace["levels"][:, 0].amax() > 1.5 * trace["levels"][:, 0].amin(), "the test needs levels that differ"
+    assert together.shape == (5,)
+    assert len(together.unique()) == 5
+    for b in range(5):
+        row = torch.tensor([b])
+        torch.testing.assert_close(measured(x[row], noise.select(row)).trace["deviation"], together[row])
+
+
+def test_measuring_changes_no_image_and_is_not_done_unasked(purifier: RoundPurifier | SSNI) -> None:
+    x, noise = images(4).float(), stream(4)
+    single, measured = copy.deepcopy(purifier).float(), _measured(purifier).float()
+    plain = single(x, noise)
+    assert "deviation" not in plain.trace
+    assert torch.equal(measured(x, noise).images, plain.images)
+    defence = Defence(ToyClassifier(), single)
+    answer = Engine(defence, 4).answer(x, cases(4).labels, noise, Deviation(CrossEntropy(), 1.0), 2)
+    without = Engine(defence, 4).answer(x, cases(4).labels, noise, CrossEntropy(), 2)
+    assert torch.equal(answer.logits, without.logits)
+    assert not torch.allclose(answer.gradient, without.gradient, rtol=1e-2)
+    assert "deviation" not in single(x, noise).trace, "the query left its wish behind"
+
+
+def test_its_gradient_agrees_with_central_differences(purifier: RoundPurifier | SSNI) -> None:
+    measured, x, noise = _measured(purifier), images(2, dtype=torch.float64), stream(2)
+
+    def deviation(x: Tensor) -> Tensor:
+        return measured(x, noise).trace["deviation"]
+
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(deviation(leaf).sum(), leaf)
+    assert gradient.flatten(1).abs().amax(1).min() > 1e-3
+    assert relative_error(gradient, central_differences(deviation, x)) < 1e-6
+
+
+@pytest.mark.parametrize("objective", [Deviation(CrossEntropy(), 3.0), Deviation(MeanLogitMargin(), 3.0)])
+def test_the_graph_budget_changes_no_bit_of_it(purifier: RoundPurifier | SSNI, objective: Objective) -> None:
+    found, single = [], copy.deepcopy(purifier).float()
+    for budget in (0.0, 1e4, 1e18):
+        single.graph_budget = budget
+        engine = Engine(Defence(ToyClassifier(), single), 4)
+        found.append(engine.answer(images(3), cases(3).labels, stream(3), objective, 3))
+    for other in found[1:]:
+        assert torch.equal(other.gradient, found[0].gradient)
+        assert torch.equal(other.loss, found[0].loss)
+
+
+def test_not_a_bit_of_it_depends_on_the_batch(purifier: RoundPurifier | SSNI) -> None:
+    single = copy.deepcopy(purifier).float()
+    engine, objective = Engine(Defence(ToyClassifier(), single), 4), Deviation(Margin(), 3.0)
+    x, y, noise = images(9), cases(9).labels, stream(9)
+    together = engine.answer(x, y, noise, objective, 3)
+    for rows in (torch.tensor([4, 0, 8, 2, 6, 1, 7, 3, 5]), torch.tensor([7, 2]), torch.tensor([5])):
+        part = engine.answer(x[rows], y[rows], noise.select(rows), objective, 3)
+        assert torch.equal(part.gradient, together.gradient[rows])
+        assert torch.equal(part.loss, together.loss[rows])
+
+
+def test_an_attack_raises_the_deviation_that_it_follows() -> None:
+    chosen, purifier = cases(8), _diffpure().float()
+    threat, engine = ThreatModel("linf", "24/255"), Engine(Defence(ToyClassifier(), purifier), 8)
+    measured, found = _measured(purifier), {}
+    for weight in (-1e3, 1e3):
+        attack = PGD(6, eot=4, objective=Deviation(CrossEntropy(), weight), selection="last")
+        x = attack(engine, chosen, threat, stream(8)).images
+        draws = stream(8).fork("verdict").repeat(16)
+        found[weight] = measured(x.repeat(16, 1, 1, 1), draws).trace["deviation"].view(16, 8).mean(0)
+    assert (found[1e3] > found[-1e3]).all()
+
+
+# SSNI's score ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mode", "rounding"), [("exact", False), ("smooth", True), ("smooth", False), ("straight_through", True)]
+)
+def test_an_attack_moves_the_levels_where_it_wants_them(mode: GradientMode, rounding: bool) -> None:
+    chosen, purifier = cases(8), _ssni(_diffpure(), rounding).float()
+    threat, engine = ThreatModel("linf", "24/255"), Engine(Defence(ToyClassifier(), purifier), 8)
+    found = []
+    for weight in (-1e3, 1e3):
+        attack = PGD(6, eot=4, objective=WithScore(CrossEntropy(), weight), gradient=mode, selection="last")
+        found.append(attack(engine, chosen, threat, stream(8)).images)
+    draws = stream(8).fork("verdict").repeat(16)
+    low, clean, high = (
+        purifier(x.repeat(16, 1, 1, 1), draws).trace["levels"].view(16, 8).mean(0)
+        for x in (found[0], chosen.images, found[1])
+    )
+    assert (low < clean - 1).all()
+    assert (high > clean + 1).all()
+
+
+def test_rounded_levels_are_blind_to_the_exact_gradient_and_that_is_refused() -> None:
+    engine = Engine(Defence(ToyClassifier(), _ssni(_diffpure(), rounding=True).float()), 8)
+    attack = PGD(2, objective=WithScore(CrossEntropy(), -1.0), selection_draws=2)
+    with pytest.raises(ValueError, match=r"gradient 'exact' .* constant: choose an attack\.gradient"):
+        attack(engine, cases(3), ThreatModel("linf", 0.1), stream(3))
+
+
+@pytest.mark.parametrize("objective", [WithScore(CrossEntropy(), 1.0), Deviation(WithScore(Margin(), 1.0), 1.0)])
+@pytest.mark.parametrize("mode", ["bpda", "detached", "frozen"])
+def test_modes_without_a_score_are_refused_at_construction(objective: Objective, mode: GradientMode) -> None:
+    with pytest.raises(
+        ValueError, match=r"follows what the gradient '\w+' does not see: attack\.gradient may be exact"
+    ):
+        PGD(2, objective=objective, gradient=mode)
+
+
+def test_the_deviation_has_a_gradient_at_frozen_levels_and_none_through_bpda() -> None:
+    assert PGD(2, objective=Deviation(CrossEntropy(), 1.0), gradient="frozen").gradient == "frozen"
+    with pytest.raises(ValueError, match="may be exact, frozen, straight_through, smooth"):
+        PGD(2, objective=Deviation(CrossEntropy(), 1.0), gradient="bpda")
+
+
+def test_a_query_and_its_loss_see_the_same_levels() -> None:
+    """An objective that is no mean over draws looks twice; both times through the mode that was asked for."""
+    purifier = _ssni(_diffpure(), rounding=True)
+    defence, objective = Defence(ToyClassifier().double(), purifier), MeanLogitMargin()
+    x, y = images(3, dtype=torch.float64), cases(3).labels
+    for mode in ("smooth", "frozen"):
+        anchor = images(3, seed=4, dtype=torch.float64)
+        answer = Engine(defence, 4).answer(x, y, stream(3), objective, 3, mode, anchor)
+        torch.testing.assert_close(answer.loss, objective(answer.logits, y, {}), rtol=0, atol=0)
+
+
+def test_iterates_are_ranked_by_the_harm_they_do_and_not_by_what_steers() -> None:
+    """A term so heavy that it alone decides where the attack goes: the iterate kept is still the most harmful."""
+    chosen, threat = cases(24), ThreatModel("linf", "48/255")
+    engine = Engine(Defence(ToyClassifier(), _diffpure().float()), 24)
+    attack = PGD(5, eot=2, objective=Deviation(CrossEntropy(), 1e4), finalists=1, selection_draws=8)
+    seen, update = [], attack.update
+
+    def recording(state: State, answer: Answer) -> State:
+        after = update(state, answer)
+        seen.append((state.query, answer.rank, answer.loss, after.query))
+        return after
+
+    attack.update = recording  # type: ignore[method-assign]
+    found = attack(engine, chosen, threat, stream(24)).images
+    ranks, losses = (torch.stack([step[k] for step in seen]) for k in (1, 2))
+    kept, last = torch.stack([step[0] for step in seen])[ranks.argmax(0), torch.arange(24)], seen[-1][3]
+    is_kept, is_last = ((found - images).abs().flatten(1).amax(1) < 1e-6 for images in (kept, last))
+    assert (is_kept | is_last).all()
+    assert (is_kept & (ranks.argmax(0) != losses.argmax(0))).any()
