@@ -6,7 +6,7 @@ slots of one shape they do not.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -85,14 +85,23 @@ class Engine:
 
     def logits(self, x: Tensor, noise: NoiseStream, draws: int = 1) -> Tensor:
         """(draws, B, K) logits of ``x`` (B, C, H, W), each draw with its own noise, without a graph."""
+        return self.judge(x, noise, draws)[0]
+
+    def judge(
+        self, x: Tensor, noise: NoiseStream, draws: int = 1, follow: Collection[str] = ()
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """`logits`, and (draws, B, ...) of what ``follow`` names, as far as the purifier's trace has it."""
         drawn = self._draws(draws)
+        found: dict[str, list[Tensor]] = {}
         with torch.no_grad():
-            chunks = [
-                self.defence(x[image], stream).logits[:used]
-                for image, stream, used in self._chunks(len(x), noise.repeat(drawn))
-            ]
-        logits = torch.cat(chunks).view(drawn, len(x), -1)
-        return logits.expand(draws, -1, -1)
+            for image, stream, used in self._chunks(len(x), noise.repeat(drawn)):
+                judged = self.defence(x[image], stream)
+                followed = {name: judged.trace[name] for name in follow if name in judged.trace}
+                for name, values in {LOGITS: judged.logits, **followed}.items():
+                    found.setdefault(name, []).append(values[:used])
+        stacked = {name: torch.cat(parts).unflatten(0, (drawn, len(x))) for name, parts in found.items()}
+        every = {name: values.expand(draws, *values.shape[1:]) for name, values in stacked.items()}
+        return every.pop(LOGITS), every
 
     def answer(
         self,

@@ -13,6 +13,7 @@ from lustral.evaluation.attacked import differentiated, members
 from lustral.evaluation.audit import audit_records
 from lustral.evaluation.cost import total_cost
 from lustral.evaluation.intervals import Rate, bootstrap, wilson
+from lustral.evaluation.levels import level_means
 from lustral.evaluation.records import Record, read_fingerprint, read_records
 from lustral.evaluation.verdicts import VerdictRule, all_rules
 from lustral.networks.weights import read_notes
@@ -73,6 +74,7 @@ def make_card(
         "n": len(records),
         "indices": [record.index for record in records],
         "verdicts": table,
+        **level_means(records),
         "cost": total_cost(costs),
         "audit": audit | members(records, decides["attack"]),
         "attack": {**decides["attack"], "threat": decides["threat"], "differentiates": graphs},

@@ -12,6 +12,7 @@ from lustral.diffusion import Denoiser
 from lustral.evaluation.audit import audit_cases
 from lustral.evaluation.cost import Cost, LiveBytes
 from lustral.evaluation.defence import Defence
+from lustral.evaluation.levels import FOLLOWED, level_statistics
 from lustral.evaluation.protocol import Protocol
 from lustral.evaluation.records import Record
 from lustral.noise import NoiseStream
@@ -68,9 +69,9 @@ class Evaluator:
         if device.type == "cpu" and self.cost.peak_memory == 0:
             self.cost.peak_memory = self._peak_memory(cases, noise)
         with self.cost.measured(len(cases), _networks(self.defence), device, self.engine):
-            clean = self._verdict(cases.images, noise.fork("verdict", "clean"))
+            clean, clean_trace = self._verdict(cases.images, noise.fork("verdict", "clean"))
             result = self.attack(self.engine, cases, self.threat, noise)
-            adversarial = self._verdict(result.images, noise.fork("verdict", "adversarial"))
+            adversarial, adversarial_trace = self._verdict(result.images, noise.fork("verdict", "adversarial"))
         audits: dict[int, dict[str, float]] = {}
         rows = audited.nonzero().flatten()
         if len(rows):
@@ -84,7 +85,8 @@ class Evaluator:
                 self.protocol.known_noise,
             )
             audits = dict(zip(rows.tolist(), found, strict=True))
-        statistics = {name: values.tolist() for name, values in result.statistics.items()}
+        told = result.statistics | level_statistics(clean_trace, adversarial_trace)
+        statistics = {name: values.tolist() for name, values in told.items()}
         labels, index = cases.labels.tolist(), cases.index.tolist()
         finite = clean.isfinite().all(-1).all(0) & adversarial.isfinite().all(-1).all(0)
         distance, failed = result.distance.tolist(), result.failed | ~finite
@@ -110,8 +112,8 @@ class Evaluator:
         described["purifier"] |= self.defence.purifier.derived()
         return described
 
-    def _verdict(self, images: Tensor, noise: NoiseStream) -> Tensor:
-        return self.engine.logits(images, noise, self.protocol.verdict_draws)
+    def _verdict(self, images: Tensor, noise: NoiseStream) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.engine.judge(images, noise, self.protocol.verdict_draws, FOLLOWED)
 
     def _peak_memory(self, cases: Cases, noise: NoiseStream) -> int:
         """Live bytes at the peak of one full network call and its gradient."""

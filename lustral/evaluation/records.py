@@ -37,7 +37,8 @@ class Record:
         failed: whether the attack met NaN or Inf; such a sample counts as broken.
         clean_logits: (k, K) float32, k verdict draws of the clean image.
         adversarial_logits: (k, K) float32, k verdict draws of the adversarial image.
-        statistics: what the attack tells the audit.
+        statistics: what the attack tells the audit, and the noise levels and scores of the verdict draws of a purifier
+            that has them (see `level_statistics`).
         audit: what the audit's own attacks found; empty for samples outside the audited part.
     """
 

@@ -120,7 +120,9 @@ def test_a_perturbed_image_is_kept_for_cases_that_hold_out(name: str) -> None:
     class Unbroken:
         random = True
 
-        def __call__(self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact") -> Judged:
+        def __call__(
+            self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact", anchor: Tensor | None = None
+        ) -> Judged:
             row = (noise.index[:, None] == chosen.index[None]).int().argmax(1)
             return Judged(right[row] + 0.1 * x.flatten(1)[:, :3])
 
@@ -208,7 +210,9 @@ def test_nan_in_the_victim_is_reported_and_not_attacked_away(name: str) -> None:
     class Broken:
         random = True
 
-        def __call__(self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact") -> Judged:
+        def __call__(
+            self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact", anchor: Tensor | None = None
+        ) -> Judged:
             logits = inner(x, noise, gradient).logits
             return Judged(logits * torch.where(noise.index == bad, torch.nan, 1.0)[:, None])
 
@@ -325,7 +329,9 @@ def test_a_random_defence_is_never_decided_by_one_look() -> None:
     class Flickering:
         random = True
 
-        def __call__(self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact") -> Judged:
+        def __call__(
+            self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact", anchor: Tensor | None = None
+        ) -> Judged:
             recording.append(len(x))
             row = (noise.index[:, None] == chosen.index[None]).int().argmax(1)
             right = noise.fork("flicker").uniform((1,)) > 0.024

@@ -31,8 +31,10 @@ from tests.contracts import (
     central_differences,
     images,
     relative_error,
+    right_cases,
     stored_scores,
     stream,
+    toy_evaluator,
 )
 
 
@@ -122,10 +124,10 @@ def test_measuring_changes_no_image_and_is_not_done_unasked(purifier: RoundPurif
     assert torch.equal(measured(x, noise).images, plain.images)
     defence = Defence(ToyClassifier(), single)
     answer = Engine(defence, 4).answer(x, cases(4).labels, noise, Deviation(CrossEntropy(), 1.0), 2)
+    assert "deviation" not in single(x, noise).trace, "the query left its wish behind"
     without = Engine(defence, 4).answer(x, cases(4).labels, noise, CrossEntropy(), 2)
     assert torch.equal(answer.logits, without.logits)
     assert not torch.allclose(answer.gradient, without.gradient, rtol=1e-2)
-    assert "deviation" not in single(x, noise).trace, "the query left its wish behind"
 
 
 def test_its_gradient_agrees_with_central_differences(purifier: RoundPurifier | SSNI) -> None:
@@ -249,3 +251,12 @@ def test_iterates_are_ranked_by_the_harm_they_do_and_not_by_what_steers() -> Non
     is_kept, is_last = ((found - images).abs().flatten(1).amax(1) < 1e-6 for images in (kept, last))
     assert (is_kept | is_last).all()
     assert (is_kept & (ranks.argmax(0) != losses.argmax(0))).any()
+
+
+def test_the_audit_of_a_steered_attack_runs_bpda_without_what_steers() -> None:
+    """Behind an identity backward there is nothing to follow, and the control must not be refused."""
+    attack = PGD(2, eot=2, objective=Deviation(CrossEntropy(), 1.0), selection_draws=2)
+    evaluator = toy_evaluator(_diffpure().float(), attack, audit_images=2)
+    records = evaluator.evaluate(right_cases(2), torch.ones(2, dtype=torch.bool))
+    assert {"bpda", "double_eot", "double_eps", "large_eps", "known_noise"} <= records[0].audit.keys()
+    assert evaluator.decides()["attack"]["objective"]["objective"]["class"] == "CrossEntropy"

@@ -1,0 +1,57 @@
+"""Noise levels and perturbation scores of sample-specific purifiers: from the verdict draws to records and card."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor
+
+from lustral.evaluation.intervals import Rate, bootstrap
+from lustral.evaluation.records import Record
+
+FOLLOWED = ("levels", "score")
+"""What a purifier's trace may have of them."""
+QUANTITIES = {"level": "levels", "score": "score"}
+"""Their names in the records, and in the trace."""
+KINDS = ("clean", "adversarial")
+
+
+def level_statistics(clean: Mapping[str, Tensor], adversarial: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a record keeps of the traces of its verdict draws, (draws, B) or (draws, B, rounds): nothing of a purifier
+    that has neither level nor score.
+
+    Returns:
+        (B,) each: "level_clean", "level_adversarial" (of the first round), "score_clean" and "score_adversarial", the
+        means over the draws; and "level_clean_spread" and so on, their standard deviations.
+    """
+    found = {}
+    for kind, trace in zip(KINDS, (clean, adversarial), strict=True):
+        for name, traced in QUANTITIES.items():
+            if traced in trace:
+                values = trace[traced] if trace[traced].ndim == 2 else trace[traced][..., 0]
+                found[f"{name}_{kind}"] = values.mean(0)
+                found[f"{name}_{kind}_spread"] = values.std(0, correction=0)
+    return found
+
+
+def level_means(records: Sequence[Record]) -> dict[str, Any]:
+    """The card's section "levels": the records' means with 95 % intervals over images, such as
+    ``["score"]["adversarial"]["value"]``, and "n", how many images they are of. Nothing if no record has any.
+
+    Failed images have none, and neither have records that an older version wrote.
+    """
+    having = [record.statistics for record in records if "level_clean" in record.statistics]
+    if not having:
+        return {}
+    section: dict[str, Any] = {"n": len(having)}
+    for name in QUANTITIES:
+        if f"{name}_clean" in having[0]:
+            section[name] = {kind: asdict(mean([s[f"{name}_{kind}"] for s in having])) for kind in KINDS}
+    return {"levels": section}
+
+
+def mean(values: Sequence[float]) -> Rate:
+    """The mean of any quantity with a 95 % bootstrap interval over images."""
+    if min(values) == max(values):  # no rate: all 0 is not "at most 3 / n"
+        return Rate(values[0], values[0], values[0])
+    return bootstrap(values)

@@ -1,0 +1,114 @@
+"""The attacks of configs/attack: each one builds from its file, shrunk, and finds something to return."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from jsonargparse import ArgumentParser, Namespace
+
+from lustral.attacks import PGD, Attack, Cases, Engine, Ensemble
+from lustral.diffusion import EulerMaruyama, VPSchedule
+from lustral.diffusion.perturbation import EPS
+from lustral.evaluation import Defence
+from lustral.purifiers import GNSP, SSNI, DiffPure, SigmoidLevels
+from lustral.threat import ThreatModel
+from tests.contracts import SmoothDenoiser, ToyClassifier, images, stored_scores, stream
+
+CONFIGS = sorted(Path("configs/attack").glob("*.yaml"))
+SMALL = {"base_channels": 8, "multipliers": [1, 2], "blocks": 1, "weights": None}
+FEWER = {"num_steps": 2, "eot": 2, "selection_draws": 2, "finalists": 1}
+
+
+def _parsed(path: Path) -> tuple[ArgumentParser, Any]:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Attack, "attack")
+    return parser, parser.parse_args(["--attack", str(path)])
+
+
+def _nodes(config: Any) -> Iterator[Namespace]:
+    """Every part of a parsed config."""
+    if isinstance(config, Namespace):
+        yield config
+    for part in vars(config).values() if isinstance(config, Namespace) else config:
+        if isinstance(part, (list, Namespace)):
+            yield from _nodes(part)
+
+
+def _built(path: Path, weights: Path, fewer: dict[str, int]) -> Attack:
+    """The attack of a file, with small networks: new ones, or of a file that is at hand."""
+    parser, config = _parsed(path)
+    for node in _nodes(config):
+        given = fewer if "eot" in node else SMALL if "base_channels" in node else {"weights": str(weights)}
+        for name in given.keys() & vars(node).keys():
+            node[name] = given[name]
+    return parser.instantiate_classes(config)["attack"]
+
+
+def _ssni(shape: tuple[int, int, int]) -> SSNI:
+    """Levels between a tenth and all of t*."""
+    purifier = DiffPure(SmoothDenoiser(VPSchedule(), shape).float(), EulerMaruyama(), 100, 2)
+    score = EPS(2, 10.0)
+    known = [700.0, 1000.0] if shape[0] == 1 else [6000.0, 6300.0]
+    return SSNI(purifier, SigmoidLevels(5.0, 100.0), stored_scores(purifier.denoiser, score, known), score)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_an_attack_config_runs_against_a_purifier_with_levels(path: Path, digit_weights: dict[str, Path]) -> None:
+    attack = _built(path, digit_weights["denoiser"], FEWER)
+    shape = (3, 32, 32) if path.stem.startswith("cifar10") else (1, 8, 8)
+    chosen = Cases(images(2, shape), torch.tensor([0, 2]), stream(2).index)
+    defence = Defence(ToyClassifier(shape=shape), _ssni(shape))
+    clean = defence(chosen.images, stream(2))
+    assert 10 < clean.trace["levels"].amin() < clean.trace["levels"].amax() < 104
+    result = attack(Engine(defence, 4), chosen, ThreatModel("linf", "64/255"), stream(2))
+    assert not result.failed.any()
+    assert (result.distance > 0).any()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_an_attack_config_says_what_it_is(path: Path) -> None:
+    first, rest = path.read_text().split("\n", 1)
+    assert first.startswith("# ")
+    assert first.endswith(".") or rest.startswith("# ")
+
+
+PUBLISHED = {
+    "bpda50_eot15": {"num_steps": 50, "step_size": "2/255", "eot": 15, "gradient": "bpda", "random_start": False},
+    "bpda40_eot15": {"num_steps": 40, "step_size": "2/255", "eot": 15, "gradient": "bpda", "random_start": False},
+    "pgd200_eot20": {"num_steps": 200, "step_size": 0.007, "eot": 20, "gradient": "exact", "random_start": False},
+    "cifar10_pgd200_eot20_gnsp_surrogate": {"num_steps": 200, "step_size": 0.007, "eot": 20, "random_start": False},
+    "cifar10_pgd200_eot20_diffpure_surrogate": {"num_steps": 200, "step_size": 0.007, "eot": 20, "random_start": False},
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_attacks_have_their_papers_numbers(name: str) -> None:
+    _, config = _parsed(Path(f"configs/attack/{name}.yaml"))
+    options = config.attack.init_args
+    assert {key: options[key] for key in PUBLISHED[name]} == PUBLISHED[name]
+    if name.endswith("gnsp_surrogate"):
+        surrogate = options["surrogate"]
+        assert surrogate.class_path.endswith(GNSP.__name__)
+        assert [tuple(each) for each in surrogate.init_args.rounds] == [(30, 1), (50, 1), (125, 5)]
+        assert sum(steps for _, steps in surrogate.init_args.rounds) == 7
+
+
+def test_the_digits_attacks_differ_only_in_what_they_are_named_for(digit_weights: dict[str, Path]) -> None:
+    """20 steps and 8 draws each, and the ensemble is made of the same files."""
+    found = [path for path in CONFIGS if path.stem.startswith("digits_ssni_")]
+    assert len(found) >= 10
+    modes = set()
+    for path in found:
+        attack = _built(path, digit_weights["denoiser"], {})
+        members = attack.attacks if isinstance(attack, Ensemble) else [attack]
+        for member in members:
+            assert isinstance(member, PGD)
+            assert (member.num_steps, member.eot, member.step_size, member.random_start) == (20, 8, None, True)
+            modes.add(member.gradient)
+        if isinstance(attack, Ensemble):
+            kinds = [(m.gradient, type(m.objective).__name__) for m in members if isinstance(m, PGD)]
+            assert len(kinds) > 5
+            assert kinds[0] == ("exact", "CrossEntropy"), "the first member is the plain adaptive attack"
+    assert modes == {"exact", "straight_through", "smooth", "frozen"}
