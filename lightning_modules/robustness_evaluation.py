@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lightning_modules.checks import check_fit
-from lustral.attacks import Attack, Cases
+from lustral.attacks import Attack, Cases, surrogates
 from lustral.diffusion import Denoiser
 from lustral.evaluation import Defence, Evaluator, Fingerprint, Protocol, Record
 from lustral.networks import Classifier
@@ -55,6 +55,8 @@ class RobustnessEvaluation(LightningModule):
         if graph_budget_mib < 0:
             raise ValueError(f"graph_budget_mib is {graph_budget_mib}; it cannot be negative.")
         self.defence = Defence(classifier, purifier)
+        self._purifiers = {"purifier": purifier}
+        self._purifiers |= {f"surrogate {i}": surrogate for i, surrogate in enumerate(surrogates(attack))}
         purifier.graph_budget = graph_budget_mib * 2**20
         self.evaluator = Evaluator(self.defence, attack, threat, protocol, seed, rows)
         self.finished: Collection[int] = frozenset()
@@ -73,17 +75,17 @@ class RobustnessEvaluation(LightningModule):
         return Fingerprint(decides)
 
     def untrained(self) -> list[str]:
-        """The parts of the defence whose weights are random."""
-        parts = {"classifier": self.defence.classifier} | {
-            f"purifier.{name}" if name else "purifier": module
-            for name, module in self.defence.purifier.named_modules()
-            if isinstance(module, (Denoiser, Classifier))
-        }
+        """The parts of the defence, and of what the attack takes in its place, whose weights are random."""
+        parts: dict[str, torch.nn.Module] = {"classifier": self.defence.classifier}
+        for whole, purifier in self._purifiers.items():
+            for name, module in purifier.named_modules():
+                if isinstance(module, (Denoiser, Classifier)):
+                    parts[f"{whole}.{name}" if name else whole] = module
         return [name for name, part in parts.items() if getattr(part, "weights", None) is None and _learns(part)]
 
     def setup(self, stage: str) -> None:
         datamodule = getattr(self.trainer, "datamodule", None)
-        parts = list(self.defence.purifier.modules())
+        parts = [module for purifier in self._purifiers.values() for module in purifier.modules()]
         resized = [m.denoiser for m in parts if isinstance(m, RoundPurifier) and m.resize_to is not None]
         denoisers = [m for m in parts if isinstance(m, Denoiser) and not any(m is other for other in resized)]
         check_fit(datamodule, [("classifier", self.defence.classifier), *(("denoiser", m) for m in denoisers)])

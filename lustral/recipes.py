@@ -55,8 +55,10 @@ def forget_weights(config: Any) -> None:
     for key, value in list(vars(config).items()):
         if key == "weights" and len(vars(config)) > 1:
             config[key] = None
-        elif hasattr(value, "__dict__"):
-            forget_weights(value)
+        else:
+            for part in value if isinstance(value, list) else [value]:
+                if hasattr(part, "__dict__"):
+                    forget_weights(part)
 
 
 def recipes_of(words: Sequence[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from lustral.attacks.base import Attack, AttackResult, Cases, Judged, Victim
 from lustral.attacks.engine import Answer, Engine
-from lustral.attacks.ensemble import Ensemble
+from lustral.attacks.ensemble import Ensemble, surrogates
 from lustral.attacks.first_order import FirstOrderAttack, State
 from lustral.attacks.objectives import CrossEntropy, Margin, MeanLogitMargin, Objective, SelectiveMargin
 from lustral.attacks.pgd import PGD
@@ -30,4 +30,5 @@ __all__ = [
     "SteeredObjective",
     "Victim",
     "WithScore",
+    "surrogates",
 ]

@@ -7,8 +7,10 @@ from torch import Tensor
 
 from lustral.attacks.base import Attack, AttackResult, Cases
 from lustral.attacks.engine import Engine
+from lustral.attacks.first_order import FirstOrderAttack
 from lustral.attacks.selection import better, select
 from lustral.noise import NoiseStream
+from lustral.purifiers import Purifier
 from lustral.threat import ThreatModel
 
 WINNER = "winner"
@@ -53,6 +55,13 @@ class Ensemble(Attack):
         found = {WINNER: chosen.winner.to(cases.images.dtype), **_statistics(results, chosen.scores)}
         failed = torch.stack([chosen.failed, *(result.failed for result in results)]).any(0)
         return chosen.images, {name: values.masked_fill(failed, torch.nan) for name, values in found.items()}
+
+
+def surrogates(attack: Attack) -> list[Purifier]:
+    """Every purifier that an attack differentiates in place of the defence's, each once."""
+    if isinstance(attack, Ensemble):
+        return list({id(p): p for member in attack.attacks for p in surrogates(member)}.values())
+    return [attack.surrogate] if isinstance(attack, FirstOrderAttack) and attack.surrogate is not None else []
 
 
 def _statistics(results: Sequence[AttackResult], scores: Tensor) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lustral.attacks import Attack, Cases, CrossEntropy, Engine
+from lustral.attacks import Attack, Cases, CrossEntropy, Engine, surrogates
 from lustral.describe import describe
 from lustral.diffusion import Denoiser
 from lustral.evaluation.audit import audit_cases
@@ -68,7 +68,7 @@ class Evaluator:
         device = cases.images.device
         if device.type == "cpu" and self.cost.peak_memory == 0:
             self.cost.peak_memory = self._peak_memory(cases, noise)
-        with self.cost.measured(len(cases), _networks(self.defence), device, self.engine):
+        with self.cost.measured(len(cases), _networks(self.defence, self.attack), device, self.engine):
             clean, clean_trace = self._verdict(cases.images, noise.fork("verdict", "clean"))
             result = self.attack(self.engine, cases, self.threat, noise)
             adversarial, adversarial_trace = self._verdict(result.images, noise.fork("verdict", "adversarial"))
@@ -124,8 +124,10 @@ class Evaluator:
         return live.peak
 
 
-def _networks(defence: Defence) -> Sequence[tuple[str, nn.Module]]:
-    """The networks whose calls are counted."""
+def _networks(defence: Defence, attack: Attack) -> Sequence[tuple[str, nn.Module]]:
+    """The networks whose calls are counted: the defence's, and those of the attack's surrogates."""
+    purifiers = [defence.purifier, *surrogates(attack)]
     # A denoiser's own network where it has one: noise and score may ask that without the denoiser's `forward`.
-    denoisers = [getattr(m, "network", m) for m in defence.purifier.modules() if isinstance(m, Denoiser)]
-    return [("classifier", defence.classifier), *(("denoiser", network) for network in denoisers)]
+    denoisers = [getattr(m, "network", m) for p in purifiers for m in p.modules() if isinstance(m, Denoiser)]
+    once = {id(network): network for network in denoisers}.values()
+    return [("classifier", defence.classifier), *(("denoiser", network) for network in once)]
