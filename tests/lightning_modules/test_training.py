@@ -12,7 +12,7 @@ from datamodules import Digits
 from lightning_modules import ClassifierTraining, DiffusionTraining
 from lightning_modules.checks import check_fit
 from lustral.diffusion import DiffusionLoss, EDMLoss, HybridLoss, SimpleLoss
-from lustral.networks import SongUNetDenoiser, UNetDenoiser, WideResNet
+from lustral.networks import ADMDenoiser, SongUNetDenoiser, UNetDenoiser, WideResNet
 from lustral.noise import NoiseStream
 
 
@@ -141,12 +141,14 @@ def test_speed_options_change_neither_names_nor_results(options: dict[str, bool]
         torch.testing.assert_close(fast[name], tensor, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("loss", [SimpleLoss(), EDMLoss(sigma_data=0.75)], ids=["simple", "edm"])
+@pytest.mark.parametrize("loss", [SimpleLoss(), EDMLoss(sigma_data=0.75), HybridLoss()], ids=type)
 def test_every_loss_trains(loss: DiffusionLoss, tmp_path: Path) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         edm = SongUNetDenoiser(8, 1, 8, (1, 2), 1, (4,), dropout=0.0, preconditioning="edm", sigma_data=0.75)
         denoiser = edm if isinstance(loss, EDMLoss) else _denoiser("vp")
+        if isinstance(loss, HybridLoss):
+            denoiser = ADMDenoiser(8, 1, 32, (1, 1), 1, (4,), None, 2, "conv", preconditioning="cosine")
         module = DiffusionTraining(denoiser, loss, lr=3e-3)
         noise, x = NoiseStream(9, torch.arange(64)), Digits(batch_size=64)
         x.setup("fit")
