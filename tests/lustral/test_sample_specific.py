@@ -14,15 +14,18 @@ from lustral.attacks import CrossEntropy, Engine
 from lustral.diffusion import DDIM, EulerMaruyama, LinearSchedule, NoiseSchedule, VPSchedule, to_diffusion
 from lustral.diffusion.perturbation import EPS, SingleScore
 from lustral.evaluation import Defence
+from lustral.noise import NoiseStream
 from lustral.purifiers import (
     GDMP,
     GNSP,
     SSNI,
+    Context,
     DiffPure,
     FixedLevels,
     LevelRule,
     LinearLevels,
     MeanLevels,
+    Purified,
     RoundPurifier,
     ShuffledLevels,
     SigmoidLevels,
@@ -307,7 +310,12 @@ def test_an_attack_freezes_the_clean_images_levels_through_the_engine() -> None:
     y = torch.zeros(3, dtype=torch.int64)
     seen = []
     hook = ssni.purifier.run
-    ssni.purifier.run = lambda x, context, noise: (seen.append(context["levels"]), hook(x, context, noise))[1]  # type: ignore
+
+    def spy(x: Tensor, context: Context, noise: NoiseStream) -> Purified:
+        seen.append(context["levels"])
+        return hook(x, context, noise)
+
+    ssni.purifier.run = spy  # type: ignore[method-assign]
     Engine(defence, 4).answer(attacked, y, stream(3), CrossEntropy(), 1, "frozen", clean)
     assert torch.equal(seen[0], ssni.prepare(clean, stream(3).repeat(1))["levels"])
 
