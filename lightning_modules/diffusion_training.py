@@ -53,7 +53,8 @@ class DiffusionTraining(LightningModule):
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.denoiser.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         if compile:
-            self.denoiser.compile()
+            # The bare network: losses ask a denoiser by other ways than its `forward`.
+            getattr(self.denoiser, "network", self.denoiser).compile()
 
     @property
     def exported(self) -> Denoiser:

@@ -130,6 +130,7 @@ def test_a_resumed_training_repeats_the_bits_of_an_uninterrupted_one(tmp_path: P
 def test_speed_options_change_neither_names_nor_results(options: dict[str, bool], tmp_path: Path) -> None:
     def run(**speed: bool) -> dict[str, torch.Tensor]:
         module = DiffusionTraining(_denoiser("vp"), lr=1e-3, **speed)
+        assert (module.denoiser.network._compiled_call_impl is not None) == ("compile" in speed)  # type: ignore[union-attr]
         trainer = _trainer(tmp_path, 3)
         trainer.fit(module, datamodule=Digits(batch_size=16))
         return module.exported.state_dict()
