@@ -10,8 +10,8 @@ class EMA(WeightAveraging):
     """Averages the trained weights; validation, checkpoints and the exported weights use the average.
 
     Lightning's `WeightAveraging` with three differences: the decay warms up, so that a short run is not an average
-    with its random start, or follows EDM's half-life in images; frozen weights are copied, since averaging equal numbers still rounds; and integer
-    buffers (batch-norm counters) are copied instead of going stale.
+    with its random start, or follows EDM's half-life in images; frozen weights are copied, since averaging equal
+    numbers still rounds; and integer buffers (batch-norm counters) are copied instead of going stale.
 
     Args:
         decay: of the average, an update. The effective decay is min(decay, (1 + n) / (10 + n)) after n updates.
@@ -44,6 +44,16 @@ class EMA(WeightAveraging):
             half_life = torch.clamp(self.ramp * n * self._images_an_update, max=self.half_life)
             kept = 0.5 ** (self._images_an_update / half_life.clamp_min(1e-8))
         return torch.lerp(average, current, 1.0 - kept)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        low = [
+            p.dtype for p in pl_module.parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)
+        ]
+        if low:
+            raise ValueError(
+                f"The weights are {low[0]}, in which a decay near 1 rounds to 1 and the average never moves: set "
+                "trainer.precision to bf16-mixed, which keeps the weights in float32."
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int

@@ -27,11 +27,11 @@ def finish_evaluation(trainer: Trainer, module: Any, datamodule: Any) -> dict[st
     _wait_for(folder / "records", expected)
     card = write_card(folder, expected)
     panels = next((c for c in trainer.callbacks if isinstance(c, Panels)), None)  # type: ignore[attr-defined]
-    figure = panels.draw(module, datamodule, folder) if panels is not None else None
-    if figure is not None:
-        figure.savefig(folder / "panels.png", dpi=160)
+    figures = panels.draw(module, datamodule, folder, trainer.strategy.root_device) if panels is not None else {}
+    for stem, figure in figures.items():
+        figure.savefig(folder / f"{stem}.png", dpi=160)
     if isinstance(trainer.logger, TensorBoardLogger):
-        _log(trainer.logger, card, figure)
+        _log(trainer.logger, card, figures)
     return card
 
 
@@ -45,7 +45,7 @@ def _wait_for(records: Path, expected: set[int]) -> None:
             print(f"waiting for {len(missing)} records of other processes in {records}", file=sys.stderr, flush=True)
 
 
-def _log(logger: TensorBoardLogger, card: dict[str, Any], figure: Any) -> None:
+def _log(logger: TensorBoardLogger, card: dict[str, Any], figures: dict[str, Any]) -> None:
     metrics = {
         f"card/{rule}_{kind}": verdict[kind]["value"]
         for rule, verdict in card["verdicts"].items()
@@ -62,6 +62,6 @@ def _log(logger: TensorBoardLogger, card: dict[str, Any], figure: Any) -> None:
     }
     logger.log_hyperparams(parameters, metrics)
     logger.log_metrics(metrics, step=card["n"])
-    if figure is not None:
-        logger.experiment.add_figure("panels", figure, global_step=card["n"])
+    for stem, figure in figures.items():
+        logger.experiment.add_figure(stem, figure, global_step=card["n"])
     logger.save()

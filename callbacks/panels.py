@@ -1,46 +1,73 @@
-"""Pictures of what happened: clean, adversarial, noised, purified, and the difference magnified."""
+"""Pictures of what happened: clean, adversarial, noised, purified, and the difference magnified; and noise levels."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback
+from matplotlib.figure import Figure
+from torch import Tensor
 
-from lustral.evaluation import read_records
+from callbacks.levels_panel import levels_panel
+from lustral.evaluation import Defence, read_records
 from lustral.noise import NoiseStream
 from lustral.purifiers import Identity
-from lustral.reporting import panel_figure
+from lustral.reporting import level_histogram, levels_of, load_runs, panel_figure
 
 
 class Panels(Callback):
-    """A sheet of the same first samples in every run, drawn when the card is made, into TensorBoard and the run
-    folder (``panels.png``).
+    """Sheets of the same first samples in every run, drawn when the card is made, into TensorBoard and the run folder:
+    ``panels.png``; ``levels.png``, the samples purified at several noise levels; and ``level_histogram.png``, the
+    levels that a sample-specific purifier gave all images.
 
     Args:
-        num_images: samples on the sheet, the first of the test subset.
+        num_images: samples on a sheet, the first of the test subset.
+        levels: the noise levels of ``levels.png``, as multiples of the purifier's t*; none of them: no such sheet.
     """
 
-    def __init__(self, num_images: int = 8) -> None:
-        self.num_images = num_images
+    def __init__(self, num_images: int = 8, levels: Sequence[float] = (0.25, 0.5, 1.0, 2.0)) -> None:
+        self.num_images, self.levels = num_images, tuple(levels)
 
-    def draw(self, module: Any, datamodule: Any, folder: Any) -> Any:
-        """The figure, from the records in ``folder``; None if none of its samples has one yet."""
+    def draw(self, module: Any, datamodule: Any, folder: Path, device: torch.device) -> dict[str, Figure]:
+        """The figures by file stem, from the records and the card in ``folder``; those that have anything to show.
+        Images are purified on ``device``."""
+        figures = {}
+        (run,) = load_runs([folder])
+        levels = levels_of(run)
+        if levels is not None:
+            figures["level_histogram"] = level_histogram({run.name: levels})
         first = datamodule.test_indices[: self.num_images]
         records = read_records(folder / "records", first)
         wanted = [i for i in first if i in records]
         if not wanted:
-            return None
-        clean = datamodule.test_images(wanted)
-        adversarial = torch.stack([records[i].image for i in wanted])
-        noise = NoiseStream(module.evaluator.seed, torch.tensor(wanted)).fork("panels")
-        defence = module.defence.cpu()
-        with torch.no_grad():
-            purified = defence.purifier(adversarial, noise)
-            predicted = defence.classifier(purified.images[0]).argmax(1)
-        rows = {"clean": clean, "adversarial": adversarial}
-        if "noised" in purified.trace:
-            rows["noised"] = purified.trace["noised"].clamp(0, 1)
-        if not isinstance(defence.purifier, Identity):
-            rows["purified"] = purified.images[0].clamp(0, 1)
-        names = datamodule.class_names
-        titles = [f"{names[records[i].label]} → {names[int(p)]}" for i, p in zip(wanted, predicted, strict=True)]
-        return panel_figure(rows, titles)
+            return figures
+        samples = [records[i] for i in wanted]
+        noise = NoiseStream(module.evaluator.seed, torch.tensor(wanted, device=device)).fork("panels")
+        defence, names = module.defence.to(device), datamodule.class_names
+        labels = [each.label for each in samples]
+        clean = datamodule.test_images(wanted).to(device)
+        adversarial = torch.stack([each.image for each in samples]).to(device)
+        figures["panels"] = _panel(defence, clean, adversarial, labels, names, noise)
+        sheet = levels_panel(defence, adversarial, labels, names, noise, self.levels) if self.levels else None
+        return figures if sheet is None else {**figures, "levels": sheet}
+
+
+def _panel(
+    defence: Defence,
+    clean: Tensor,
+    adversarial: Tensor,
+    labels: Sequence[int],
+    names: Sequence[str],
+    noise: NoiseStream,
+) -> Figure:
+    with torch.no_grad():
+        purified = defence.purifier(adversarial, noise)
+        predicted = defence.classifier(purified.images[0]).argmax(1)
+    rows = {"clean": clean, "adversarial": adversarial}
+    if "noised" in purified.trace:
+        rows["noised"] = purified.trace["noised"].clamp(0, 1)
+    if not isinstance(defence.purifier, Identity):
+        rows["purified"] = purified.images[0].clamp(0, 1)
+    titles = [f"{names[label]} → {names[int(p)]}" for label, p in zip(labels, predicted, strict=True)]
+    return panel_figure(rows, titles)

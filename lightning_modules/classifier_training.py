@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_modules.checks import check_fit
 from lightning_modules.dropout import seed_dropout
 from lightning_modules.mixup import mixup_draws
-from lightning_modules.schedules import warmup_cosine
+from lightning_modules.schedules import check_warmup, warmup_cosine
 from lustral.networks import Classifier
 from lustral.noise import NoiseStream
 
@@ -52,6 +52,14 @@ class ClassifierTraining(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_warmup(warmup)
+        if not lr > 0:
+            raise ValueError(f"model.lr is {lr}; it must be positive.")
+        if not 0 <= label_smoothing < 1 or weight_decay < 0:
+            raise ValueError(
+                f"model.label_smoothing = {label_smoothing} must lie in [0, 1), model.weight_decay = {weight_decay} "
+                "must not be negative."
+            )
         if optimizer not in ("adamw", "sgd"):
             raise ValueError(f"optimizer is {optimizer!r}; it may be adamw or sgd.")
         if mixup_alpha < 0:

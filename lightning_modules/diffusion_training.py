@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_modules.checks import check_fit
 from lightning_modules.dropout import seed_dropout
-from lightning_modules.schedules import warmup_cosine
+from lightning_modules.schedules import check_warmup, warmup_cosine
 from lustral.diffusion import Denoiser, DiffusionLoss, SimpleLoss, to_diffusion
 from lustral.noise import NoiseStream
 
@@ -47,6 +47,9 @@ class DiffusionTraining(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_warmup(warmup)
+        if not lr > 0:
+            raise ValueError(f"model.lr is {lr}; it must be positive.")
         self.denoiser, self.diffusion_loss = denoiser, loss or SimpleLoss()
         self.diffusion_loss.check(denoiser)
         self.lr, self.warmup, self.cosine, self.seed = lr, warmup, cosine, seed

@@ -7,6 +7,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 
+def check_warmup(warmup: float) -> None:
+    """Refuse a share of the steps that is none."""
+    if not 0 <= warmup <= 1:
+        raise ValueError(f"model.warmup is {warmup}; it is a share of all steps and lies in [0, 1].")
+
+
 def warmup_cosine(optimizer: Optimizer, warmup: float, total_steps: int, cosine: bool) -> dict[str, Any]:
     """Linear warm-up over ``warmup`` (a share of the steps), then constant or a cosine to zero; stepped a batch."""
     rising = max(1, round(warmup * total_steps))

@@ -14,7 +14,7 @@ SOURCES = sorted(
     if path.is_file()
 )
 
-BOTTOM = {"noise", "threat", "ratio", "describe", "environment"}
+BOTTOM = {"noise", "threat", "ratio", "describe", "environment", "command_line"}
 # What each part of `lustral` may import of it, itself apart. The order is CONTRIBUTING's; within one rank of it,
 # networks and purifiers do not know each other.
 ALLOWED: dict[str, set[str]] = {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lustral.diffusion.denoiser import Denoiser
-from lustral.diffusion.schedules import MAX_TIME, NoiseSchedule, VPSchedule, coefficient
+from lustral.diffusion.schedules import MAX_TIME, DiscreteSchedule, NoiseSchedule, VPSchedule, coefficient
 
 Variance = Literal["small", "large", "learned"]
 
@@ -142,7 +142,8 @@ class FlowEuler(_OnVP):
 
 
 class Heun(Solver):
-    """The probability flow at second order, with churn: Karras et al. 2022, algorithm 2, on any continuous schedule.
+    """The probability flow at second order, with churn: Karras et al. 2022, algorithm 2. Churn needs a
+    continuous schedule.
 
     A step to sigma = 0 is an Euler step. Two network calls a step, else.
 
@@ -168,6 +169,13 @@ class Heun(Solver):
             )
         self.churn, self.churn_min, self.churn_max, self.churn_noise = churn, churn_min, churn_max, churn_noise
         self.random = churn > 0
+
+    def check(self, denoiser: Denoiser) -> None:
+        if self.churn > 0 and isinstance(denoiser.schedule, DiscreteSchedule):
+            raise ValueError(
+                f"Heun with churn raises the noise to levels that a {type(denoiser.schedule).__name__} does not have: "
+                "set churn to 0, or ask the denoiser on a continuous schedule (schedule_type: vp)."
+            )
 
     def step(self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: Tensor) -> Tensor:
         schedule = denoiser.schedule

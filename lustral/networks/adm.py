@@ -150,7 +150,8 @@ class ADMDenoiser(PreconditionedDenoiser):
             return super().mean_and_variance(x_t, t)
         asked = self.question(x_t, t)
         answer, variance = self._outputs(asked.x, asked.label).chunk(2, dim=1)
-        return self.mean(x_t, asked, answer), (variance + 1.0) / 2.0
+        # Under autocast the answer is in half precision, in which the logarithms of variances would lose their digits.
+        return self.mean(x_t, asked, answer), (variance.to(x_t.dtype) + 1.0) / 2.0
 
     def _outputs(self, x: Tensor, label: Tensor) -> Tensor:
         # The fused forms of attention have no second derivative, and guided purifiers take one. Always the same form:

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from lustral.diffusion import Denoiser
@@ -50,7 +51,8 @@ class PreconditionedDenoiser(Denoiser):
         """What the network is given at ``x_t`` and ``t``, () or (B,)."""
         alpha, ratio = self.schedule.alpha(t), self.schedule.noise_ratio(t)
         scales = self.preconditioner.scales(ratio)
-        label = self.preconditioner.label(ratio).to(x_t.dtype)
+        # In float32 at least: half precision would round index 997 to 996.
+        label = self.preconditioner.label(ratio).to(torch.promote_types(x_t.dtype, torch.float32))
         label = label.to(x_t.device, non_blocking=True).expand(len(x_t))
         return Question(coefficient(scales.into / alpha, x_t) * x_t, label, alpha, ratio, scales)
 

@@ -128,7 +128,7 @@ class Consistency(EDM):
 PreconditioningName = Literal["vp", "ve", "linear", "cosine", "edm", "consistency"]
 
 
-def make_preconditioner(name: str, sigma_data: float = 0.5) -> Preconditioner:
+def make_preconditioner(name: str, sigma_data: float = 0.5, sigma_min: float = 0.002) -> Preconditioner:
     """By the name that a network's ``preconditioning`` option takes.
 
     vp, ve, edm and consistency are table 1's and the consistency model's; linear and cosine are iDDPM's, on the
@@ -140,7 +140,7 @@ def make_preconditioner(name: str, sigma_data: float = 0.5) -> Preconditioner:
         "linear": IDDPM(LinearSchedule()),
         "cosine": IDDPM(CosineSchedule(), unit=0.25),
         "edm": EDM(sigma_data),
-        "consistency": Consistency(sigma_data),
+        "consistency": Consistency(sigma_data, sigma_min),
     }
     if name not in known:
         raise ValueError(f"preconditioning is {name!r}; it may be {', '.join(get_args(PreconditioningName))}.")

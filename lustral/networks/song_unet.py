@@ -99,11 +99,17 @@ class SongUNet(nn.Module):
                 now = out
             self.decoder.append(nn.ModuleList([*ups, *inner]))
         self.norm, self.head = group_norm(now), nn.Conv2d(now, channels, 3, padding=1)
-        self._start_small()
+        self._start()
 
-    def _start_small(self) -> None:
-        """The last layer of every residual branch starts near zero, so that the network starts near the identity."""
+    def _start(self) -> None:
+        """Uniform weights of Glorot and Bengio's variance and zero biases, as published; the last layer of every
+        residual branch starts near zero, so that the network starts near the identity."""
         with torch.no_grad():
+            for module in self.modules():
+                if isinstance(module, (nn.Conv2d, nn.Linear)):
+                    nn.init.xavier_uniform_(module.weight)
+                    if module.bias is not None:
+                        nn.init.zeros_(module.bias)
             for module in self.modules():
                 for last in (getattr(module, name, None) for name in ("conv1", "proj", "head")):
                     if isinstance(last, nn.Conv2d):
@@ -160,6 +166,7 @@ class SongUNetDenoiser(PreconditionedDenoiser):
         augment_dim: width of EDM's augmentation label, 9 in its published weights; 0 for none.
         preconditioning: how it was trained (Karras et al. 2022, table 1), or "consistency".
         sigma_data: standard deviation of the training images in diffusion space (edm and consistency).
+        sigma_min: where a consistency function is the identity (consistency; ECT's published files have 0.003).
         schedule_type: the process it is asked on; None is the one it was trained on.
         weights: a file written by `save_network`; None leaves them random.
     """
@@ -180,12 +187,18 @@ class SongUNetDenoiser(PreconditionedDenoiser):
         augment_dim: int = 0,
         preconditioning: Literal["vp", "ve", "edm", "consistency"] = "vp",
         sigma_data: float = 0.5,
+        sigma_min: float = 0.002,
         schedule_type: None | ScheduleName = None,
         weights: None | str = None,
     ) -> None:
         super().__init__()
         if image_size % 2 ** (len(multipliers) - 1):
             raise ValueError(f"image_size {image_size} cannot be halved {len(multipliers) - 1} times: use fewer.")
+        sizes = [image_size >> level for level in range(len(multipliers))]
+        if strange := sorted(set(attention_sizes) - set(sizes)):
+            raise ValueError(f"attention_sizes has {strange}, but the resolutions of this network are {sizes}.")
+        if blocks < 1:
+            raise ValueError(f"blocks is {blocks}; a resolution has at least 1.")
         if base_channels % 4:
             raise ValueError(f"base_channels is {base_channels}; it must be a multiple of 4.")
         if embedding not in ("positional", "fourier"):
@@ -199,8 +212,8 @@ class SongUNetDenoiser(PreconditionedDenoiser):
         self.attention_sizes, self.dropout, self.weights = list(attention_sizes), dropout, weights
         self.embedding, self.encoder, self.resample_filter = embedding, encoder, list(resample_filter)
         self.channel_mult_noise, self.augment_dim = channel_mult_noise, augment_dim
-        self.preconditioning, self.sigma_data = preconditioning, sigma_data
-        self.preconditioner = make_preconditioner(preconditioning, sigma_data)
+        self.preconditioning, self.sigma_data, self.sigma_min = preconditioning, sigma_data, sigma_min
+        self.preconditioner = make_preconditioner(preconditioning, sigma_data, sigma_min)
         own = "edm" if preconditioning == "consistency" else preconditioning
         self.schedule_type, self.schedule = schedule_type, make_schedule(schedule_type or own)
         self.image_shape = (channels, image_size, image_size)

@@ -49,6 +49,15 @@ class UNetDenoiser(PreconditionedDenoiser):
             raise ValueError(f"preconditioning is {preconditioning!r}; a UNetDenoiser's may be linear or vp.")
         if len(attention) != len(widths):
             raise ValueError(f"attention has {len(attention)} entries for {len(widths)} widths; give one each.")
+        if blocks < 1:
+            raise ValueError(f"blocks is {blocks}; a resolution has at least 1.")
+        if uneven := [width for width in widths if width % norm_groups]:
+            raise ValueError(f"norm_groups is {norm_groups}; it must divide every width, {uneven[0]} among them.")
+        attending = [*(width for width, attends in zip(widths, attention, strict=True) if attends), widths[-1]]
+        if head_width is not None and (uneven := [width for width in attending if width % head_width]):
+            raise ValueError(
+                f"head_width is {head_width}; it must divide the {uneven[0]} channels of a block that attends."
+            )
         if image_size % 2 ** (len(widths) - 1):
             raise ValueError(f"image_size {image_size} cannot be halved {len(widths) - 1} times: use fewer widths.")
         self.image_size, self.channels, self.widths = image_size, channels, list(widths)

@@ -6,6 +6,7 @@ a file cannot run anybody's code.
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +68,24 @@ def save_network(network: nn.Module, path: str | Path, notes: dict[str, str] | N
 
     Args:
         notes: facts that travel along (the recipe, the training step, a source's licence).
+
+    Raises:
+        OSError: if the file cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     record = {"schema": _SCHEMA, **architecture(network), "notes": notes or {}}
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     partial = path.with_name(path.name + ".partial")
-    save_file(state, partial, metadata={_KEY: json.dumps(record)})
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(state, partial, metadata={_KEY: json.dumps(record)})
+        partial.replace(path)
+    except (SafetensorError, OSError) as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise OSError(
+            f"The weights file {path} cannot be written ({error}): free or unlock its folder, or choose another."
+        ) from error
     return path
 
 
@@ -89,7 +100,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise FileNotFoundError(
             f"There is no weights file {path} (looked in {Path.cwd()}): train it with the recipe of the same name "
-            "in configs/train, or name another with the `weights` option."
+            "in configs/train, import a published one (python cli.py import --help), or name another with the `weights` "
+            "option."
         )
     try:
         with safe_open(path, framework="pt") as file:

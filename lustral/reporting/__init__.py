@@ -2,16 +2,20 @@
 
 from lustral.reporting.build import FORMATS, report, write_report
 from lustral.reporting.figures import accuracy_bars, budget_curve, draws_histogram
-from lustral.reporting.panels import panel_figure
+from lustral.reporting.levels import level_histogram, levels_of
+from lustral.reporting.panels import Caption, panel_figure
 from lustral.reporting.runs import Run, load_runs, read_card
 from lustral.reporting.terminal import rich_table
 
 __all__ = [
     "FORMATS",
+    "Caption",
     "Run",
     "accuracy_bars",
     "budget_curve",
     "draws_histogram",
+    "level_histogram",
+    "levels_of",
     "load_runs",
     "panel_figure",
     "read_card",

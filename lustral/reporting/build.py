@@ -5,12 +5,16 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from lustral.reporting.curves import sweep_curve
 from lustral.reporting.data import csv_text, json_text
 from lustral.reporting.figures import accuracy_bars, budget_curve, draws_histogram
+from lustral.reporting.frontier import frontier, frontiers
 from lustral.reporting.latex import latex, latex_figures
+from lustral.reporting.levels import level_histogram, levels_of, score_curve
 from lustral.reporting.markdown import markdown, markdown_figures
 from lustral.reporting.runs import Run, load_runs
 from lustral.reporting.style import save
+from lustral.reporting.sweeps import find_sweeps
 from lustral.reporting.tables import all_tables
 
 FORMATS = ("markdown", "latex", "csv", "json")
@@ -42,7 +46,7 @@ def write_report(run_dirs: Sequence[str | Path], folder: str | Path) -> list[Pat
         OSError: if ``folder`` cannot be written.
     """
     runs, folder = load_runs(run_dirs), Path(folder)
-    figures = _figures(runs)
+    figures = all_figures(runs)
     captions = [(stem, caption) for stem, (_, caption) in figures.items()]
     texts = {
         "report.md": _text(runs, "markdown") + markdown_figures(captions),
@@ -74,7 +78,7 @@ def _text(runs: Sequence[Run], format: str) -> str:
     return (latex if format == "latex" else markdown)(all_tables(runs))
 
 
-def _figures(runs: Sequence[Run]) -> dict[str, tuple[Figure, str]]:
+def all_figures(runs: Sequence[Run]) -> dict[str, tuple[Figure, str]]:
     """Figures with captions by file stem; those that need records are left out for runs without."""
     figures = {
         "accuracy": (
@@ -97,5 +101,48 @@ def _figures(runs: Sequence[Run]) -> dict[str, tuple[Figure, str]]:
             draws_histogram(shares, draws),
             f"How many of each image's {draws} verdict draws are right. A deterministic defence has images "
             f"at 0 and {draws} only.",
+        )
+    return figures | _level_figures(runs) | _many_runs(runs)
+
+
+def _level_figures(runs: Sequence[Run]) -> dict[str, tuple[Figure, str]]:
+    """What levels and scores say of purifiers that choose a noise level for every image."""
+    found = {run.name: levels for run in runs if (levels := levels_of(run))}
+    if not found:
+        return {}
+    caption = "The noise levels that images get in the first round, the means over their verdict draws; dashed: t*."
+    return {"level_histogram": (level_histogram(found), caption)}
+
+
+def _many_runs(runs: Sequence[Run]) -> dict[str, tuple[Figure, str]]:
+    """What only several runs show: curves over what they differ in, and the frontier."""
+    figures: dict[str, tuple[Figure, str]] = {}
+
+    def add(stem: str, figure: Figure, caption: str) -> None:
+        number = 1 + sum(known == stem or known.startswith(f"{stem}-") for known in figures)
+        figures[stem if number == 1 else f"{stem}-{number}"] = (figure, caption)
+
+    undefended = {run.task: run for run in runs if not run.defended}
+    for sweep in find_sweeps(runs):
+        names = ", ".join(run.name for run in sweep.runs)
+        add(
+            f"sweep_{sweep.name}",
+            sweep_curve(sweep, undefended),
+            f"Accuracy against {sweep.name} with 95 % intervals, in runs that differ in nothing else ({names}); "
+            "hollow: suspect.",
+        )
+        if sweep.name == "eps" and all(run.statistic("score_clean") for run in sweep.runs):
+            add(
+                "scores",
+                score_curve(sweep),
+                "Norms of the perturbation score against the budget of the attack: means with 95 % intervals; the "
+                f"bands hold the middle 80 % of the images ({names}).",
+            )
+    for group in frontiers(runs):
+        add(
+            "frontier",
+            frontier(group),
+            "Robust over clean accuracy with 95 % intervals; the lines join runs with one noise level for all images, "
+            "written beside each; hollow: suspect.",
         )
     return figures

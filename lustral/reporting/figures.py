@@ -1,6 +1,5 @@
 """A report's charts: accuracies with intervals, the audit, and how random the verdicts are."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -9,11 +8,8 @@ from matplotlib.figure import Figure
 
 from lustral.evaluation import Rate
 from lustral.reporting.runs import Card, aimed_rule
-from lustral.reporting.style import CLEAN, INK, ROBUST, WIDTH, percent_axis, style
+from lustral.reporting.style import CLEAN, INK, ROBUST, WIDTH, percent_axis, small_multiples, style
 from lustral.reporting.tables import AUDITS
-
-_LONG_NAME = 26
-"""Characters that fit above one of three axes side by side."""
 
 
 def accuracy_bars(cards: Mapping[str, Card]) -> Figure:
@@ -84,7 +80,7 @@ def budget_curve(audits: Mapping[str, Mapping[str, Rate]], num_images: Mapping[s
     found = {name for rates in audits.values() for name in rates}
     names = [*(name for name in AUDITS if name in found), *sorted(found - AUDITS.keys())]
     with style():
-        figure, panels = _small_multiples(list(audits), 0.55 + 0.2 * len(names))
+        figure, panels = small_multiples(list(audits), 0.55 + 0.2 * len(names))
         for axes, (run, rates) in zip(panels, audits.items(), strict=True):
             if "attack" in rates:
                 axes.axvline(100 * rates["attack"].value, color=ROBUST, linewidth=0.8, linestyle=":")
@@ -126,7 +122,7 @@ def draws_histogram(shares: Mapping[str, tuple[Sequence[float], Sequence[float]]
     """
     positions = np.arange(num_draws + 1)
     with style():
-        figure, panels = _small_multiples(list(shares), 1.75)
+        figure, panels = small_multiples(list(shares), 1.75)
         for number, (axes, (run, (clean, robust))) in enumerate(zip(panels, shares.items(), strict=True)):
             for values, colour, label, side in (
                 (clean, CLEAN, "clean", -1),
@@ -143,17 +139,3 @@ def draws_histogram(shares: Mapping[str, tuple[Sequence[float], Sequence[float]]
         figure.supylabel("images in %", fontsize="medium")
         figure.legend(loc="outside upper right", ncols=2, handlelength=1.2)
     return figure
-
-
-def _small_multiples(runs: Sequence[str], height: float) -> tuple[Figure, list[Axes]]:
-    """A figure with axes ``height`` inches high for each run; fewer stand side by side if names are long."""
-    longest = max(len(run) for run in runs)
-    columns = min(len(runs), 3 if longest <= _LONG_NAME else 2)
-    rows = math.ceil(len(runs) / columns)
-    width = WIDTH if columns > 1 else 0.6 * WIDTH
-    figure = Figure(figsize=(width, rows * (height + 0.5) + 0.2), layout="constrained")
-    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
-    panels = list(grid.flat)
-    for unused in panels[len(runs) :]:
-        unused.remove()
-    return figure, panels[: len(runs)]

@@ -1,12 +1,14 @@
 """The images themselves: what the attack changed, and what the purifier made of it."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lustral.reporting.style import style
+from lustral.reporting.style import CLEAN, ROBUST, style
 
 _CELL = 0.82
 """Inches of an image's side."""
@@ -18,7 +20,17 @@ _GAP = 0.06
 _MAGNIFICATIONS = (1, 2, 3, 4, 5, 8, 10, 15, 20, 30, 40, 50, 80, 100)
 
 
-def panel_figure(images: Mapping[str, Tensor], titles: Sequence[str]) -> Figure:
+@dataclass(frozen=True)
+class Caption:
+    """Words in an image's corner, blue where they are ``right`` and vermilion where they are not."""
+
+    text: str
+    right: bool
+
+
+def panel_figure(
+    images: Mapping[str, Tensor], titles: Sequence[str], captions: Mapping[str, Sequence[Caption]] | None = None
+) -> Figure:
     """A grid of images, a row for each kind and a column for each sample.
 
     Where "clean" and "adversarial" are both there, a last row shows their difference: grey where nothing
@@ -28,6 +40,7 @@ def panel_figure(images: Mapping[str, Tensor], titles: Sequence[str]) -> Figure:
         images: by the row's name and from top to bottom, (N, C, H, W) in [0, 1], C = 1 or 3; values outside
             are clipped for display.
         titles: N, above the columns; may have several lines.
+        captions: N for each of some rows, by the row's name.
 
     Raises:
         ValueError: if a row has another number of images than there are titles, or is neither grey nor RGB.
@@ -59,10 +72,26 @@ def panel_figure(images: Mapping[str, Tensor], titles: Sequence[str]) -> Figure:
                 axes.set_xticks([])
                 axes.set_yticks([])
                 axes.spines[:].set_visible(False)
+            for axes, caption in zip(axes_row, (captions or {}).get(name, ()), strict=False):
+                _write(axes, caption)
             axes_row[0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=6)
         for axes, title in zip(grid[0], titles, strict=True):
             axes.set_title(title, pad=3)
     return figure
+
+
+def _write(axes: Axes, caption: Caption) -> None:
+    axes.annotate(
+        caption.text,
+        (0, 0),
+        (2.5, 2.5),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        va="bottom",
+        fontsize=6,
+        color="white",
+        bbox={"boxstyle": "square,pad=0.25", "facecolor": CLEAN if caption.right else ROBUST, "linewidth": 0},
+    )
 
 
 def magnification(largest: float) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 from lustral.evaluation import Rate, Record, VerdictRule, all_rules, bootstrap, read_records
 from lustral.evaluation.card import SCHEMA, verdicts
+from lustral.ratio import parse_ratio
 
 Card = dict[str, Any]
 
@@ -44,6 +45,18 @@ class Run:
         """Verdict draws stored for each clean and each adversarial image."""
         return self.card["protocol"]["verdict_draws"]
 
+    @property
+    def task(self) -> str:
+        """Data, classifier and threat in one string: runs in which it is equal differ in defence and attack only."""
+        card = self.card
+        threat = {**card["attack"]["threat"], "eps": parse_ratio(card["attack"]["threat"]["eps"])}
+        return json.dumps([card["data"], card["defence"]["classifier"], threat], sort_keys=True)
+
+    @property
+    def defended(self) -> bool:
+        """Whether there is a purifier."""
+        return self.card["defence"]["purifier"]["class"] != "Identity"
+
     @cached_property
     def records(self) -> dict[int, Record]:
         """The records that the card speaks of, by index; empty where only the card was kept."""
@@ -63,6 +76,10 @@ class Run:
         rates = {"attack": bootstrap(attacked)}
         return rates | {name: bootstrap([r.audit[name] for r in audited]) for name in audited[0].audit}
 
+    def statistic(self, name: str) -> list[float]:
+        """A statistic of the records that have it, such as "level_clean" (see `lustral.evaluation.levels`)."""
+        return [record.statistics[name] for record in self.records.values() if name in record.statistics]
+
     def _rule(self, name: str) -> VerdictRule:
         return next(rule for rule in all_rules(self.num_draws) if rule.name == name)
 
@@ -70,6 +87,12 @@ class Run:
 def aimed_rule(card: Card) -> str:
     """The verdict rule that the attack aimed at."""
     return next(name for name, entry in card["verdicts"].items() if entry["aimed_at"])
+
+
+def num_images(runs: Sequence[Run]) -> str:
+    """How many images the runs have, such as "100", or "80 to 100"."""
+    counts = sorted({run.card["n"] for run in runs})
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
 def load_runs(run_dirs: Sequence[str | Path]) -> list[Run]:

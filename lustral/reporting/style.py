@@ -1,6 +1,7 @@
 """How every figure looks, and how it is saved."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,20 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lustral.evaluation import Rate
+
 CLEAN = "#0072B2"
 """Blue of Okabe and Ito's palette, which colour-blind readers can tell from `ROBUST`."""
 ROBUST = "#D55E00"
 """Vermilion of the same palette."""
+PALETTE = (ROBUST, CLEAN, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""More of its colours, for what is neither."""
 INK = "#333333"
 FAINT = "#D9D9D9"
 WIDTH = 6.8
 """Inches of a text column."""
+_LONG_NAME = 26
+"""Characters that fit above one of three axes side by side."""
 
 _RC = {
     "font.family": "sans-serif",
@@ -63,6 +70,40 @@ def percent_axis(axes: Axes, label: str) -> None:
     axes.set_xticks(range(0, 101, 20))
     axes.set_xlabel(label)
     axes.grid(axis="x")
+
+
+def points(
+    axes: Axes,
+    x: Sequence[float],
+    y: Sequence[Rate],
+    colour: str,
+    label: str | None,
+    marker: str = "o",
+    line: str = "-",
+    hollow: Sequence[bool] = (),
+) -> None:
+    """A line through points with their intervals; those that are ``hollow`` (suspect, as a rule) are not filled."""
+    values = [each.value for each in y]
+    ends = [[each.value - each.low for each in y], [each.high - each.value for each in y]]
+    axes.errorbar(x, values, ends, color=colour, linestyle=line, linewidth=1.1, elinewidth=0.8, capsize=2, zorder=2)
+    style_ = {"edgecolors": colour, "linewidths": 0.9, "zorder": 3, "clip_on": False}
+    faces = ["white" if i < len(hollow) and hollow[i] else colour for i in range(len(values))]
+    axes.scatter(x, values, s=18, marker=marker, c=faces, label=None, **style_)
+    axes.plot([], [], color=colour, linestyle=line, linewidth=1.1, marker=marker, markersize=4, label=label)
+
+
+def small_multiples(names: Sequence[str], height: float) -> tuple[Figure, list[Axes]]:
+    """A figure with axes ``height`` inches high for each name; fewer stand side by side if names are long."""
+    longest = max(len(name) for name in names)
+    columns = min(len(names), 3 if longest <= _LONG_NAME else 2)
+    rows = math.ceil(len(names) / columns)
+    width = WIDTH if columns > 1 else 0.6 * WIDTH
+    figure = Figure(figsize=(width, rows * (height + 0.5) + 0.2), layout="constrained")
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    panels = list(grid.flat)
+    for unused in panels[len(names) :]:
+        unused.remove()
+    return figure, panels[: len(names)]
 
 
 def save(figure: Figure, folder: Path, stem: str) -> list[Path]:

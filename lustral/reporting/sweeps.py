@@ -1,6 +1,7 @@
 """Runs that differ in one numeric argument and in nothing else."""
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from lustral.reporting.runs import Run
 DERIVED = ("sigma", "network_calls", "mean_level", "pull")
 """What a purifier adds to its own description (`Purifier.derived`): it follows from the arguments."""
 
+_RATIO = re.compile(r"[\d.]+\s*/\s*[\d.]+$")
 Settings = dict[str, Any]
 
 
@@ -34,35 +36,44 @@ class Sweep:
         """The argument's own name."""
         return _leaf(self.argument)
 
+    @property
+    def labels(self) -> list[str]:
+        """The values as text; budgets as they were given, such as "8/255"."""
+        if self.argument == "attack.threat.eps":
+            return [str(run.card["attack"]["threat"]["eps"]) for run in self.runs]
+        return [f"{value:g}" for value in self.values]
+
 
 def find_sweeps(runs: Sequence[Run]) -> list[Sweep]:
     """Every set of at least two runs that differ in exactly one numeric argument of defence, attack or threat.
 
     An argument that stands in several places (a surrogate's and the defence's) is one, if the runs change all of them
-    together. Of runs that are equal the first counts. Images, the audit and costs do not matter.
+    together. Of runs that are equal the first counts. Images, the audit and costs do not matter; seeds must agree.
     """
     settings = [_settings(run) for run in runs]
-    numbers = list(dict.fromkeys(key for each in settings for key in each if _number(each[key]) is not None))
-    swept = [key for key in numbers if key.startswith(("defence.", "attack."))]
+    numbers = dict.fromkeys(key for each in settings for key in each if _number(each[key]) is not None)
+    swept = [key for key in numbers if key.startswith(("defence.", "attack.")) and _leaf(key) != "seed"]
     leaves: dict[str, set[str]] = defaultdict(set)
     for key in swept:
         leaves[_leaf(key)].add(key)
     together = [keys for keys in leaves.values() if len(keys) > 1]
-    found = []
+    found: dict[tuple[str, ...], Sweep] = {}
     for keys in [*({key} for key in swept), *together]:
         buckets: dict[str, dict[float, Run]] = defaultdict(dict)
+        arguments: dict[str, str] = {}
         for run, each in zip(runs, settings, strict=True):
-            values = {_number(each[key]) for key in keys & each.keys()}
-            value = values.pop() if len(values) == 1 else None
-            if value is not None:
-                rest = {key: "swept" if key in keys else item for key, item in each.items()}
-                buckets[json.dumps(rest, sort_keys=True)].setdefault(value, run)
-        argument = next(key for key in swept if key in keys)
-        for chosen in buckets.values():
+            here = [key for key in swept if key in keys & each.keys()]
+            values = {each[key] for key in here}
+            if len(values) == 1 and values != {None}:
+                rest = json.dumps({key: None if key in here else item for key, item in each.items()}, sort_keys=True)
+                buckets[rest].setdefault(values.pop(), run)
+                arguments[rest] = here[0]
+        for rest, chosen in buckets.items():
             if len(chosen) > 1:
                 values, members = zip(*sorted(chosen.items(), key=lambda item: item[0]), strict=True)
-                found.append(Sweep(argument, values, members))
-    return found
+                # One that stands in one place only is found again among those that stand in several.
+                found.setdefault(tuple(run.name for run in members), Sweep(arguments[rest], values, members))
+    return list(found.values())
 
 
 def _settings(run: Run) -> Settings:
@@ -72,11 +83,8 @@ def _settings(run: Run) -> Settings:
     decides = {name: card[name] for name in ("defence", "attack", "data", "seed", "rows")} | {"protocol": protocol}
     leave_out = {f"defence.purifier.{name}" for name in DERIVED}
     # Scores follow from the denoiser, the statistic, the images and the seed, which are there.
-    return {
-        key: value
-        for key, value in _flat(decides).items()
-        if key not in leave_out and not key.endswith(".scores_sha256")
-    }
+    kept = {k: v for k, v in _flat(decides).items() if k not in leave_out and not k.endswith(".scores_sha256")}
+    return {key: value if _number(value) is None else _number(value) for key, value in kept.items()}
 
 
 def _flat(value: Any, prefix: str = "") -> Settings:
@@ -96,9 +104,6 @@ def _leaf(argument: str) -> str:
 
 def _number(value: Any) -> float | None:
     """A number or a ratio ("8/255") as a number; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return None
-    try:
-        return parse_ratio(value)
-    except ValueError:
-        return None
+    if isinstance(value, str):
+        return parse_ratio(value) if _RATIO.match(value) else None
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None

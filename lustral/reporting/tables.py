@@ -6,6 +6,7 @@ from typing import Any
 
 from lustral.evaluation import Rate
 from lustral.evaluation.intervals import Comparison
+from lustral.evaluation.levels import KINDS
 from lustral.reporting.paired import paired_comparisons
 from lustral.reporting.published import EVIDENCE, Published, published_beside
 from lustral.reporting.runs import Card, Run, aimed_rule
@@ -86,7 +87,15 @@ def status_cells(cards: Mapping[str, Card]) -> tuple[list[str], list[str]]:
 
 def all_tables(runs: Sequence[Run]) -> list[Table]:
     """Every table that has something to say about ``runs``."""
-    tables = [_results(runs), _settings(runs), _rules(runs), _pairs(runs), _audit(runs), _published(runs)]
+    tables = [
+        _results(runs),
+        _settings(runs),
+        _rules(runs),
+        _pairs(runs),
+        _levels(runs),
+        _audit(runs),
+        _published(runs),
+    ]
     return [table for table in tables if table.rows or table.notes]
 
 
@@ -176,6 +185,26 @@ def _difference(difference: Comparison) -> tuple[str, str]:
     points = (100 * value for value in (difference.difference, difference.low, difference.high))
     value, low, high = (f"{point:+.1f}" for point in points)
     return f"{value} [{low}, {high}]", difference.verdict
+
+
+def _levels(runs: Sequence[Run]) -> Table:
+    columns = [Column("Run"), Column("n", numeric=True)]
+    columns += [Column(kind, name, numeric=True) for name in ("level", "score") for kind in KINDS]
+    rows = []
+    for run in runs:
+        section = run.card.get("levels")
+        if section is not None:
+            found = [section[name][kind] if name in section else None for name in ("level", "score") for kind in KINDS]
+            rows.append([run.name, str(section["n"]), *("-" if each is None else _mean(each) for each in found)])
+    note = (
+        "Means over images and verdict draws [95 % interval]: the noise level t of the first round in noising steps "
+        "out of 1000, and the norm of the perturbation score that chooses it."
+    )
+    return Table("levels", "Noise levels", columns, rows, [note] if rows else [])
+
+
+def _mean(rate: Mapping[str, Any]) -> str:
+    return f"{rate['value']:.1f} [{rate['low']:.1f}, {rate['high']:.1f}]"
 
 
 def _audit(runs: Sequence[Run]) -> Table:

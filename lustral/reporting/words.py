@@ -5,13 +5,66 @@ from typing import Any
 Description = dict[str, Any]
 
 _LABELS = {"t_star": "t*={}", "num_steps": "{} steps"}
+_ARGUMENTS = {
+    "t_star": "t* (noising steps of 1000)",
+    "share": "level of every image (share of t*)",
+    "bias": "bias b (noising steps of 1000)",
+    "temperature": "temperature τ (units of the score)",
+    "num_times": "times that a score averages",
+    "spacing": "distance of a score's times (noising steps)",
+    "eps": "perturbation budget ε ({norm}, images in [0, 1])",
+}
+_NORMS = {"linf": "\N{SCRIPT SMALL L}\N{INFINITY}", "l2": "\N{SCRIPT SMALL L}2"}
 _MAX_ARGUMENTS = 4
 
 
 def defence_in_short(defence: Description) -> str:
     """Such as ``DiffPure t*=100, 10 steps, EulerMaruyama``; ``none`` for an undefended classifier."""
     purifier = defence.get("purifier", defence)
-    return "none" if purifier["class"] == "Identity" else component_in_short(purifier)
+    if purifier["class"] == "Identity":
+        return "none"
+    if "purifier" not in purifier:
+        return component_in_short(purifier)
+    levels = f" {_part(purifier['levels'])}" if "levels" in purifier else ""
+    return f"{purifier['class']}{levels} over {component_in_short(purifier['purifier'])}"
+
+
+def method_in_short(defence: Description) -> str:
+    """The classes alone, such as ``SSNI SigmoidLevels over DiffPure``."""
+    purifier = defence["purifier"]
+    words = [purifier["class"]]
+    words += [purifier["levels"]["class"]] if "levels" in purifier else []
+    words += ["over", purifier["purifier"]["class"]] if "purifier" in purifier else []
+    return "no purifier" if words == ["Identity"] else " ".join(words)
+
+
+def argument_in_words(argument: str, norm: str) -> str:
+    """A dotted argument as an axis is labelled, with its unit where it has one.
+
+    Args:
+        argument: such as ``defence.purifier.t_star``.
+        norm: the threat's.
+    """
+    words = _ARGUMENTS.get(argument.rpartition(".")[2])
+    return argument if words is None else words.format(norm=_NORMS.get(norm, norm))
+
+
+def full_level(defence: Description) -> float | None:
+    """t* of the first round in noising steps out of 1000, where the purifier has one."""
+    purifier = defence["purifier"]
+    rounds = purifier.get("purifier", purifier)
+    if "t_star" in rounds:
+        return float(rounds["t_star"])
+    return float(rounds["rounds"][0][0]) if "rounds" in rounds else None
+
+
+def fixed_level(defence: Description) -> float | None:
+    """The noise level of the first round, where it is the same for every image; None otherwise."""
+    purifier, full = defence["purifier"], full_level(defence)
+    rule = purifier.get("levels")
+    if rule is None or full is None:
+        return full
+    return {"FixedLevels": full * rule.get("share", 0.0), "MeanLevels": purifier.get("mean_level")}.get(rule["class"])
 
 
 def classifier_in_short(defence: Description) -> str:

@@ -116,3 +116,9 @@ def test_a_loss_that_is_no_number_names_its_batch(tmp_path: Path) -> None:
     batches = [torch.ones(4, 2)] * 3 + [torch.full((4, 2), torch.nan)] + [torch.ones(4, 2)] * 3
     with pytest.raises(ValueError, match="batch 3 of epoch 0"):
         _fit(Toy(), tmp_path, [FiniteLoss()], batches)
+
+
+def test_weights_in_half_precision_are_not_averaged(tmp_path: Path) -> None:
+    """1 - 0.9999 is 0 there: the average would be the random start."""
+    with pytest.raises(ValueError, match="to bf16-mixed, which keeps"):
+        _fit(Toy().bfloat16(), tmp_path, [EMA(0.9999)], [torch.ones(4, 2, dtype=torch.bfloat16)] * 2)

@@ -23,7 +23,15 @@ SONG_UNET = [
     *("--model.denoiser.base_channels", "8", "--model.denoiser.multipliers", "[1,2]"),
     *("--model.denoiser.blocks", "1"),
 ]
+ADM = [
+    *("--model.denoiser.base_channels", "32", "--model.denoiser.multipliers", "[1,2]"),
+    *("--model.denoiser.blocks", "1", "--model.denoiser.attention_sizes", "[16]"),
+]
 TIMM = ["--model.classifier.name", "resnet10t"]
+# The last callback of a diffusion model's recipe draws a sheet of samples.
+SHEET = [
+    *("--trainer.callbacks.num_steps", "2", "--trainer.callbacks.num_images", "2", "--trainer.callbacks.rows", "2"),
+]
 
 # Recipe: what shrinks its network. A recipe that is not named is small already.
 NETWORKS: dict[str, list[str]] = {
@@ -33,6 +41,7 @@ NETWORKS: dict[str, list[str]] = {
     "cifar10_shufflenetv2": ["--model.classifier.scale", "0.5"],
     "cifar10_diffusion": SONG_UNET,
     "cifar10_edm_diffusion": SONG_UNET,
+    "cifar10_iddpm_diffusion": ADM,
     "imagenet30_resnet18": TIMM,
     "imagenet30_shufflenetv2": ["--model.classifier.scale", "0.5"],
     "imagenet30_inception_resnet_v2": TIMM,
@@ -69,12 +78,13 @@ DATA: dict[str, Callable[[Path], list[str]]] = {
 def training(recipe: Path, folder: Path) -> list[str]:
     """Command-line words that shrink a training recipe; fixture data are written below ``folder``."""
     data = DATA[recipe.stem.partition("_")[0]](folder)
-    return [*data, *NETWORKS.get(recipe.stem, [])]
+    sheet = SHEET if recipe.stem.endswith("_diffusion") else []
+    return [*data, *NETWORKS.get(recipe.stem, []), *sheet]
 
 
 # Evaluations -----------------------------------------------------------------------------------------------
 
-IMAGENET_PIXELS, IMAGENET_DENOISER_PIXELS = 28, 32
+IMAGENET_PIXELS, IMAGENET_DENOISER_PIXELS = 14, 16
 """Smaller than 224 and 256, and as different."""
 
 # Class: the options that make it small.
@@ -85,8 +95,11 @@ SMALLEST: dict[str, dict[str, Any]] = {
     "SongUNetDenoiser": {"base_channels": 8, "multipliers": [1, 2], "blocks": 1},
     "UNetDenoiser": {"widths": [8, 16], "attention": [False, True], "blocks": 1, "norm_groups": 4},
     "ADMDenoiser": {
-        **{"image_size": IMAGENET_DENOISER_PIXELS, "base_channels": 32, "multipliers": [1, 2]},
-        **{"blocks": 1, "attention_sizes": [16]},
+        "image_size": IMAGENET_DENOISER_PIXELS,
+        "base_channels": 32,
+        "multipliers": [1, 2],
+        "blocks": 1,
+        "attention_sizes": [8],
     },
     "DiffPure": {"num_steps": 2},
     "GNSP": {"rounds": [[30, 1], [50, 1]]},

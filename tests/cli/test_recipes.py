@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lustral.reporting.published import all_published
+from lustral.reporting.published import Published, all_published
 from tests.cli.shrunk import Shrinker, follow, read, training
 
 CONFIGS = Path("configs")
@@ -29,8 +29,167 @@ FAST = [
 ]
 
 
+FASTEST = [
+    *("--data.num_test", "1", "--model.attack.num_steps", "1", "--model.attack.eot", "2"),
+    *("--model.attack.selection_draws", "1", "--model.attack.finalists", "1", "--model.protocol.verdict_draws", "2"),
+    *("--model.protocol.audit_images", "0", "--model.rows", "2"),
+]
+
+
 @pytest.fixture(scope="session")
 def shrinker(tmp_path_factory: pytest.TempPathFactory, digit_weights: dict[str, Path]) -> Shrinker:
     from cli import main
 
     return Shrinker(tmp_path_factory.mktemp("shrunk"), digit_weights, lambda *words: main([str(w) for w in words]))
+
+
+@pytest.mark.parametrize("recipe", TRAIN, ids=lambda path: path.stem)
+def test_training_recipes_write_weights_that_rebuild_their_network(
+    recipe: Path, cli: Callable[..., int], tmp_path: Path
+) -> None:
+    from lustral.networks import load_network
+
+    code = cli(
+        *("fit", "-c", recipe, "--trainer.default_root_dir", tmp_path / "run", "--trainer.max_epochs", "1"),
+        *("--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"),
+        *("--trainer.check_val_every_n_epoch", "1", "--trainer.accelerator", "cpu"),
+        *training(recipe, tmp_path),
+    )
+    assert code == 0
+    network = load_network(tmp_path / "run" / "weights.safetensors")
+    assert sum(parameter.numel() for parameter in network.parameters()) > 0
+    assert (tmp_path / "run" / "config_fit.yaml").is_file()
+
+
+def _defences() -> dict[str, list[Path]]:
+    """The evaluation recipes that share data, purifier and attack; the first is the one with the usual victim."""
+    found: dict[str, list[Path]] = {}
+    for recipe in sorted(EVAL, key=lambda path: (len(path.stem), path.stem)):
+        whole = read(recipe)
+        model = whole["model"]["init_args"]
+        found.setdefault(json.dumps([whole["data"], model["purifier"], model["attack"]]), []).append(recipe)
+    return found
+
+
+MAIN = [recipes[0] for recipes in _defences().values()]
+VARIANTS = [recipe for recipes in _defences().values() for recipe in recipes[1:]]
+AUDITED = [CONFIGS / "eval" / f"{name}.yaml" for name in ("digits_ssni_n_diffpure", "cifar10_undefended")]
+
+
+def _evaluate(cli: Callable[..., int], stage: str, run: Path, *words: object) -> None:
+    assert cli(stage, *words, "--trainer.default_root_dir", run, "--trainer.accelerator", "cpu") == 0
+
+
+@pytest.mark.parametrize("recipe", MAIN, ids=lambda path: path.stem)
+def test_evaluation_recipes_write_a_card(
+    recipe: Path, cli: Callable[..., int], tmp_path: Path, shrinker: Shrinker
+) -> None:
+    _evaluate(cli, "test", tmp_path, "-c", recipe, *shrinker.evaluation(recipe), *FASTEST)
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert card["schema"] == 1
+    assert card["n"] == 1
+    assert {"one_shot", "majority", "expected", "worst"} <= card["verdicts"].keys()
+    for verdict in card["verdicts"].values():
+        for kind in ("clean", "robust"):
+            assert 0 <= verdict[kind]["low"] <= verdict[kind]["value"] <= verdict[kind]["high"] <= 1
+    assert card["cost"]["network_calls_per_image"] > 0
+    assert card["cost"]["peak_memory_mib"] > 0
+    assert len(list((tmp_path / "records").glob("*.jsonl"))) == 1
+    assert (tmp_path / "panels.png").is_file()
+
+
+@pytest.mark.parametrize("recipe", VARIANTS, ids=lambda path: path.stem)
+def test_recipes_of_the_same_purifier_and_attack_build_too(
+    recipe: Path, cli: Callable[..., int], tmp_path: Path, shrinker: Shrinker
+) -> None:
+    """Another classifier or threat: everything is built, and the defence classifies an image."""
+    _evaluate(cli, "predict", tmp_path, "-c", recipe, *shrinker.evaluation(recipe), *FASTEST)
+    _, *lines = (tmp_path / "predictions-rank0.csv").read_text().splitlines()
+    assert len(lines) == 1
+
+
+@pytest.mark.parametrize("recipe", AUDITED, ids=lambda path: path.stem)
+def test_an_evaluation_is_audited_and_reported(
+    recipe: Path, cli: Callable[..., int], tmp_path: Path, shrinker: Shrinker
+) -> None:
+    run = tmp_path / recipe.stem
+    _evaluate(cli, "test", run, "-c", recipe, *shrinker.evaluation(recipe), *FAST)
+    card = json.loads((run / "card.json").read_text())
+    assert card["n"] == 3
+    assert {"random_directions", "large_eps"} <= card["audit"]["expected_accuracy"].keys()
+    assert cli("report", run, "--output", tmp_path / "report") == 0
+    assert recipe.stem in (tmp_path / "report" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("layer", SURROGATE, ids=lambda path: path.stem)
+def test_surrogates_are_a_second_layer(
+    layer: Path, cli: Callable[..., int], tmp_path: Path, shrinker: Shrinker
+) -> None:
+    words = re.search(rf"test -c (configs/eval/\w+\.yaml) -c {layer} ", layer.read_text())
+    assert words is not None, "the command stands in the file"
+    recipe = Path(words[1])
+    _evaluate(cli, "test", tmp_path, "-c", recipe, "-c", layer, *shrinker.evaluation(recipe, layer), *FASTEST)
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert card["attack"]["surrogate"]
+    assert "surrogate" in card["status"]
+
+
+@pytest.mark.parametrize("recipe", REFERENCE, ids=lambda path: path.stem)
+def test_references_are_of_held_out_images(recipe: Path, shrinker: Shrinker) -> None:
+    record = json.loads(shrinker.reference(recipe.stem).read_text())
+    assert record["made_by"]["data"]["split"] == "validation"
+    assert len(record["scores"]) == (150 if recipe.stem.startswith("digits") else 5)
+
+
+@pytest.mark.parametrize("recipe", TRAIN, ids=lambda path: path.stem)
+@pytest.mark.parametrize("trainer", ["ddp", "slurm"])
+def test_training_recipes_take_a_cluster_as_a_second_layer(
+    recipe: Path, trainer: str, cli: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as done:
+        cli("fit", "-c", recipe, "-c", CONFIGS / "trainer" / f"{trainer}.yaml", "--print_config")
+    assert done.value.code in (None, 0)
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["trainer"]["strategy"] == "ddp"
+    assert config["trainer"]["num_nodes"] == (2 if trainer == "slurm" else 1)
+    assert config["model"]["class_path"].endswith("Training")
+
+
+@pytest.mark.parametrize("recipe", [*TRAIN, *EVAL, *REFERENCE], ids=lambda path: path.stem)
+def test_a_recipe_picks_files_and_names_its_command(recipe: Path) -> None:
+    stage = {"train": "fit", "eval": "test", "reference": "validate"}[recipe.parent.name]
+    assert f"python cli.py {stage} -c {recipe}" in recipe.read_text()
+
+
+@pytest.mark.parametrize("recipe", [path for path in EVAL if "_ssni_" in path.stem], ids=lambda path: path.stem)
+def test_a_recipe_of_ssni_names_the_reference_it_needs(recipe: Path) -> None:
+    """The right command, and the levels, the statistic and the denoiser of the purifier are the reference's."""
+    model = read(recipe)["model"]["init_args"]
+    purifier, _ = follow(model["purifier"], recipe.parent)
+    file = Path(purifier["init_args"]["reference"]["init_args"]["file"])
+    reference = CONFIGS / "reference" / f"{file.parent.name}.yaml"
+    assert f"python cli.py validate -c {reference}" in recipe.read_text()
+    made = read(reference)["model"]["init_args"]
+    inner, _ = follow(purifier["init_args"]["purifier"], CONFIGS / "purifier")
+    assert Path(inner["init_args"]["denoiser"]).name == Path(made["denoiser"]).name
+    assert purifier["init_args"]["statistic"] == made["statistic"]
+
+
+VICTIMS = {
+    "WRN-28-10": "wrn28-10",
+    "WRN-70-16": "wrn70-16",
+    "ResNet-50": "resnet50",
+    "WRN-50-2": "wide_resnet50_2",
+    "DeiT-S": "deit_small",
+}
+
+
+@pytest.mark.parametrize("row", all_published(), ids=lambda row: f"{row.recipe}-{row.source.split()[0]}-{row.attack}")
+def test_a_published_number_stands_beside_a_recipe_of_its_kind(row: Published) -> None:
+    path = CONFIGS / "eval" / f"{row.recipe}.yaml"
+    model = read(path)["model"]["init_args"]
+    threat, _ = follow(model["threat"], path.parent)
+    assert f"{threat['norm']} {threat['eps']}" == row.threat or row.threat.startswith("StAdv")
+    if row.dataset != "SVHN":
+        assert model["classifier"].endswith(f"_{VICTIMS[row.classifier]}.yaml")
+    assert row.dataset.lower().replace("-", "") == row.recipe.partition("_")[0]

@@ -180,3 +180,27 @@ def test_networks_must_fit_the_data() -> None:
 def test_unknown_options_are_refused(options: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="adamw or sgd"):
         ClassifierTraining(WideResNet(10, 1, 10, 1, 8), **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", [{"warmup": 1.5}, {"warmup": -1.0}, {"lr": 0.0}])
+@pytest.mark.parametrize("kind", [DiffusionTraining, ClassifierTraining])
+def test_settings_out_of_range_are_refused(kind: type, options: dict[str, float]) -> None:
+    network = _denoiser("vp") if kind is DiffusionTraining else WideResNet(10, 1, 10, 1, 8)
+    with pytest.raises(ValueError, match=f"model.{next(iter(options))} is"):
+        kind(network, **options)
+
+
+def test_a_denoiser_in_half_precision_is_asked_the_same_label() -> None:
+    """Index 997 is 996 in bfloat16."""
+    denoiser, seen = _denoiser("linear").bfloat16(), []
+    denoiser.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
+    with torch.no_grad():
+        denoiser(torch.zeros(1, 1, 8, 8, dtype=torch.bfloat16), torch.tensor(998.0))
+    assert seen[0].tolist() == [997.0]
+
+
+def test_learned_variances_keep_their_digits_under_autocast() -> None:
+    denoiser = ADMDenoiser(8, 1, 32, (1, 1), 1, (4,), None, 2, "conv", preconditioning="cosine")
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        _, v = denoiser.mean_and_variance(torch.zeros(1, 1, 8, 8), torch.tensor(10.0))
+    assert v.dtype == torch.float32

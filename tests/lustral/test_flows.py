@@ -19,6 +19,7 @@ from lustral.diffusion import (
     EulerMaruyama,
     FlowEuler,
     Heun,
+    LinearSchedule,
     NoiseSchedule,
     Solver,
     VESchedule,
@@ -151,6 +152,12 @@ def test_heun_takes_rows_that_arrive_at_zero_beside_others() -> None:
 def test_churn_out_of_range_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="churn"):
         Heun(**wrong)
+
+
+def test_churn_refuses_a_table_of_levels() -> None:
+    with pytest.raises(ValueError, match="set churn to 0"):
+        Heun(churn=0.1).check(SmoothDenoiser(LinearSchedule()))
+    Heun().check(SmoothDenoiser(LinearSchedule()))
 
 
 @pytest.mark.parametrize("solver", [EulerMaruyama(), FlowEuler()])

@@ -16,8 +16,10 @@ CLASSES = 10
 MakeRun = Callable[..., Path]
 
 
-def decides(purified: bool, eps: str = "8/255", target: str = "expected") -> dict[str, Any]:
-    """What the real components say of themselves."""
+def decides(
+    purified: bool, eps: str | float = "8/255", target: str = "expected", t_star: int = 100, temperature: float = 0.0
+) -> dict[str, Any]:
+    """What the real components say of themselves; SSNI's levels have the temperature, if there is one."""
     classifier = {
         "class": "WideResNet",
         "depth": 10,
@@ -37,11 +39,18 @@ def decides(purified: bool, eps: str = "8/255", target: str = "expected") -> dic
         "class": "DiffPure",
         "denoiser": denoiser,
         "solver": {"class": "EulerMaruyama"},
-        "t_star": 100,
+        "t_star": t_star,
         "num_steps": 10,
         "forward_schedule": "denoiser",
     }
-    purifier = diffpure if purified else {"class": "Identity"}
+    ssni = {
+        "class": "SSNI",
+        "purifier": diffpure,
+        "levels": {"class": "SigmoidLevels", "bias": 5.0, "temperature": temperature},
+        "mean_level": 52.5 + temperature,
+    }
+    derived = {"sigma": t_star / 250, "network_calls": 10.0}
+    purifier = {**(ssni if temperature else diffpure), **derived} if purified else {"class": "Identity"}
     return {
         "defence": {"class": "Defence", "classifier": classifier, "purifier": purifier},
         "attack": {
@@ -68,7 +77,9 @@ def decides(purified: bool, eps: str = "8/255", target: str = "expected") -> dic
     }
 
 
-def random_record(index: int, clean: float, robust: float, seed: int, audited: bool, gain: float = 1.0) -> Record:
+def random_record(
+    index: int, clean: float, robust: float, seed: int, audited: bool, gain: float = 1.0, levels: bool = False
+) -> Record:
     """A sample whose draws are right with about the given probabilities, differently for each image."""
     generator = torch.Generator().manual_seed(1000 * seed + index)
     label = index % CLASSES
@@ -86,6 +97,13 @@ def random_record(index: int, clean: float, robust: float, seed: int, audited: b
     spread = torch.randint(-1, 2, (5,), generator=generator) / DRAWS
     audit = {name: float((value + s).clamp(0, 1)) for name, value, s in zip(names, left, spread, strict=True)}
     audit["large_eps"] = 0.0
+    own = torch.rand(4, generator=generator).tolist()
+    found = {
+        "level_clean": 30 + 40 * own[0],
+        "level_adversarial": 90 + 15 * own[1],
+        "score_clean": 38 + 3 * own[2],
+        "score_adversarial": 50 + 9 * own[3],
+    }
     return Record(
         index=index,
         label=label,
@@ -94,7 +112,8 @@ def random_record(index: int, clean: float, robust: float, seed: int, audited: b
         failed=False,
         clean_logits=logits(clean),
         adversarial_logits=logits(robust),
-        statistics={"zero_gradients": 0.0, "loss_first": 0.1, "loss_last": 0.1 + gain, "predicted_gain": 2.0},
+        statistics={"zero_gradients": 0.0, "loss_first": 0.1, "loss_last": 0.1 + gain, "predicted_gain": 2.0}
+        | (found if levels else {}),
         audit=audit if audited else {},
     )
 
@@ -110,11 +129,13 @@ def make_run(tmp_path: Path) -> MakeRun:
         indices: range = range(120),
         purified: bool = True,
         gain: float = 1.0,
-        **options: str,
+        seed: int = 0,
+        **options: Any,
     ) -> Path:
         run = tmp_path / "eval" / name
-        folder = RecordFolder(run / "records", Fingerprint(decides(purified, **options)))
-        folder.append([random_record(i, clean, robust, len(name), i < 16, gain) for i in indices])
+        folder = RecordFolder(run / "records", Fingerprint({**decides(purified, **options), "seed": seed}))
+        levels = bool(options.get("temperature"))
+        folder.append([random_record(i, clean, robust, len(name), i < 16, gain, levels) for i in indices])
         folder.close()
         cost = {"images": 120, "seconds": 60.0, "peak_memory": 2**20, "calls": {"denoiser_forward": 322_560}}
         fingerprint = json.loads((run / "records" / "fingerprint.json").read_text())

@@ -72,7 +72,7 @@ def test_markdown_shows_the_cards_numbers(runs) -> None:
     assert {row["Attack"] for row in rules if row["Rule"] != "expected"} == {"transferred"}
     settings = grid(text, "Settings")
     assert settings[0]["Defence"] == "none"
-    assert settings[1]["Defence"] == "DiffPure t*=100, 10 steps, EulerMaruyama"
+    assert settings[1]["Defence"] == "DiffPure t*=100, 10 steps, sigma=0.4, network_calls=10.0, EulerMaruyama"
     assert settings[1]["Threat"] == "linf 8/255"
     assert settings[1]["Attack"] == "PGD 20 x EOT 8, exact"
     assert settings[1]["Classifier"] == "WideResNet-10-1"
@@ -165,7 +165,7 @@ def test_write_report_writes_texts_and_figures(runs, tmp_path) -> None:
     written = write_report(runs, folder)
     assert sorted(written) == sorted(folder.iterdir())
     names = {path.name for path in written}
-    figures = {f"{stem}.{end}" for stem in ("accuracy", "audit", "draws_8") for end in ("png", "pdf")}
+    figures = {f"{stem}.{end}" for stem in ("accuracy", "audit", "draws_8", "frontier") for end in ("png", "pdf")}
     assert names == {"report.md", "report.tex", "report.csv", "report.json"} | figures
     assert (folder / "report.csv").read_text() == report(runs, "csv")
     assert "](accuracy.png)" in (folder / "report.md").read_text()

@@ -6,8 +6,10 @@ from pathlib import Path
 from torch import Tensor
 
 from lustral.networks.cifar_resnet import CifarResNet
-from lustral.networks.importing.classifiers import batch_norm, count, per_channel, read_state, shape
+from lustral.networks.importing.classifiers import batch_norm, read_state
 from lustral.networks.importing.formats import Format
+from lustral.networks.importing.options import per_channel
+from lustral.networks.importing.reading import count, shape
 from lustral.networks.importing.rules import Rule, fill, pairs, rule
 from lustral.networks.mobilenet_v2 import CifarMobileNetV2
 from lustral.networks.shufflenet_v2 import ShuffleNetV2

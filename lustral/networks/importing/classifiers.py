@@ -1,7 +1,8 @@
-"""What the formats of classifiers share: nested state dicts, batch normalisation, and sizes told by the tensors."""
+"""What the formats of classifiers share: nested state dicts and batch normalisation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -20,12 +21,13 @@ def read_state(path: Path) -> dict[str, Tensor]:
     without DataParallel's prefix."""
     if path.suffix == ".safetensors":
         try:
-            return load_file(existing(path))
+            value: Any = load_file(existing(path))
         except (SafetensorError, OSError) as error:
             raise ValueError(
                 f"{path} is damaged or no safetensors file ({error}): copy or download it again."
             ) from error
-    value = read_torch(path)
+    else:
+        value = read_torch(path)
     if isinstance(value, Mapping):
         value = next((value[nest] for nest in _NESTS if isinstance(value.get(nest), Mapping)), value)
     return without_prefix(tensors_of(value, path.name))
@@ -43,29 +45,3 @@ def counter(target: str, source: str, tensors: Mapping[str, Tensor]) -> Rule:
     if any(name.endswith(COUNTER) for name in tensors):
         return rule(target, source)
     return Rule((target,), (), lambda: torch.zeros((), dtype=torch.int64))
-
-
-def shape(tensors: Mapping[str, Tensor], name: str, dimensions: int, file: str) -> torch.Size:
-    """Of the tensor that tells a size of the architecture."""
-    if name not in tensors or tensors[name].ndim != dimensions:
-        found = f"it has shape {tuple(tensors[name].shape)}" if name in tensors else "there is none"
-        raise ValueError(
-            f"{file} should hold {name} with {dimensions} dimensions, but {found} (it holds "
-            f"{', '.join(list(tensors)[:4])} ...): choose the right --format."
-        )
-    return tensors[name].shape
-
-
-def count(tensors: Mapping[str, Tensor], prefix: str) -> int:
-    """How many different parts of a name follow ``prefix``: the blocks of a stage, the stages of a network."""
-    return len({name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)})
-
-
-def per_channel(option: str, value: float | Sequence[float]) -> tuple[float, ...]:
-    """An option of ``--set`` that is a number, or one for each channel."""
-    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    if not all(isinstance(v, (int, float)) for v in values):
-        raise ValueError(
-            f"--set {option} takes a number or one a channel, such as {option}=(0.5,0.5,0.5), not {value!r}."
-        )
-    return tuple(float(v) for v in values)  # type: ignore[arg-type]

@@ -7,18 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lustral.command_line import Parser
 from lustral.networks.importing import FORMATS, Format
 from lustral.networks.importing.reading import existing, sha256
 from lustral.networks.weights import architecture, save_network
 
 
-def import_weights(form: str, source: str | Path, output: str | Path, **options: Any) -> Path:
+def import_weights(form: str, source: str | Path, output: str | Path, /, **options: Any) -> Path:
     """Convert the published file ``source`` of format ``form`` into the weights file ``output``.
 
     The options, the hash of the source, its origin and its licence go into the metadata.
 
     Raises:
-        ValueError: if the format is unknown, an option is not the format's, or the file does not fit.
+        ValueError: if the format is unknown, an option is not the format's, the output is there already, or the file
+            does not fit.
         FileNotFoundError: if there is no such file.
     """
     if form not in FORMATS:
@@ -34,6 +36,10 @@ def import_weights(form: str, source: str | Path, output: str | Path, **options:
     if Path(output).suffix != ".safetensors":
         raise ValueError(f"--output is {output}; it must end in .safetensors.")
     path = existing(source)
+    if path.resolve() == Path(output).resolve():
+        raise ValueError(f"--output is the source itself ({output}): choose another --output.")
+    if Path(output).exists():
+        raise ValueError(f"--output {output} is there already: delete it or choose another --output.")
     network = chosen.load(path, **options)
     notes = {name: str(value) for name, value in options.items()} | {
         "format": form,
@@ -58,8 +64,16 @@ def _value(word: str) -> tuple[str, Any]:
         raise ValueError(f"--set takes NAME=VALUE, not {word!r}.")
     try:
         return name, ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):  # as literal_eval's documentation says
         return name, text
+
+
+def _options(words: Sequence[str]) -> dict[str, Any]:
+    values = [_value(word) for word in words]
+    names = [name for name, _ in values]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ValueError(f"--set gives {twice[0]} more than once: give it once.")
+    return dict(values)
 
 
 def run_command(words: Sequence[str]) -> int:
@@ -67,20 +81,21 @@ def run_command(words: Sequence[str]) -> int:
     table = "\n".join(
         f"  {f.name:<20} {f.network}  [{', '.join(option_names(f)) or 'no options'}]" for f in FORMATS.values()
     )
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "cli.py import",
         description="Convert published weights. Nothing in the source file is run, and every tensor is used once.",
         epilog=f"formats, with the options of --set:\n{table}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        exit_on_error=False,
     )
     parser.add_argument("--format", required=True, metavar="F", help="one of those below")
     parser.add_argument("--source", required=True, metavar="FILE", help="the published file")
     parser.add_argument("--output", required=True, metavar="FILE", help="the weights file to write (.safetensors)")
-    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="options of the format")
+    parser.add_argument(
+        "--set", nargs="*", action="extend", default=[], metavar="NAME=VALUE", help="options of the format"
+    )
     options = parser.parse_args(words)
-    path = import_weights(options.format, options.source, options.output, **dict(_value(word) for word in options.set))
+    path = import_weights(options.format, options.source, options.output, **_options(options.set))
     from lustral.networks.weights import load_network
 
     network = load_network(path)

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from lustral.networks import SongUNetDenoiser
-from lustral.networks.importing.classifiers import shape
 from lustral.networks.importing.flax_file import read_flax
 from lustral.networks.importing.formats import Format
+from lustral.networks.importing.options import whole, wholes
+from lustral.networks.importing.reading import shape
 from lustral.networks.importing.rules import Rule, fill, rule
 from lustral.networks.importing.song_layout import Kind, Part, Seen, parts, shape_of
 
@@ -50,6 +51,7 @@ def load(
     """
     if preconditioning not in ("consistency", "edm"):
         raise ValueError(f"preconditioning is {preconditioning!r}; it may be consistency or edm.")
+    image_size, attention_sizes = whole("image_size", image_size), wholes("attention_sizes", attention_sizes)
     file = Path(path).name
     tensors = read_flax(path, "params_ema")
     channels, base_channels = shape(tensors, "Conv_0.kernel", 4, file)[2:]
@@ -60,7 +62,7 @@ def load(
         base_channels,
         multipliers,
         blocks,
-        list(attention_sizes),
+        attention_sizes,
         dropout=0.0,
         embedding="fourier",
         encoder="residual",

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lustral.networks.importing.classifiers import count, shape
 from lustral.networks.importing.formats import Format
-from lustral.networks.importing.reading import read_torch, tensors_of, without_prefix
+from lustral.networks.importing.options import whole
+from lustral.networks.importing.reading import count, read_torch, shape, tensors_of, without_prefix
 from lustral.networks.importing.rules import Rule, fill, pairs, rule
 from lustral.networks.unet import UNetDenoiser
 
@@ -22,7 +22,7 @@ _ATTENTION = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 
 def load_ddpm(path: Path, *, image_size: int = 32) -> UNetDenoiser:
     """The network of a file of the port, a state dict; ``image_size`` in pixels is what no tensor tells."""
-    return _network(tensors_of(read_torch(path), path.name), path.name, image_size)
+    return _network(tensors_of(read_torch(path), path.name), path.name, whole("image_size", image_size))
 
 
 def load_lee_kim_svhn(path: Path) -> UNetDenoiser:
@@ -41,8 +41,6 @@ def load_lee_kim_svhn(path: Path) -> UNetDenoiser:
 
 
 def _network(tensors: Mapping[str, Tensor], file: str, image_size: int) -> UNetDenoiser:
-    if not isinstance(image_size, int) or image_size < 1:
-        raise ValueError(f"--set image_size takes a whole number from 1 on, not {image_size!r}.")
     levels = count(tensors, "down.")
     network = UNetDenoiser(
         image_size=image_size,

@@ -1,7 +1,8 @@
 """EDM's pickles of DDPM++ and NCSN++ (Karras et al. 2022), and ECT's (Geng et al. 2024), which have the same form.
 
 Everything about the architecture is in the arguments that the pickle recorded. ``map_augment`` is kept, though nothing
-here uses it; the resampling filters are compared and not loaded.
+here uses it; the resampling filters are compared and not loaded. An ECT's scales are moved by its ``sigma_min`` where it
+is evaluated, and are EDM's where it is trained: the former are those of "consistency".
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ from lustral.networks.importing.song_layout import parts
 
 _PRECONDITIONING = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve", "ECMPrecond": "consistency"}
 # What each class must have been made with, for its formulas to be those of `lustral.networks.preconditioners`.
-_CONSTANTS = {"VPPrecond": {"beta_d": 19.9, "beta_min": 0.1, "M": 1000}, "ECMPrecond": {"sigma_min": 0.002}}
+_CONSTANTS = {"VPPrecond": {"beta_d": 19.9, "beta_min": 0.1, "M": 1000}}
 _DEFAULTS: dict[str, Any] = {
     "img_resolution": None,
     "in_channels": None,
@@ -67,6 +68,7 @@ def load(path: str | Path) -> nn.Module:
         augment_dim=chosen["augment_dim"],
         preconditioning=_PRECONDITIONING[outer.class_name],  # type: ignore[arg-type]
         sigma_data=outer.state.get("sigma_data", 0.5),
+        sigma_min=_sigma_min(outer),
     )
     tensors = outer.tensors()
     _check_filters(tensors, network, file)
@@ -150,6 +152,11 @@ def _modules(content: Any, file: str) -> tuple[Held, Held]:
     return outer, inner
 
 
+def _sigma_min(outer: Held) -> Any:
+    """Where an ECT's function is the identity; other classes have an attribute of this name that means nothing here."""
+    return outer.state.get("sigma_min") if outer.class_name == "ECMPrecond" else 0.002
+
+
 def _arguments(outer: Held, inner: Held, file: str) -> dict[str, Any]:
     """What the SongUNet was made with, complete and of a kind that a `SongUNetDenoiser` is."""
     for name, needed in _CONSTANTS.get(outer.class_name, {}).items():
@@ -181,7 +188,7 @@ def _arguments(outer: Held, inner: Held, file: str) -> dict[str, Any]:
     whole += [chosen[name] for name in ("channel_mult_noise", "augment_dim")]
     for name in ("channel_mult", "attn_resolutions", "resample_filter"):
         whole += chosen[name] if isinstance(chosen[name], (list, tuple)) else [str(chosen[name])]
-    numbers = [chosen["dropout"], outer.state.get("sigma_data", 0.5)]
+    numbers = [chosen["dropout"], outer.state.get("sigma_data", 0.5), _sigma_min(outer)]
     strange = [v for v in whole if not isinstance(v, int)] + [v for v in numbers if not isinstance(v, (int, float))]
     if strange:
         raise ValueError(f"{file} was made with {strange[0]!r} where a number belongs: copy or download it again.")
@@ -192,7 +199,7 @@ def _arguments(outer: Held, inner: Held, file: str) -> dict[str, Any]:
 
 EDM = Format(
     name="edm",
-    network="EDM's DDPM++ and NCSN++ (SongUNetDenoiser)",
+    network="EDM's and ECT's DDPM++ and NCSN++ (SongUNetDenoiser)",
     file="edm-cifar10-32x32-uncond-vp.pkl",
     published="nvlabs-fi-cdn.nvidia.com/edm/pretrained, linked from github.com/NVlabs/edm",
     licence="CC BY-NC-SA 4.0 (non-commercial)",

@@ -12,9 +12,9 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from lustral.networks.adm import ADMDenoiser
-from lustral.networks.importing.classifiers import count, shape
 from lustral.networks.importing.formats import Format
-from lustral.networks.importing.reading import read_torch, tensors_of
+from lustral.networks.importing.options import whole
+from lustral.networks.importing.reading import count, read_torch, shape, tensors_of
 from lustral.networks.importing.rules import Rule, fill, pairs, rule
 
 AttentionOrder = Literal["legacy", "new"]
@@ -45,11 +45,18 @@ def load_guided_diffusion(
         head_width: channels of an attention head (``num_head_channels``).
         attention_order: "legacy" has the rows of an attention by head first, "new" by query, key and value first
             (``use_new_attention_order``, and every file of consistency_models).
-        preconditioning: how it was trained (see `ADMDenoiser`).
+        preconditioning: how it was trained (see `ADMDenoiser`). "consistency" is for unconditional models with
+            scale-shift normalisation trained with consistency_models, such as CMAP's ``model200000.pt`` of ImageNet-100
+            (``image_size=64 attention_order=new``). OpenAI's own have labels, or no scale-shift, and are refused.
     """
     if attention_order not in get_args(AttentionOrder):
         raise ValueError(f"attention_order is {attention_order!r}; it may be {', '.join(get_args(AttentionOrder))}.")
-    _check_whole("head_width", head_width)
+    if preconditioning == "consistency" and attention_order == "legacy":
+        raise ValueError(
+            "preconditioning is consistency and attention_order legacy, but every file of consistency_models has the "
+            "other order: add --set attention_order=new."
+        )
+    image_size, head_width = whole("image_size", image_size), whole("head_width", head_width)
     tensors = tensors_of(read_torch(path), path.name)
     options = {"head_width": head_width, "preconditioning": preconditioning}
     network = _build(tensors, path.name, image_size, options)
@@ -74,7 +81,7 @@ def load_improved_diffusion(
         num_heads: attention heads of every block.
         preconditioning: how it was trained (see `ADMDenoiser`).
     """
-    _check_whole("num_heads", num_heads)
+    image_size, num_heads = whole("image_size", image_size), whole("num_heads", num_heads)
     tensors = tensors_of(read_torch(path), path.name)
     options = {"head_width": None, "num_heads": num_heads, "preconditioning": preconditioning, "dropout": 0.3}
     network = _build(tensors, path.name, image_size, options)
@@ -84,14 +91,8 @@ def load_improved_diffusion(
     return network
 
 
-def _check_whole(option: str, value: int) -> None:
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"--set {option} takes a whole number from 1 on, not {value!r}.")
-
-
 def _build(tensors: Mapping[str, Tensor], file: str, image_size: int, options: Mapping[str, Any]) -> ADMDenoiser:
     """The architecture that names and shapes tell, with random weights."""
-    _check_whole("image_size", image_size)
     if "label_emb.weight" in tensors:
         raise ValueError(
             f"{file} is a class-conditional network (label_emb.weight), and only unconditional ones can purify: import "
@@ -203,7 +204,8 @@ def _matrix(tensor: Tensor) -> Tensor:
 
 GUIDED_DIFFUSION = Format(
     name="guided-diffusion",
-    network="ADM, ImageNet 256 unconditional",
+    network="ADM, ImageNet 256 unconditional; preconditioning=consistency attention_order=new image_size=64 for CMAP's "
+    "ImageNet-100 model200000.pt (OpenAI's own consistency_models do not fit)",
     file="256x256_diffusion_uncond.pt",
     published="https://github.com/openai/guided-diffusion",
     licence="MIT",

@@ -7,6 +7,7 @@ from torchvision.models import get_model_weights
 
 from lustral.networks.importing.classifiers import COUNTER, counter, read_state
 from lustral.networks.importing.formats import Format
+from lustral.networks.importing.options import word
 from lustral.networks.importing.reading import existing, sha256
 from lustral.networks.importing.rules import fill, rule
 from lustral.networks.timm_classifier import TimmClassifier
@@ -33,6 +34,7 @@ def _fill(network: TimmClassifier, path: Path) -> TimmClassifier:
 
 
 def _torchvision(path: Path, *, name: str, tag: str) -> TimmClassifier:
+    name, tag = word("name", name), word("tag", tag)
     if name not in TORCHVISION_NAMES:
         raise ValueError(f"--set name is {name!r}; of torchvision's it may be {', '.join(TORCHVISION_NAMES)}.")
     # A file of torchvision ends in the first digits of its own hash.
@@ -49,6 +51,7 @@ def _torchvision(path: Path, *, name: str, tag: str) -> TimmClassifier:
 
 
 def _timm(path: Path, *, name: str, tag: str) -> TimmClassifier:
+    name, tag = word("name", name), word("tag", tag)
     if not timm.is_model(name):
         raise ValueError(f"--set name is {name!r}, which is no model of timm; see timm.list_models().")
     try:

@@ -81,6 +81,7 @@ def _parameter(data: Tensor, requires_grad: bool, hooks: Any) -> Tensor:
     return data
 
 
+_ZIP = b"PK\x03\x04"  # what the files of torch.save begin with
 _NUMPY = ("scalar", "_reconstruct")  # of NumPy 1 and of NumPy 2
 _ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent,
@@ -89,6 +90,7 @@ _ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_parameter"): _parameter,
     ("collections", "OrderedDict"): OrderedDict,
     ("builtins", "set"): set,
+    ("builtins", "getattr"): Held,  # a bound method: ECT's loss has one
     ("dnnlib.util", "EasyDict"): _Record,
     ("numpy", "dtype"): Held,
     ("numpy", "ndarray"): Held,
@@ -113,6 +115,9 @@ def read_inert(path: str | Path) -> Any:
     """
     path = existing(path)
     with open(path, "rb") as file:
+        if file.read(len(_ZIP)) == _ZIP:
+            raise ValueError(f"{path} is a file of torch.save and no pickle of a network: check --format.")
+        file.seek(0)
         try:
             return _Unpickler(file).load()
         except _RefusedError as error:

@@ -2,13 +2,16 @@
 
 import hashlib
 import pickle
-import zipfile
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+_GLOBAL = re.compile(r"GLOBAL (\S+)")
 
 
 def sha256(path: str | Path) -> str:
@@ -38,22 +41,32 @@ def read_torch(path: str | Path) -> Any:
     """
     path = existing(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the file's kind: if that is wrong, a sentence here says so
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # its text advises to load the file all the same
+        asked = _GLOBAL.search(str(error))
+        if asked is None:
+            raise ValueError(
+                f"{path} is no file of torch.save, or holds more than tensors and plain containers, which is refused "
+                "because it could run code: check --format, or copy or download it again."
+            ) from error
         raise ValueError(
-            f"{path} asks for more than tensors and plain containers, which is refused because it could run code "
-            f"({_first_line(error)}): if you trust the file, save its state_dict alone and import that."
+            f"{path} asks for more than tensors and plain containers (GLOBAL {asked[1]}), which is refused because it "
+            "could run code: if you trust the file, save its state_dict alone and import that."
         ) from error
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, KeyError, ValueError, IndexError) as error:
+    except Exception as error:  # a damaged file raises nearly anything
         raise ValueError(
-            f"{path} is cut short or no file of torch.save ({_first_line(error)}): copy or download it again."
+            f"{path} is cut short or no file of torch.save ({_first_sentence(error)}): copy or download it again."
         ) from error
 
 
 def tensors_of(value: Any, file: str) -> dict[str, Tensor]:
     """``value`` as named tensors, or a sentence that says what it is instead."""
-    if not isinstance(value, Mapping) or not value:
+    if not isinstance(value, Mapping):
         raise ValueError(f"{file} holds a {type(value).__name__} where named tensors were expected: check --format.")
+    if not value:
+        raise ValueError(f"{file} holds no tensors: copy or download it again, or check --format.")
     strangers = [str(name) for name, item in value.items() if not isinstance(item, Tensor)]
     if strangers:
         raise ValueError(
@@ -70,5 +83,23 @@ def without_prefix(tensors: Mapping[str, Tensor], prefix: str = "module.") -> di
     return dict(tensors)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:200]
+def shape(tensors: Mapping[str, Tensor], name: str, dimensions: int, file: str) -> torch.Size:
+    """Of the tensor that tells a size of the architecture."""
+    if name not in tensors or tensors[name].ndim != dimensions:
+        found = f"it has shape {tuple(tensors[name].shape)}" if name in tensors else "there is none"
+        raise ValueError(
+            f"{file} should hold {name} with {dimensions} dimensions, but {found} (it holds "
+            f"{', '.join(list(tensors)[:4])} ...): choose the right --format."
+        )
+    return tensors[name].shape
+
+
+def count(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    """How many different parts of a name follow ``prefix``: the blocks of a stage, the stages of a network."""
+    return len({name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)})
+
+
+def _first_sentence(error: BaseException) -> str:
+    """Torch's later ones advise to load the file all the same."""
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first.partition(". ")[0].rstrip(".")[:200]

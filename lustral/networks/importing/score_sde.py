@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from lustral.networks import SongUNetDenoiser
-from lustral.networks.importing.classifiers import shape
 from lustral.networks.importing.formats import Format
-from lustral.networks.importing.reading import read_torch, tensors_of, without_prefix
+from lustral.networks.importing.options import whole
+from lustral.networks.importing.reading import read_torch, shape, tensors_of, without_prefix
 from lustral.networks.importing.rules import Rule, fill, pairs, rule
 from lustral.networks.importing.song_layout import Part, Seen, parts, shape_of
 
@@ -36,7 +36,7 @@ def load(path: str | Path, *, image_size: int = 32) -> nn.Module:
     Raises:
         ValueError: if the file is none of those, or another architecture's.
     """
-    file = Path(path).name
+    file, image_size = Path(path).name, whole("image_size", image_size)
     tensors = _weights(read_torch(path), file)
     tensors.pop("sigmas", None)  # a table that the continuous models never look at
     kinds = _kinds(tensors, file)
@@ -151,7 +151,7 @@ def _attention_sizes(kinds: list[str], image_size: int, levels: int, blocks: int
 
 SCORE_SDE = Format(
     name="score-sde",
-    network="DDPM++ and NCSN++ (SongUNetDenoiser)",
+    network="continuous VP and VE DDPM++ and NCSN++; never sub-VP or discrete-time ones, whose tensors look the same",
     file="checkpoint_8.pth",
     published="Google Drive, linked from github.com/yang-song/score_sde_pytorch",
     licence="Apache-2.0",

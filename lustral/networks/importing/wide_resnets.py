@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from lustral.networks.importing.classifiers import batch_norm, count, per_channel, read_state, shape
+from lustral.networks.importing.classifiers import batch_norm, read_state
 from lustral.networks.importing.formats import Format
-from lustral.networks.importing.reading import read_torch, tensors_of
+from lustral.networks.importing.options import per_channel
+from lustral.networks.importing.reading import count, read_torch, shape, tensors_of
 from lustral.networks.importing.rules import Rule, fill, pairs, rule
 from lustral.networks.wide_resnet import WideResNet
 
@@ -45,13 +46,18 @@ class _Naming:
                     rules += self._convolution(f"{target}.shortcut", shortcut)
         return rules
 
-    def load(self, tensors: Mapping[str, Tensor], file: str, **options: Any) -> WideResNet:
-        """A WideResNet of the size that the tensors tell, with them in it."""
+    def size(self, tensors: Mapping[str, Tensor], file: str) -> tuple[int, int]:
+        """Depth and width."""
         weight, conv1 = self.convolution["weight"], self.parts[1]
         widened = shape(tensors, f"{self.blocks[0]}0.{conv1}{weight}", 4, file)[0]
+        return 6 * count(tensors, self.blocks[0]) + 4, max(1, widened // 16)
+
+    def load(self, tensors: Mapping[str, Tensor], file: str, **options: Any) -> WideResNet:
+        """A WideResNet of the size that the tensors tell, with them in it."""
+        weight, (depth, width) = self.convolution["weight"], self.size(tensors, file)
         network = WideResNet(
-            depth=6 * count(tensors, self.blocks[0]) + 4,
-            width=max(1, widened // 16),
+            depth=depth,
+            width=width,
             num_classes=shape(tensors, f"{self.head}.weight", 2, file)[0],
             channels=shape(tensors, f"{self.stem}{weight}", 4, file)[1],
             **options,
@@ -90,12 +96,22 @@ _SZAGORUYKO = _Naming(
 
 
 def _robustbench(path: Path) -> WideResNet:
-    return _TRADES.load(read_state(path), path.name)
+    tensors = read_state(path)
+    _refuse(tensors, path.name, (70, 16), "DiffPure's, which normalises its input: choose --format diffpure-wrn")
+    return _TRADES.load(tensors, path.name)
 
 
 def _diffpure(path: Path) -> WideResNet:
+    tensors = read_state(path)
+    _refuse(tensors, path.name, (28, 10), "RobustBench's Standard, on raw images: choose --format robustbench-wrn")
     mean, std = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
-    return _TRADES.load(read_state(path), path.name, mean=mean, std=std, dropout=0.3)
+    return _TRADES.load(tensors, path.name, mean=mean, std=std, dropout=0.3)
+
+
+def _refuse(tensors: Mapping[str, Tensor], file: str, size: tuple[int, int], whose: str) -> None:
+    """The other format's network: the names of the tensors are the same, and only its size tells it."""
+    if _TRADES.size(tensors, file) == size:
+        raise ValueError(f"{file} is a WRN-{size[0]}-{size[1]}, the size of {whose}.")
 
 
 def _meliketoy(path: Path) -> WideResNet:
@@ -119,7 +135,7 @@ def _szagoruyko(path: Path, *, mean: float | Sequence[float], std: float | Seque
 
 ROBUSTBENCH_WRN = Format(
     name="robustbench-wrn",
-    network="WRN-d-k on raw images: RobustBench's Standard (28-10)",
+    network="WRN-28-10 on raw images: RobustBench's Standard alone; other models of the zoo normalise in their code",
     file="Standard.pt",
     published="https://github.com/RobustBench/robustbench, model zoo, CIFAR-10, Standard",
     licence="MIT (RobustBench lists a few models that have others)",
