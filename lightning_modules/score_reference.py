@@ -27,12 +27,15 @@ class ScoreReference(LightningModule):
     Args:
         denoiser: the diffusion model of the purifier that will use the scores.
         statistic: how images are scored there.
+        any_size: score images of another size than the denoiser was trained on, as SSNI's authors do for ImageNet (224
+            pixels in a network of 256).
         seed: of the scores' noise.
     """
 
-    def __init__(self, denoiser: Denoiser, statistic: PerturbationScore, seed: int = 0) -> None:
+    def __init__(self, denoiser: Denoiser, statistic: PerturbationScore, any_size: bool = False, seed: int = 0) -> None:
         super().__init__()
         self.denoiser, self.statistic, self.seed = denoiser.eval().requires_grad_(False), statistic, seed
+        self.any_size = any_size
         self._found: dict[int, float] = {}
 
     def untrained(self) -> list[str]:
@@ -41,7 +44,8 @@ class ScoreReference(LightningModule):
         return ["denoiser"] if learns and getattr(self.denoiser, "weights", None) is None else []
 
     def setup(self, stage: str) -> None:
-        check_fit(getattr(self.trainer, "datamodule", None), [("denoiser", self.denoiser)])
+        if not self.any_size:
+            check_fit(getattr(self.trainer, "datamodule", None), [("denoiser", self.denoiser)])
 
     def on_validation_start(self) -> None:
         self._found = {}

@@ -100,8 +100,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise FileNotFoundError(
             f"There is no weights file {path} (looked in {Path.cwd()}): train it with the recipe of the same name "
-            "in configs/train, import a published one (python cli.py import --help), or name another with the `weights` "
-            "option."
+            "in configs/train, import a published one (python cli.py import --help), or name another with the "
+            "`weights` option."
         )
     try:
         with safe_open(path, framework="pt") as file:

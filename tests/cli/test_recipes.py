@@ -193,3 +193,13 @@ def test_a_published_number_stands_beside_a_recipe_of_its_kind(row: Published) -
     if row.dataset != "SVHN":
         assert model["classifier"].endswith(f"_{VICTIMS[row.classifier]}.yaml")
     assert row.dataset.lower().replace("-", "") == row.recipe.partition("_")[0]
+
+
+def test_the_reference_for_imagenet_is_made_at_the_size_of_the_classifier(
+    cli: Callable[..., int], tmp_path: Path, shrinker: Shrinker
+) -> None:
+    """SSNI scores images of 224 pixels with a denoiser of 256: so must its reference."""
+    recipe = CONFIGS / "reference" / "imagenet_eps.yaml"
+    denoiser, folder = follow(read(recipe)["model"]["init_args"]["denoiser"], recipe.parent)
+    words = [*shrinker.data(recipe), *shrinker.network(denoiser, folder, "--model.denoiser")]
+    _evaluate(cli, "validate", tmp_path, "-c", recipe, *words, "--model.statistic.num_times", "2")

@@ -195,6 +195,15 @@ def test_saving_over_a_file_replaces_it(tmp_path: Path) -> None:
     assert weights_sha256(load_network(path)) == weights_sha256(second) != weights_sha256(first)
 
 
+@pytest.mark.parametrize("name", ["file/weights.safetensors", "folder", f"{250 * 'w'}.safetensors"])
+def test_a_place_that_cannot_be_written_is_told_in_a_sentence(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")  # a folder below a file: unwritable for root too
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match=r"^The weights file .* cannot be written .*choose another\.$"):
+        save_network(_wide_resnet(), tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
 def test_loaders_ask_for_the_right_kind(tmp_path: Path) -> None:
     classifier = str(save_network(_wide_resnet(), tmp_path / "classifier.safetensors"))
     denoiser = str(save_network(_unet(), tmp_path / "denoiser.safetensors"))
@@ -208,7 +217,7 @@ def test_loaders_ask_for_the_right_kind(tmp_path: Path) -> None:
 
 def test_missing_weights_are_named_with_the_remedy(tmp_path: Path) -> None:
     for load in (load_network, lambda path: _wide_resnet(str(path))):
-        with pytest.raises(FileNotFoundError, match=r"no weights file .*gone\.safetensors.*train it with the recipe"):
+        with pytest.raises(FileNotFoundError, match=r"no weights file .*gone\.safetensors.*train it .*cli.py import"):
             load(tmp_path / "gone.safetensors")
     with pytest.raises(FileNotFoundError, match="no weights file"):
         load_network(tmp_path)

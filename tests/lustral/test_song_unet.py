@@ -194,6 +194,17 @@ def test_a_graph_changes_no_bit() -> None:
     assert torch.equal(network(x.requires_grad_(), label), bare)
 
 
+def test_the_end_of_a_consistency_function_s_path_is_the_network_s() -> None:
+    for sigma_min in (0.002, 0.003):
+        denoiser = SongUNetDenoiser(
+            4, 1, 8, (1, 2), 1, (4,), preconditioning="consistency", sigma_data=0.4, sigma_min=sigma_min
+        )
+        scales = denoiser.preconditioner.scales(torch.tensor(0.01, dtype=torch.float64))
+        moved = 0.01 - sigma_min
+        assert float(scales.skip) == pytest.approx(0.16 / (moved**2 + 0.16), rel=1e-12)
+        assert float(scales.out) == pytest.approx(moved * 0.4 / math.sqrt(0.01**2 + 0.16), rel=1e-12)
+
+
 def test_impossible_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="halved 3 times"):
         SongUNetDenoiser(image_size=12)

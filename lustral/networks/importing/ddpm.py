@@ -22,7 +22,8 @@ _ATTENTION = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 
 def load_ddpm(path: Path, *, image_size: int = 32) -> UNetDenoiser:
     """The network of a file of the port, a state dict; ``image_size`` in pixels is what no tensor tells."""
-    return _network(tensors_of(read_torch(path), path.name), path.name, whole("image_size", image_size))
+    image_size = whole("image_size", image_size)
+    return _network(tensors_of(read_torch(path), path.name), path.name, image_size)
 
 
 def load_lee_kim_svhn(path: Path) -> UNetDenoiser:

@@ -1,8 +1,8 @@
 """EDM's pickles of DDPM++ and NCSN++ (Karras et al. 2022), and ECT's (Geng et al. 2024), which have the same form.
 
 Everything about the architecture is in the arguments that the pickle recorded. ``map_augment`` is kept, though nothing
-here uses it; the resampling filters are compared and not loaded. An ECT's scales are moved by its ``sigma_min`` where it
-is evaluated, and are EDM's where it is trained: the former are those of "consistency".
+here uses it; the resampling filters are compared and not loaded. The scales of ECT's network are moved by its
+``sigma_min`` where it is evaluated, as those of "consistency" are, and are EDM's only while it is trained.
 """
 
 from collections.abc import Iterator, Mapping

@@ -32,7 +32,8 @@ class Held:
         self.state: dict[str, Any] = {}
 
     def __setstate__(self, state: Any) -> None:
-        self.state = dict(state) if isinstance(state, Mapping) else {}
+        # Not a copy: where an attribute leads back to its object, the pickle goes on filling this very dict.
+        self.state = state if isinstance(state, dict) else {}
 
     def tensors(self, prefix: str = "") -> dict[str, Tensor]:
         """Parameters and buffers of a module and of the modules in it, named as in its state dict."""
@@ -61,7 +62,7 @@ class _RefusedError(pickle.UnpicklingError):
 
 def _persistent(meta: Any) -> Held:
     """In the place of ``_reconstruct_persistent_obj``, which would execute ``meta["module_src"]``."""
-    if not isinstance(meta, Mapping) or not isinstance(meta.get("state"), Mapping):
+    if not isinstance(meta, Mapping) or not isinstance(meta.get("state"), dict):
         raise pickle.UnpicklingError("a persistent object without a state")
     held = Held()
     held.class_name = str(meta.get("class_name"))

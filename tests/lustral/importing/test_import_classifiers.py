@@ -1,6 +1,8 @@
 """Published classifiers: what the import makes of their files, compared with the originals."""
 
 import os
+import pickle
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -245,10 +247,10 @@ def test_deits_own_file_is_imported(tmp_path: Path) -> None:
 
 
 def test_a_safetensors_file_of_timm_brings_its_normalisation(tmp_path: Path) -> None:
-    """This one was trained on images in [-1, 1], and timm's table says so."""
+    """This one was trained on images in [-1, 1], and timm's table says so. The names bear DataParallel's prefix."""
     name, tag = "vit_tiny_patch16_224", "augreg_in21k_ft_in1k"
     theirs = timm.create_model(name).eval()
-    save_file(theirs.state_dict(), tmp_path / "model.safetensors")
+    save_file(_parallel(theirs.state_dict()), tmp_path / "model.safetensors")
     path = import_weights("timm", tmp_path / "model.safetensors", tmp_path / "w.safetensors", name=name, tag=tag)
     network, x = load_classifier(str(path)).eval(), images(1, (3, 224, 224))
     assert network.mean == [0.5, 0.5, 0.5]
@@ -290,9 +292,67 @@ class _Evil:
 def test_pickled_code_is_refused_and_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"net": _Evil(), "acc": 95.0}, tmp_path / "wide-resnet-28x10.t7")
-    with pytest.raises(ValueError, match=r"asks for more than tensors .*refused because it could run code"):
+    asked = rf"asks for more than tensors and plain containers \(GLOBAL {os.name}\.mkdir\), .* could run code: if"
+    with pytest.raises(ValueError, match=asked):
         _import(tmp_path / "wide-resnet-28x10.t7", "meliketoy-wrn")
     assert not (tmp_path / "it_ran").exists()
+
+
+def _write_module(path: Path) -> None:
+    torch.save({"net": nn.Linear(2, 2)}, path)
+
+
+def _write_plain_pickle(path: Path) -> None:
+    path.write_bytes(pickle.dumps({"net": 1}, protocol=4))
+
+
+def _write_page(path: Path) -> None:
+    path.write_text("<html>Too many downloads</html>")
+
+
+def _write_script(path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.save(torch.jit.script(nn.Linear(2, 2)), path)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (_write_module, r"\(GLOBAL torch\.nn\.modules\.linear\.Linear\)"),
+        (_write_plain_pickle, "is no file of torch.save, or .*check --format"),
+        (_write_page, "is no file of torch.save, or .*download it again"),
+        (_write_script, "no file of torch.save .*TorchScript"),
+    ],
+)
+def test_torchs_own_advice_is_not_handed_on(write: Callable[[Path], None], message: str, tmp_path: Path) -> None:
+    """It is how to load such a file all the same; and there are no warnings either (they are errors here)."""
+    write(tmp_path / "Standard.pt")
+    with pytest.raises(ValueError, match=message) as caught:
+        _import(tmp_path / "Standard.pt", "robustbench-wrn")
+    for strange in ("\n", "\x1b", "weights_only` set", "allowlist", "pytorch.org"):
+        assert strange not in str(caught.value)
+
+
+@pytest.mark.parametrize(("form", "depth", "width"), [("diffpure-wrn", 70, 16), ("robustbench-wrn", 28, 10)])
+def test_wide_resnets_of_the_same_names_are_told_apart_by_their_size(
+    form: str, depth: int, width: int, tmp_path: Path
+) -> None:
+    """Each would load as the other, with the wrong normalisation."""
+    kernel, path = torch.zeros(16 * width, 16, 1, 1), tmp_path / "weights.pt"
+    torch.save({f"block1.layer.{i}.conv1.weight": kernel for i in range((depth - 4) // 6)}, path)
+    (wrong,) = {"diffpure-wrn", "robustbench-wrn"} - {form}
+    with pytest.raises(ValueError, match=f"is a WRN-{depth}-{width}, .*choose --format {form}"):
+        _import(path, wrong)
+    with pytest.raises(ValueError, match=r"should hold fc\.weight"):  # its own format goes on
+        _import(path, form)
+
+
+@pytest.mark.parametrize("nest", [dict, lambda state: {"state_dict": state}])
+def test_a_file_without_tensors_is_refused(nest: Callable[[dict[str, Tensor]], Any], tmp_path: Path) -> None:
+    torch.save(nest({}), tmp_path / "Standard.pt")
+    with pytest.raises(ValueError, match=r"Standard\.pt holds no tensors"):
+        _import(tmp_path / "Standard.pt", "robustbench-wrn")
 
 
 @pytest.mark.parametrize("kept", [0.5, 0.999])
@@ -324,6 +384,10 @@ def test_cut_files_are_refused(kept: float, tmp_path: Path) -> None:
         ("torchvision", {"name": "resnet50", "tag": "DEFAULT"}, "weights of resnet50 are IMAGENET1K_V1, IMAGENET1K_V2"),
         ("timm", {"name": "resnet51", "tag": "tv_in1k"}, "name is 'resnet51', which is no model of timm"),
         ("timm", {"name": "deit_small_patch16_224", "tag": "v1"}, "weights of deit_small_patch16_224 are fb_in1k"),
+        ("timm", {"name": 5, "tag": "tv_in1k"}, "--set name takes a name, not 5"),
+        ("timm", {"name": "resnet50", "tag": ["tv_in1k"]}, r"--set tag takes a name, not \['tv_in1k'\]"),
+        ("torchvision", {"name": "resnet50", "tag": ["V1"]}, r"--set tag takes a name, not \['V1'\]"),
+        ("kuangliu-resnet", {"mean": (), "std": 1}, r"mean takes a number or one a channel.*not \(\)"),
         ("kuangliu-resnet", {"mean": "grey", "std": 1}, r"mean takes a number or one a channel.*not 'grey'"),
         ("kuangliu-resnet", {"mean": 0, "std": 1}, "should hold conv1.weight with 4 dimensions, but there is none"),
         ("meliketoy-wrn", {}, r"should hold layer1.0.conv1.weight .*holds fc.weight"),

@@ -164,10 +164,7 @@ def test_each_format_has_its_own_container(tmp_path: Path) -> None:
         FORMATS["ddpm"].load(path, image_size=SIZE)
 
 
-@pytest.mark.parametrize(
-    ("size", "message"), [("32x32", "a whole number from 1 on, not '32x32'"), (15, "15 cannot be halved 2 times")]
-)
-def test_impossible_options_are_refused(size: Any, message: str, tmp_path: Path) -> None:
+def test_an_impossible_size_is_refused(tmp_path: Path) -> None:
     torch.save(_state(), tmp_path / "original.ckpt")
-    with pytest.raises(ValueError, match=message):
-        FORMATS["ddpm"].load(tmp_path / "original.ckpt", image_size=size)
+    with pytest.raises(ValueError, match="15 cannot be halved 2 times"):
+        FORMATS["ddpm"].load(tmp_path / "original.ckpt", image_size=15)

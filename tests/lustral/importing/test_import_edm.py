@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lustral.networks import SongUNetDenoiser, load_denoiser
 from lustral.networks.importing.command import import_weights
 from lustral.networks.importing.edm import _names, load, rules
+from lustral.networks.importing.inert_pickle import Held, read_inert
 from tests.contracts import generator, relative_error
 from tests.lustral.importing.song_reference import Module, Net, evaluate, make
 
@@ -66,6 +67,20 @@ class Persistent(nn.Module):
 
     def __reduce__(self) -> tuple[Any, ...]:
         meta = {"type": "class", "version": 6, "module_src": SOURCE, "class_name": self._name, "state": self.__dict__}
+        return reconstruct, (meta,), None
+
+
+class Loss:
+    """A loss as ECT has it, with one of its own methods among its attributes."""
+
+    def __init__(self) -> None:
+        self.t_to_r = self.sigmoid
+
+    def sigmoid(self) -> None:
+        """Pickled by name, through ``getattr``."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        meta = {"type": "class", "version": 6, "module_src": SOURCE, "class_name": "ECMLoss", "state": self.__dict__}
         return reconstruct, (meta,), None
 
 
@@ -168,7 +183,7 @@ def attach(module: nn.Module, name: str, tensor: Tensor) -> None:
 def write(network: Any, protocol: int = 4) -> Path:
     """As EDM's training writes a snapshot."""
     path = Path("edm.pkl")
-    content = {"ema": network, "loss_fn": None, "augment_pipe": None, "dataset_kwargs": EasyDict(resolution=8)}
+    content = {"ema": network, "loss_fn": Loss(), "augment_pipe": None, "dataset_kwargs": EasyDict(resolution=8)}
     path.write_bytes(pickle.dumps(content, protocol=protocol))
     return path
 
@@ -185,7 +200,7 @@ def denoised(net: Net, kind: str, x: Tensor, sigma: Tensor) -> Tensor:
         return x - s * bare(x / (1 + s**2).sqrt(), 999 * t)
     if kind == "VEPrecond":
         return x + s * bare(x, (sigma.double() / 2).log())
-    shift = 0.002 if kind == "ECMPrecond" else 0.0
+    shift = 0.003 if kind == "ECMPrecond" else 0.0
     out = bare(x / (s**2 + 0.25).sqrt(), sigma.double().log() / 4)
     return 0.25 / ((s - shift) ** 2 + 0.25) * x + 0.5 * (s - shift) / (s**2 + 0.25).sqrt() * out
 
@@ -195,11 +210,12 @@ def denoised(net: Net, kind: str, x: Tensor, sigma: Tensor) -> Tensor:
 def test_the_pickled_network_is_the_function_of_the_paper(kind: str, net: Net) -> None:
     constants = {
         "VPPrecond": {"beta_d": 19.9, "beta_min": 0.1, "M": 1000},
-        "ECMPrecond": {"sigma_min": 0.002},
+        "EDMPrecond": {"sigma_min": 0.0},
+        "ECMPrecond": {"sigma_min": 0.003},
     }
     denoiser = load(write(build(net, kind, **constants.get(kind, {}))))
     assert isinstance(denoiser, SongUNetDenoiser)
-    sigma = torch.tensor([0.05, 0.5, 20.0], dtype=torch.float64)
+    sigma = torch.tensor([0.004, 0.5, 20.0], dtype=torch.float64)
     x = torch.randn(3, 3, net.size, net.size, generator=generator(5)) * (1 + sigma[:, None, None, None].float())
     t = denoiser.schedule.time(sigma)
     alpha = denoiser.schedule.alpha(t)[:, None, None, None].float()
@@ -210,6 +226,15 @@ def test_the_pickled_network_is_the_function_of_the_paper(kind: str, net: Net) -
     assert denoiser.augment_dim == 9
     assert torch.equal(denoiser.network.state_dict()["map_augment.weight"], torch.ones(net.features, 9))
     assert denoiser.dropout == 0.13
+
+
+def test_the_end_of_the_path_goes_into_the_weights_file() -> None:
+    import_weights("edm", write(build(DDPMPP, "ECMPrecond", sigma_min=0.003)), "weights.safetensors")
+    again = load_denoiser("weights.safetensors")
+    assert again.preconditioner.sigma_min == 0.003  # type: ignore[union-attr]
+    x = torch.randn(1, 3, 8, 8, generator=generator())
+    with torch.no_grad():  # there the function is the identity
+        assert relative_error(again(x, again.schedule.time(torch.tensor(0.003, dtype=torch.float64))), x) < 1e-5
 
 
 @pytest.mark.parametrize("protocol", [3, 5])
@@ -265,7 +290,7 @@ def _refused(network: Any, sentence: str) -> None:
 
 
 def test_other_constants_are_refused() -> None:
-    _refused(build(DDPMPP, "ECMPrecond", sigma_min=0.003), r"ECMPrecond with sigma_min = 0.003; only 0.002 is known")
+    _refused(build(DDPMPP, "ECMPrecond"), "was made with None where a number belongs")
     _refused(build(DDPMPP, "VPPrecond", beta_d=10.0), r"VPPrecond with beta_d = 10.0; only 19.9 is known")
 
 
@@ -323,6 +348,19 @@ def test_a_file_that_would_run_something_is_refused() -> None:
     _refused(network, "asks for more than numbers inside a tensor, which no network needs")
     _refused(_Calls(reconstruct, "no state"), "a persistent object without a state")
     assert not Path("intruder").exists()
+
+
+def test_a_bound_method_is_held_and_not_looked_up() -> None:
+    """By ``getattr`` a pickle could reach any function of any object."""
+    content = read_inert(write(_Calls(getattr, {}, "clear")))
+    assert isinstance(content["ema"], Held)
+    assert isinstance(content["loss_fn"].state["t_to_r"], Held)
+
+
+def test_a_file_of_torch_save_is_of_another_format() -> None:
+    torch.save({"all_modules.0.weight": torch.ones(2)}, "weights.pt")
+    with pytest.raises(ValueError, match=r"is a file of torch\.save and no pickle of a network: check --format"):
+        load("weights.pt")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.999])
