@@ -312,7 +312,7 @@ def _write_page(path: Path) -> None:
 
 def _write_script(path: Path) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")  # about the age of scripts
         torch.jit.save(torch.jit.script(nn.Linear(2, 2)), path)
 
 
