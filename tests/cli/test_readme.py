@@ -59,6 +59,9 @@ def test_a_command_of_the_readme_runs(
             cli(*words)
         assert stopped.value.code == 0
     else:
+        if any("ssni" in word for word in words):  # the command before it makes the reference
+            before = ["validate", "-c", "configs/reference/digits_eps.yaml"]
+            assert cli(*_shrunk(before, tmp_path / "reference", digit_weights, tmp_path)) == 0
         assert cli(*_shrunk(words, tmp_path / "run", digit_weights, tmp_path)) == 0
 
 
@@ -90,6 +93,8 @@ def _shrunk(words: list[str], run: Path, weights: dict[str, Path], tmp_path: Pat
         words = [word for pair in _pairs(words) for word in pair if pair[0] != "--model.denoiser.weights"]
         words += ["--allow_untrained=true", "--data.num_test", "20", "--trainer.callbacks.num_samples", "20"]
         return [*words, "--trainer.callbacks.classifier.weights", str(weights["classifier"])]
+    if words[0] == "validate":
+        return [*words, "--model.denoiser.weights", str(weights["denoiser"])]
     words += FAST
     if any("cifar10" in word for word in words):
         subset = tmp_path / "subset.txt"
@@ -99,7 +104,11 @@ def _shrunk(words: list[str], run: Path, weights: dict[str, Path], tmp_path: Pat
         words += ["--model.classifier.depth", "10", "--model.classifier.width", "1"]
         return words + SHRUNK_UNET
     words += ["--model.classifier.weights", str(weights["classifier"])]
-    if any("diffpure" in word for word in words):
+    if any("ssni" in word for word in words):
+        inner = "--model.purifier.purifier"
+        words += [f"{inner}.denoiser.weights", str(weights["denoiser"]), f"{inner}.num_steps", "2"]
+        words += ["--model.purifier.reference.file", str(tmp_path / "reference" / "reference.json")]
+    elif any("diffpure" in word for word in words):
         words += ["--model.purifier.denoiser.weights", str(weights["denoiser"]), "--model.purifier.num_steps", "2"]
     return words
 
