@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from lightning import LightningDataModule
@@ -16,6 +16,7 @@ from datamodules.sources import ImageSource, Samples
 from datamodules.subsets import check_within, read_indices, stratified_order
 
 Split = Literal["train", "test"]
+TestOn = Literal["test", "validation"]
 
 
 class ImageDataModule(LightningDataModule, ABC):
@@ -42,6 +43,8 @@ class ImageDataModule(LightningDataModule, ABC):
         num_test: test only the first so many images of the test set; None: all of them.
         test_subset: an index file with the positions to test, in order (see ``configs/subsets``), relative to
             the working directory; None: the whole test part.
+        test_on: "test", or "validation" to choose a defence's options without looking at a test image: then "test
+            set" means the validation part in everything said here, and positions are those of the training split.
         seed: of the shuffling and the augmentation, >= 0.
 
     Raises:
@@ -61,6 +64,7 @@ class ImageDataModule(LightningDataModule, ABC):
         num_val: int,
         num_test: int | None,
         test_subset: str | None,
+        test_on: TestOn,
         seed: int,
     ) -> None:
         super().__init__()
@@ -71,6 +75,9 @@ class ImageDataModule(LightningDataModule, ABC):
         self.num_val = _at_least(1, num_val, "num_val")
         self.num_test = None if num_test is None else _at_least(1, num_test, "num_test")
         self.test_subset = test_subset
+        if test_on not in get_args(TestOn):
+            raise ValueError(f"data.test_on is {test_on!r}; it may be {' or '.join(get_args(TestOn))}.")
+        self.test_on: TestOn = test_on
         self.seed = _at_least(0, seed, "seed")
         self._subset = None if test_subset is None else read_indices(test_subset)
         if self._subset is not None:
@@ -136,7 +143,9 @@ class ImageDataModule(LightningDataModule, ABC):
 
     @cached_property
     def test_source(self) -> ImageSource:
-        """The full test split, read when it is first asked for."""
+        """The full split that is tested, read when it is first asked for."""
+        if self.test_on == "validation":
+            return self.train_source
         self.check("test")
         return self.load_test()
 
@@ -152,10 +161,10 @@ class ImageDataModule(LightningDataModule, ABC):
         Raises:
             ValueError: if the subset leaves the test part.
         """
-        part = self.test_part()
+        part = self.test_part() if self.test_on == "test" else self.train_parts[1]
         if self._subset is None:
             return part
-        check_within(self._subset, part, str(self.test_subset), self.name)
+        check_within(self._subset, part, str(self.test_subset), f"{self.test_on} part of {self.name}")
         return list(self._subset)
 
     @property
@@ -182,7 +191,7 @@ class ImageDataModule(LightningDataModule, ABC):
         """
         return {
             "dataset": self.name,
-            "split": "test",
+            "split": self.test_on,
             "num_classes": self.num_classes,
             "channels": self.channels,
             "image_size": self.image_size,
@@ -198,7 +207,8 @@ class ImageDataModule(LightningDataModule, ABC):
         Lightning calls this in one process a machine.
         """
         stage = None if self.trainer is None else self.trainer.state.fn
-        self.check("train" if stage in (TrainerFn.FITTING, TrainerFn.VALIDATING) else "test")
+        learns = stage in (TrainerFn.FITTING, TrainerFn.VALIDATING) or self.test_on == "validation"
+        self.check("train" if learns else "test")
 
     def setup(self, stage: str) -> None:
         """Read what ``stage`` (fit, validate, test or predict) needs, so that bad data stop it early."""
@@ -250,7 +260,7 @@ class ImageDataModule(LightningDataModule, ABC):
     def _check_num_test(self, available: int) -> None:
         if self.num_test is not None and self.num_test > available:
             raise ValueError(
-                f"data.num_test is {self.num_test}, but the test set has {available} images: "
+                f"data.num_test is {self.num_test}, but the {self.test_on} set has {available} images: "
                 f"give a number from 1 to {available}, or null for all."
             )
 

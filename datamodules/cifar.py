@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from torchvision import datasets
 
-from datamodules.base import ImageDataModule, Split
+from datamodules.base import ImageDataModule, Split, TestOn
 from datamodules.download import downloading
 from datamodules.pickles import read_array_pickle
 from datamodules.sources import ArraySource
@@ -30,6 +30,7 @@ class CIFAR10(ImageDataModule):
         num_val: images taken away from the training split for validation, >= 1.
         num_test: test only the first so many images of the test set; None: all of them.
         test_subset: an index file such as ``configs/subsets/cifar10_512.txt``; None: all of the test split.
+        test_on: "test" or "validation", the part that is tested.
         seed: of the shuffling and the augmentation, >= 0.
 
     Raises:
@@ -51,9 +52,10 @@ class CIFAR10(ImageDataModule):
         num_val: int = 1000,
         num_test: int | None = None,
         test_subset: str | None = None,
+        test_on: TestOn = "test",
         seed: int = 0,
     ) -> None:
-        super().__init__(batch_size, num_workers, num_val, num_test, test_subset, seed)
+        super().__init__(batch_size, num_workers, num_val, num_test, test_subset, test_on, seed)
         if crop_padding < 0:
             raise ValueError(f"data.crop_padding is {crop_padding}; it must be at least 0 pixels.")
         self.root = root

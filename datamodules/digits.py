@@ -7,7 +7,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
-from datamodules.base import ImageDataModule, Split
+from datamodules.base import ImageDataModule, Split, TestOn
 from datamodules.keyed import keyed_generator
 from datamodules.sources import ArraySource
 from datamodules.subsets import SHIPPED, read_indices
@@ -34,6 +34,7 @@ class Digits(ImageDataModule):
         num_val: the first so many of the 150 validation images, 1..150.
         num_test: test only the first so many of the test images (every beginning is balanced); None: all.
         test_subset: an index file with positions out of the test part; None: all 500.
+        test_on: "test" or "validation", the part that is tested.
         seed: of the shuffling, >= 0.
 
     Raises:
@@ -51,9 +52,10 @@ class Digits(ImageDataModule):
         num_val: int = 150,
         num_test: int | None = None,
         test_subset: str | None = None,
+        test_on: TestOn = "test",
         seed: int = 0,
     ) -> None:
-        super().__init__(batch_size, num_workers, num_val, num_test, test_subset, seed)
+        super().__init__(batch_size, num_workers, num_val, num_test, test_subset, test_on, seed)
         if image_size < 1:
             raise ValueError(f"data.image_size is {image_size}; it must be at least 1 pixel.")
         if channels not in (1, 3):

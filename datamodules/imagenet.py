@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from datamodules.base import ImageDataModule, Split
+from datamodules.base import ImageDataModule, Split, TestOn
 from datamodules.imagefiles import FileSource
 from datamodules.subsets import SHIPPED
 from datamodules.synsets import read_synsets, split_folders, synset_folders
@@ -41,6 +41,7 @@ class ImageNet(ImageDataModule):
         num_test: test only the first so many images of the test set; None: all of them. The split is sorted
             by class, so the first N of all images are few classes: choose a ``test_subset``.
         test_subset: an index file with positions in the test split; None: all of it.
+        test_on: "test" or "validation", the part that is tested.
         seed: of the shuffling and the augmentation, >= 0.
 
     Raises:
@@ -61,9 +62,10 @@ class ImageNet(ImageDataModule):
         num_val: int = 1000,
         num_test: int | None = None,
         test_subset: str | None = None,
+        test_on: TestOn = "test",
         seed: int = 0,
     ) -> None:
-        super().__init__(batch_size, num_workers, num_val, num_test, test_subset, seed)
+        super().__init__(batch_size, num_workers, num_val, num_test, test_subset, test_on, seed)
         self._resize = round(image_size * 8 / 7) if resize is None else resize
         if image_size < 1 or self._resize < image_size:
             raise ValueError(

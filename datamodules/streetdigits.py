@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.base import ImageDataModule, Split
+from datamodules.base import ImageDataModule, Split, TestOn
 from datamodules.keyed import keyed_generator
 from datamodules.scenes import SIZE, Draws, Shapes, paint
 from datamodules.sources import ImageSource
@@ -42,6 +42,7 @@ class StreetDigits(ImageDataModule):
         num_val: scenes to validate on, 1..5000.
         num_test: test only the first so many scenes of the test set; None: all of them.
         test_subset: an index file with positions in the test split; None: all of it.
+        test_on: "test" or "validation", the part that is tested.
         seed: of the shuffling, >= 0.
 
     Raises:
@@ -61,9 +62,10 @@ class StreetDigits(ImageDataModule):
         num_val: int = 1000,
         num_test: int | None = None,
         test_subset: str | None = None,
+        test_on: TestOn = "test",
         seed: int = 0,
     ) -> None:
-        super().__init__(batch_size, num_workers, num_val, num_test, test_subset, seed)
+        super().__init__(batch_size, num_workers, num_val, num_test, test_subset, test_on, seed)
         for option, value in (("num_train", num_train), ("num_test_scenes", num_test_scenes)):
             if value < 1:
                 raise ValueError(f"data.{option} is {value}; it must be an integer of at least 1.")

@@ -59,7 +59,7 @@ def read_indices(path: str | Path) -> list[int]:
 
 
 def check_within(indices: Sequence[int], part: Sequence[int], path: str | Path, name: str) -> None:
-    """Refuse positions that are not in ``part``, the positions of the test part of the data set ``name``.
+    """Refuse positions that are not in ``part``, those of the part called ``name``.
 
     Raises:
         ValueError: naming ``path``, the file that they came from.
@@ -68,8 +68,8 @@ def check_within(indices: Sequence[int], part: Sequence[int], path: str | Path, 
     outside = [index for index in indices if index not in allowed]
     if outside:
         raise ValueError(
-            f"{path} holds {len(outside)} position(s) that are not in the test part of {name}, such as "
-            f"{outside[0]}: that part has {len(part)} images at positions {min(part)} to {max(part)}."
+            f"{path} holds {len(outside)} position(s) that are not in the {name}, such as "
+            f"{outside[0]}: it has {len(part)} images at positions {min(part)} to {max(part)}."
         )
 
 

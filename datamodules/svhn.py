@@ -6,7 +6,7 @@ import numpy as np
 from scipy.io import loadmat
 from torchvision import datasets
 
-from datamodules.base import ImageDataModule, Split
+from datamodules.base import ImageDataModule, Split, TestOn
 from datamodules.download import downloading
 from datamodules.sources import ArraySource
 
@@ -29,6 +29,7 @@ class SVHN(ImageDataModule):
         num_val: images taken away from the training split for validation, >= 1.
         num_test: test only the first so many images of the test set; None: all of them.
         test_subset: an index file with positions in the test split; None: all of it.
+        test_on: "test" or "validation", the part that is tested.
         seed: of the shuffling, >= 0.
 
     Raises:
@@ -49,9 +50,10 @@ class SVHN(ImageDataModule):
         num_val: int = 1000,
         num_test: int | None = None,
         test_subset: str | None = None,
+        test_on: TestOn = "test",
         seed: int = 0,
     ) -> None:
-        super().__init__(batch_size, num_workers, num_val, num_test, test_subset, seed)
+        super().__init__(batch_size, num_workers, num_val, num_test, test_subset, test_on, seed)
         self.root = root
         self.download = download
         self.extra = extra

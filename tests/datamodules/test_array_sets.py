@@ -69,6 +69,13 @@ def test_validation_is_taken_from_training(build: Builder) -> None:
         build(num_val=1000).setup("fit")
 
 
+def test_validation_images_can_stand_in_for_the_test_set(build: Builder) -> None:
+    module = build(test_on="validation")
+    seen = [(image, i) for images, _, index in module.test_dataloader() for image, i in zip(images, index, strict=True)]
+    assert [int(i) for _, i in seen] == build().train_parts[1]
+    assert all(torch.equal(image, build().train_source.image(int(i))) for image, i in seen)
+
+
 def test_fingerprint_follows_the_content(build: Builder, tmp_path: Path) -> None:
     fingerprint = build().fingerprint()
     assert build(batch_size=2, num_test=4, seed=8).fingerprint() == fingerprint

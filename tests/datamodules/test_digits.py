@@ -91,6 +91,21 @@ def test_a_subset_with_training_images_is_refused(tmp_path: Path) -> None:
         Digits(test_subset=str(path))
 
 
+def test_options_can_be_chosen_on_validation_images_and_no_test_image(tmp_path: Path) -> None:
+    module = Digits(test_on="validation", num_test=64)
+    image, _, index = next(iter(module.test_dataloader()))
+    assert index.tolist() == module.test_indices == Digits().train_parts[1][:64]
+    assert not set(module.test_set_indices) & set(Digits().test_indices)
+    assert torch.equal(image, next(iter(Digits().val_dataloader()))[0])
+    assert module.fingerprint() != Digits().fingerprint()
+    with pytest.raises(ValueError, match="num_test is 151, but the validation set has 150 images"):
+        _ = Digits(test_on="validation", num_test=151).test_indices
+    path = tmp_path / "subset.txt"
+    path.write_text(str(Digits().test_indices[0]))
+    with pytest.raises(ValueError, match="not in the validation part of digits"):
+        Digits(test_on="validation", test_subset=str(path))
+
+
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
@@ -103,9 +118,10 @@ def test_a_subset_with_training_images_is_refused(tmp_path: Path) -> None:
         ("seed", -1, "at least 0"),
         ("channels", 2, "channels is 2"),
         ("image_size", 0, "image_size is 0"),
+        ("test_on", "train", "it may be test or validation"),
     ],
 )
-def test_bad_options_are_refused_at_construction(option: str, value: int, message: str) -> None:
+def test_bad_options_are_refused_at_construction(option: str, value: int | str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Digits(**{option: value})
 

@@ -50,7 +50,7 @@ def test_a_relative_path_starts_at_the_working_directory(tmp_path: Path, monkeyp
 
 def test_positions_outside_are_named() -> None:
     with pytest.raises(ValueError, match=r"mine\.txt holds 2 position.* such as 9: .* 3 images"):
-        check_within([0, 9, 12], [0, 1, 2], "mine.txt", "digits")
+        check_within([0, 9, 12], [0, 1, 2], "mine.txt", "test part of digits")
 
 
 def test_the_shared_512_are_those_that_papers_draw() -> None:
