@@ -63,7 +63,7 @@ def frontier(runs: Sequence[Run]) -> Figure:
                 # Below and to the left there is nothing better to be seen.
                 beside = {"textcoords": "offset points", "ha": "right", "va": "top", "fontsize": 7}
                 halo = [withStroke(linewidth=2, foreground="white")]
-                axes.annotate(f"t = {level:g}", (x, y), (-4, -3), path_effects=halo, **beside)
+                axes.annotate(f"t = {level:.3g}", (x, y), (-4, -3), path_effects=halo, **beside)
             values = [[percent_rate(run, rule, kind).value for _, run in line] for kind in ("clean", "robust")]
             axes.plot(*values, color=INK, linewidth=0.9, linestyle=dashes, zorder=2)
             axes.plot([], [], color=INK, linewidth=0.9, linestyle=dashes, marker="o", markersize=3.5, label=label)

@@ -82,7 +82,11 @@ def threat_in_short(threat: Description) -> str:
 
 
 def attack_in_short(attack: Description) -> str:
-    """Such as ``PGD 20 x EOT 8, exact``."""
+    """Such as ``PGD 20 x EOT 8, exact``, for a surrogate ``PGD 20, exact through DiffPure t*=50, 5 steps``, and for an
+    ensemble ``Ensemble of PGD 20, exact + PGD 20, smooth``."""
+    if "attacks" in attack:
+        members = dict.fromkeys(attack_in_short(member) for member in attack["attacks"])
+        return f"{attack['class']} of {' + '.join(members)}"
     if not {"num_steps", "gradient"} <= attack.keys():
         return component_in_short({key: value for key, value in attack.items() if key != "threat"})
     words = f"{attack['class']} {attack['num_steps']}"
@@ -92,7 +96,8 @@ def attack_in_short(attack: Description) -> str:
         words += f", {attack['restarts']} restarts"
     if attack.get("objective"):
         words += f", {attack['objective']['class']}"
-    return f"{words}, {attack['gradient']}"
+    through = f" through {defence_in_short(attack['surrogate'])}" if attack.get("surrogate") else ""
+    return f"{words}, {attack['gradient']}{through}"
 
 
 def component_in_short(component: Description) -> str:
@@ -114,7 +119,7 @@ def _part(component: Description) -> str:
 
 
 def _argument(key: str, value: Any) -> str:
-    return _LABELS.get(key, f"{key}={{}}").format(value)
+    return _LABELS.get(key, f"{key}={{}}").format(f"{value:g}" if isinstance(value, float) else value)
 
 
 def _is_number(value: Any) -> bool:

@@ -72,7 +72,7 @@ def test_markdown_shows_the_cards_numbers(runs) -> None:
     assert {row["Attack"] for row in rules if row["Rule"] != "expected"} == {"transferred"}
     settings = grid(text, "Settings")
     assert settings[0]["Defence"] == "none"
-    assert settings[1]["Defence"] == "DiffPure t*=100, 10 steps, sigma=0.4, network_calls=10.0, EulerMaruyama"
+    assert settings[1]["Defence"] == "DiffPure t*=100, 10 steps, sigma=0.4, network_calls=10, EulerMaruyama"
     assert settings[1]["Threat"] == "linf 8/255"
     assert settings[1]["Attack"] == "PGD 20 x EOT 8, exact"
     assert settings[1]["Classifier"] == "WideResNet-10-1"

@@ -139,3 +139,7 @@ def test_components_in_short() -> None:
     pgd = {"class": "PGD", "num_steps": 5, "restarts": 2, "eot": 1, "objective": {"class": "Margin"}}
     assert attack_in_short({**pgd, "gradient": "bpda"}) == "PGD 5, 2 restarts, Margin, bpda"
     assert attack_in_short({"class": "RandomDirections", "threat": {}}) == "RandomDirections"
+    surrogate = {**pgd, "gradient": "exact", "surrogate": {"class": "DiffPure", "t_star": 50.0, "num_steps": 5}}
+    assert attack_in_short(surrogate) == "PGD 5, 2 restarts, Margin, exact through DiffPure t*=50, 5 steps"
+    ensemble = {"class": "Ensemble", "selection_draws": 16, "attacks": [surrogate, {"class": "RandomDirections"}]}
+    assert attack_in_short(ensemble) == f"Ensemble of {attack_in_short(surrogate)} + RandomDirections"
