@@ -77,7 +77,7 @@ def main(rows: int = 4) -> None:
                 for _ in range(number):
                     denoiser(image, t)
 
-            seconds = interleaved({"purifier": task, "bare": bare}, repeats=3)
+            seconds = interleaved({"purifier": task, "bare": bare}, repeats=3, summary=min)
             share = seconds["purifier"] / seconds["bare"]
             print(f"{device}: {name:<22} {number:3d} calls of {rows} rows, {share:.3f} x their bare time (bar: 1.10)")
 

@@ -7,6 +7,8 @@ from typing import Literal
 import numpy as np
 from scipy.stats import norm
 
+Verdict = Literal["better", "worse", "undecided"]
+
 _Z = float(norm.ppf(0.975))
 _RESAMPLES = 10_000
 _BOOTSTRAP_KEY = 0x1E57A1  # a fixed stream: the same records give the same interval, always
@@ -55,7 +57,7 @@ class Comparison:
     difference: float
     low: float
     high: float
-    verdict: Literal["better", "worse", "undecided"]
+    verdict: Verdict
 
 
 def compare(first: Sequence[float], second: Sequence[float], margin: float = 0.02) -> Comparison:
@@ -69,12 +71,22 @@ def compare(first: Sequence[float], second: Sequence[float], margin: float = 0.0
     paired = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
     difference = float(paired.mean())
     low, high = (float(q) for q in np.quantile(_resampled_means(paired), (0.025, 0.975)))
-    verdict: Literal["better", "worse", "undecided"] = "undecided"
-    if low > 0 and difference >= margin:
-        verdict = "better"
-    elif high < 0 and difference <= -margin:
-        verdict = "worse"
+    verdict = verdict_of(difference, low, high, margin)
     return Comparison(difference, min(low, difference), max(high, difference), verdict)
+
+
+def verdict_of(difference: float, low: float, high: float, margin: float = 0.02) -> Verdict:
+    """What may be said of a ``difference`` with the interval from ``low`` to ``high`` (see `compare`)."""
+    if low > 0 and difference >= margin:
+        return "better"
+    return "worse" if high < 0 and difference <= -margin else "undecided"
+
+
+def resampled(values: np.ndarray, resamples: int = 2_000) -> np.ndarray:
+    """(resamples, k) means of ``values`` (n, k) over resampled images, all columns over the same ones."""
+    generator = np.random.Generator(np.random.Philox(key=_BOOTSTRAP_KEY))
+    n = len(values)
+    return np.stack([values[generator.integers(n, size=n)].mean(0) for _ in range(resamples)])
 
 
 def _resampled_means(sample: np.ndarray) -> np.ndarray:

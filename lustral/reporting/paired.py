@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from lustral.evaluation import compare
 from lustral.evaluation.intervals import Comparison
 from lustral.reporting.runs import Run
+from lustral.reporting.sweeps import DERIVED
+from lustral.reporting.words import CONTROLS
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Pair:
 
 
 def paired_comparisons(runs: Sequence[Run]) -> tuple[list[Pair], list[str]]:
-    """Every run against the first, and a sentence for each that cannot be compared with it."""
+    """Every run against the first, and every run with sample-specific levels against its base purifier and its
+    controls; and a sentence for each that cannot be compared with the first."""
     pairs, notes = [], []
     for run in runs[1:]:
         obstacle = _obstacle(runs[0], run)
@@ -36,7 +39,21 @@ def paired_comparisons(runs: Sequence[Run]) -> tuple[list[Pair], list[str]]:
             notes.append(f"{run.name} is not compared with {runs[0].name}: {obstacle}.")
         else:
             pairs.append(_pair(runs[0], run))
+    for run in runs[1:]:
+        for rival in runs[1:]:
+            if _is_base_or_control(rival, run) and not _obstacle(rival, run):
+                pairs.append(_pair(rival, run))
     return pairs, notes
+
+
+def _is_base_or_control(rival: Run, run: Run) -> bool:
+    """Whether ``run`` gives each image a level of its own, and ``rival`` is the same purifier without that."""
+    own, other = (each.card["defence"]["purifier"] for each in (run, rival))
+    if own.get("levels", {}).get("class", CONTROLS[0]) in CONTROLS or run.task != rival.task:
+        return False
+    base = {key: value for key, value in other.items() if key not in DERIVED}
+    is_control = other.get("levels", {}).get("class") in CONTROLS and other["purifier"] == own["purifier"]
+    return (base == own["purifier"] or is_control) and run.card["attack"] == rival.card["attack"]
 
 
 def _common(reference: Run, run: Run) -> list[int]:

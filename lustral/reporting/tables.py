@@ -7,6 +7,7 @@ from typing import Any
 from lustral.evaluation import Rate
 from lustral.evaluation.intervals import Comparison
 from lustral.evaluation.levels import KINDS
+from lustral.reporting.gaps import frontier_gaps
 from lustral.reporting.paired import paired_comparisons
 from lustral.reporting.published import EVIDENCE, Published, published_beside
 from lustral.reporting.runs import Card, Run, aimed_rule
@@ -92,6 +93,7 @@ def all_tables(runs: Sequence[Run]) -> list[Table]:
         _settings(runs),
         _rules(runs),
         _pairs(runs),
+        _gaps(runs),
         _levels(runs),
         _audit(runs),
         _published(runs),
@@ -179,6 +181,22 @@ def _pairs(runs: Sequence[Run]) -> Table:
             "or worse needs an interval without 0 and at least 2 points."
         )
     return Table("comparisons", "Paired comparisons", columns, rows, notes)
+
+
+def _gaps(runs: Sequence[Run]) -> Table:
+    columns = [Column("Run"), Column("Fixed levels"), Column("Rule"), Column("n", numeric=True)]
+    columns += [Column("difference", "robust", numeric=True), Column("verdict", "robust")]
+    gaps = frontier_gaps(runs)
+    rows = [
+        [gap.run, ", ".join(f"{level:.3g}" for level in gap.levels), gap.rule, str(gap.n), *_difference(gap.robust)]
+        for gap in gaps
+    ]
+    note = (
+        "The run's robust accuracy minus the most that the fixed noise levels, or two of them mixed at random, give at "
+        "the same clean accuracy; of a run that is more accurate than all of them, minus the most accurate one's. In "
+        "points [95 % interval], paired bootstrap over the n common images."
+    )
+    return Table("fixed_levels", "Against fixed noise levels", columns, rows, [note] if rows else [])
 
 
 def _difference(difference: Comparison) -> tuple[str, str]:

@@ -14,6 +14,8 @@ _ARGUMENTS = {
     "spacing": "distance of a score's times (noising steps)",
     "eps": "perturbation budget ε ({norm}, images in [0, 1])",
 }
+CONTROLS = ("FixedLevels", "MeanLevels", "ShuffledLevels")
+"""Level rules that do not look at the image."""
 _NORMS = {"linf": "\N{SCRIPT SMALL L}\N{INFINITY}", "l2": "\N{SCRIPT SMALL L}2"}
 _MAX_ARGUMENTS = 4
 

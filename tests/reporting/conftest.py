@@ -17,9 +17,15 @@ MakeRun = Callable[..., Path]
 
 
 def decides(
-    purified: bool, eps: str | float = "8/255", target: str = "expected", t_star: int = 100, temperature: float = 0.0
+    purified: bool,
+    eps: str | float = "8/255",
+    target: str = "expected",
+    t_star: int = 100,
+    temperature: float = 0.0,
+    control: str = "",
 ) -> dict[str, Any]:
-    """What the real components say of themselves; SSNI's levels have the temperature, if there is one."""
+    """What the real components say of themselves; SSNI's levels have the temperature, if there is one, and are those of
+    a ``control`` of it, if that is named."""
     classifier = {
         "class": "WideResNet",
         "depth": 10,
@@ -49,6 +55,8 @@ def decides(
         "levels": {"class": "SigmoidLevels", "bias": 5.0, "temperature": temperature},
         "mean_level": 52.5 + temperature,
     }
+    if control:
+        ssni["levels"] = {"class": control, "rule": ssni["levels"]}
     derived = {"sigma": t_star / 250, "network_calls": 10.0}
     purifier = {**(ssni if temperature else diffpure), **derived} if purified else {"class": "Identity"}
     return {

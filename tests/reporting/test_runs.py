@@ -63,6 +63,23 @@ def test_runs_are_compared_image_by_image(make_run) -> None:
     assert f"{100 * compare(a, b).difference:+.1f} [" in text
 
 
+def test_sample_specific_runs_are_compared_with_their_base_and_controls(make_run) -> None:
+    folders = [
+        make_run("undefended", purified=False),
+        make_run("diffpure"),
+        make_run("ssni", temperature=10.0),
+        make_run("mean", temperature=10.0, control="MeanLevels"),
+        make_run("less", t_star=50),
+        make_run("over_less", t_star=50, temperature=10.0),
+    ]
+    pairs, _ = paired_comparisons(load_runs(folders))
+    assert [(pair.run, pair.reference) for pair in pairs[5:]] == [
+        ("ssni", "diffpure"),
+        ("ssni", "mean"),
+        ("over_less", "less"),
+    ]
+
+
 def test_equal_runs_are_undecided(make_run, tmp_path) -> None:
     run = make_run("digits_diffpure")
     shutil.copytree(run, tmp_path / "eval" / "copy")
