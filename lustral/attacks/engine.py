@@ -112,10 +112,12 @@ class Engine:
         draws: int = 1,
         gradient: GradientMode = "exact",
         anchor: Tensor | None = None,
+        target: Tensor | None = None,
     ) -> Answer:
         """The objective of ``x`` (B, C, H, W) and its gradient, over ``draws`` draws of the defence's noise.
 
-        ``anchor`` is the clean images, for gradient modes that look at them.
+        ``anchor`` is the clean images, for gradient modes that look at them; ``target`` (B,) the classes to be reached,
+        for objectives that have targets.
         Where the objective is not a mean over draws, its derivatives by each draw's logits are found first (a pass
         without a graph), then pulled back chunk by chunk.
         """
@@ -126,7 +128,8 @@ class Engine:
             return _needed(objective, gradient, x, self.defence(x, stream, gradient, *frozen))
 
         with _measuring(self.defence, objective):
-            loss, seeds = (None, {}) if objective.separable else self._seeds(look, x, y, noise, objective, draws)
+            whole = _toward(objective, target)
+            loss, seeds = (None, {}) if objective.separable else self._seeds(look, x, y, noise, whole, draws)
             total, zero_rows = torch.zeros_like(x), x.new_zeros(batch)
             losses, chunks, first = [], [], 0
             for image, stream, used in self._chunks(batch, noise.repeat(draws)):
@@ -134,7 +137,8 @@ class Engine:
                 with torch.enable_grad():
                     seen = look(leaf, image, stream)
                     if objective.separable:
-                        row_loss = _one_draw(objective, seen, y[image])[:used] / draws
+                        single = _toward(objective, None if target is None else target[image])
+                        row_loss = _one_draw(single, seen, y[image])[:used] / draws
                         scalar = row_loss.sum()
                         losses.append(row_loss.detach())
                     else:
@@ -149,7 +153,7 @@ class Engine:
         logits = torch.cat(chunks).view(draws, batch, -1)
         if loss is None:
             loss = _sum_draws(torch.cat(losses).view(draws, batch))
-        rank = objective.plain(logits, y, {}) if objective.needs else loss
+        rank = loss if objective.plain is objective else objective.plain(logits, y, {})
         return Answer(loss, rank, total, logits, zero_rows / draws)
 
     def _seeds(
@@ -212,6 +216,10 @@ def _needed(objective: Objective, gradient: GradientMode, x: Tensor, judged: Jud
                 "straight_through), or another objective."
             )
     return {LOGITS: judged.logits, **{name: judged.trace[name] for name in objective.needs}}
+
+
+def _toward(objective: Objective, target: Tensor | None) -> Objective:
+    return objective if target is None else objective.toward(target)
 
 
 def _one_draw(objective: Objective, seen: dict[str, Tensor], y: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lustral.attacks.base import Attack, Cases
 from lustral.attacks.engine import Answer, Engine
-from lustral.attacks.objectives import CrossEntropy, Objective
+from lustral.attacks.objectives import CrossEntropy, Objective, mean_over_draws
 from lustral.attacks.selection import score, select
 from lustral.noise import NoiseStream
 from lustral.purifiers import GradientMode, Purifier
@@ -120,6 +120,10 @@ class FirstOrderAttack(Attack):
     def update(self, state: State, answer: Answer) -> State:
         """The next state, from the loss and the gradient at ``state.query``."""
 
+    def targets(self, engine: Engine, cases: Cases, noise: NoiseStream) -> Tensor | None:
+        """(restarts, B) the class that each restart leads an image to; None if any wrong one will do."""
+        return None
+
     def run(
         self, engine: Engine, cases: Cases, threat: ThreatModel, noise: NoiseStream
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -129,8 +133,9 @@ class FirstOrderAttack(Attack):
             return cases.images.clone(), dict.fromkeys(names, zero)
         source = engine if self.surrogate is None else engine.through(self.surrogate)
         may_decide = self.sees_the_defence and not engine.defence.random
+        targets = self.targets(engine, cases, noise.fork("targets"))
         leaderboard = _Leaderboard(cases.images, self.finalists, may_decide)
-        statistics = _Statistics(cases.images)
+        statistics = GradientStatistics(cases.images)
         last = cases.images
         for restart in range(self.restarts):
             rows = torch.arange(len(cases), device=cases.images.device)
@@ -150,6 +155,7 @@ class FirstOrderAttack(Attack):
                     self.eot,
                     self.gradient,
                     state.x,
+                    None if targets is None else targets[restart, rows],
                 )
                 leaderboard.offer(rows, state.y, state.query, answer)
                 statistics.check(rows, answer)
@@ -166,13 +172,26 @@ class FirstOrderAttack(Attack):
         return last, statistics.result()
 
     def _best(
-        self, engine: Engine, cases: Cases, board: "_Leaderboard", statistics: "_Statistics", noise: NoiseStream
+        self, engine: Engine, cases: Cases, board: "_Leaderboard", statistics: "GradientStatistics", noise: NoiseStream
     ) -> Tensor:
         """Of a case that is decided the image that broke it, of the others the best finalist (see `select`)."""
         candidates = [*board.images, *board.entered]
         chosen = select(engine, candidates, cases.labels, noise, self.selection_draws, self.score)
         statistics.mark(chosen.failed)
         return torch.where(board.decided[:, None, None, None], board.broken, chosen.images)
+
+
+def likeliest_wrong_classes(engine: Engine, cases: Cases, noise: NoiseStream, draws: int, num_targets: int) -> Tensor:
+    """(num_targets, B) the wrong classes of the largest mean logits of the clean images under the defence, the largest
+    first."""
+    logits = mean_over_draws(engine.logits(cases.images, noise, draws))
+    if num_targets >= logits.shape[-1]:
+        raise ValueError(
+            f"attack.num_targets is {num_targets}, but a classifier of {logits.shape[-1]} classes has only "
+            f"{logits.shape[-1] - 1} wrong ones: lower it."
+        )
+    wrong = logits.scatter(1, cases.labels[:, None], -torch.inf)
+    return wrong.sort(dim=1, descending=True, stable=True).indices[:, :num_targets].T
 
 
 class _Leaderboard:
@@ -208,7 +227,7 @@ class _Leaderboard:
         self.entered.append(self._clean.index_copy(0, rows, query))
 
 
-class _Statistics:
+class GradientStatistics:
     """What the audit asks about the first restart: does the gradient exist, and does following it raise the loss?"""
 
     def __init__(self, images: Tensor) -> None:

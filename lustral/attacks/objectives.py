@@ -10,6 +10,9 @@ from torch import Tensor
 
 from lustral.purifiers import GradientMode
 
+_NO_SPREAD = 1e-12
+"""Added to the spread of logits that a ratio divides by: equal ones give 0 and not NaN."""
+
 
 class Objective(ABC):
     """A loss to be raised.
@@ -32,6 +35,10 @@ class Objective(ABC):
         """The loss of the logits alone, which ranks iterates: what else is followed steers, and harms nobody."""
         return self
 
+    def toward(self, target: Tensor) -> "Objective":
+        """The loss that leads every row to its class ``target`` (B,); itself where it knows no targets."""
+        return self
+
     @abstractmethod
     def __call__(self, logits: Tensor, y: Tensor, trace: dict[str, Tensor]) -> Tensor:
         """(B,) losses of ``logits`` (N draws, B, K) with true labels ``y`` (B,). ``trace`` has what the loss `needs` of
@@ -48,6 +55,21 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     is_true = F.one_hot(y, logits.shape[-1]).bool().expand_as(logits)
     wrong = logits.masked_fill(is_true, -torch.inf).amax(-1)
     return wrong - logits.masked_fill(~is_true, 0.0).sum(-1)
+
+
+def _largest(logits: Tensor, count: int, name: str) -> tuple[Tensor, ...]:
+    """The ``count`` largest logits, (..., B) each from (..., B, K), for a loss called ``name`` that needs them."""
+    if logits.shape[-1] < count:
+        raise ValueError(
+            f"{name} compares the {count} largest logits, but this classifier has {logits.shape[-1]} classes: choose "
+            "another objective, such as Margin."
+        )
+    return logits.topk(count).values.unbind(-1)
+
+
+def _of_class(logits: Tensor, label: Tensor) -> Tensor:
+    """The logits (..., B) of each row's class ``label`` (B,)."""
+    return logits.gather(-1, label.expand(logits.shape[:-1])[..., None])[..., 0]
 
 
 def mean_over_draws(values: Tensor) -> Tensor:
@@ -74,8 +96,68 @@ class Margin(Objective):
         return mean_over_draws(margin(logits, y))
 
 
-class MeanLogitMargin(Objective):
-    """The margin of the mean logits over draws: aims at the `mean_logit` rule."""
+class DifferenceOfLogitsRatio(Objective):
+    """Mean over draws of DLR (Croce and Hein 2020, eq. 6): the margin over (largest - third largest logit).
+
+    Unlike the cross-entropy and the margin it does not change with the scale of the logits. At least 3 classes.
+    """
+
+    def __call__(self, logits: Tensor, y: Tensor, trace: dict[str, Tensor]) -> Tensor:
+        first, _, third = _largest(logits, 3, "DifferenceOfLogitsRatio")
+        return mean_over_draws(margin(logits, y) / (first - third + _NO_SPREAD))
+
+
+class Targeted(Objective):
+    """A loss that leads every image to a class which the attack chooses (`toward`); without one there is no loss."""
+
+    def __init__(self) -> None:
+        self._target: Tensor | None = None
+
+    def toward(self, target: Tensor) -> Objective:
+        aimed = type(self)()
+        aimed._target = target
+        return aimed
+
+    def gained(self, logits: Tensor, y: Tensor) -> Tensor:
+        """(N, B) the target's logit minus the true one."""
+        if self._target is None:
+            raise ValueError(
+                f"{type(self).__name__} has no target class: use an attack that chooses some for every image, such as "
+                "lustral.attacks.APGDTargeted, or an objective without targets."
+            )
+        return _of_class(logits, self._target) - _of_class(logits, y)
+
+
+class TargetMargin(Targeted):
+    """Mean over draws of (target's logit - true logit): `FAB` walks to where it is 0. Iterates are ranked by the margin
+    of any wrong class."""
+
+    @property
+    def plain(self) -> Objective:
+        return Margin()
+
+    def __call__(self, logits: Tensor, y: Tensor, trace: dict[str, Tensor]) -> Tensor:
+        return mean_over_draws(self.gained(logits, y))
+
+
+class TargetedDifferenceOfLogitsRatio(Targeted):
+    """Mean over draws of the targeted DLR (Croce and Hein 2020, eq. 7): the target's logit minus the true one, over
+    (largest - mean of the third and fourth largest).
+
+    Iterates are ranked by the DLR without a target: any wrong class is harm. At least 4 classes.
+    """
+
+    @property
+    def plain(self) -> Objective:
+        return DifferenceOfLogitsRatio()
+
+    def __call__(self, logits: Tensor, y: Tensor, trace: dict[str, Tensor]) -> Tensor:
+        first, _, third, fourth = _largest(logits, 4, "TargetedDifferenceOfLogitsRatio")
+        return mean_over_draws(self.gained(logits, y) / (first - 0.5 * (third + fourth) + _NO_SPREAD))
+
+
+class _OfMeanLogits(Objective):
+    """A loss of the mean logits over draws: aims at the `mean_logit` rule."""
 
     separable = False
     target = "mean_logit"
@@ -83,8 +165,20 @@ class MeanLogitMargin(Objective):
     def wrongness(self, logits: Tensor, y: Tensor) -> Tensor:
         return (mean_over_draws(logits).argmax(-1) != y).double()
 
+
+class MeanLogitMargin(_OfMeanLogits):
+    """The margin of the mean logits over draws: aims at the `mean_logit` rule."""
+
     def __call__(self, logits: Tensor, y: Tensor, trace: dict[str, Tensor]) -> Tensor:
         return margin(mean_over_draws(logits), y)
+
+
+class MeanLogitCrossEntropy(_OfMeanLogits):
+    """The cross-entropy of the mean logits over draws, as BPDA+EOT has it (Hill et al. 2021): aims at the `mean_logit`
+    rule."""
+
+    def __call__(self, logits: Tensor, y: Tensor, trace: dict[str, Tensor]) -> Tensor:
+        return F.cross_entropy(mean_over_draws(logits), y, reduction="none")
 
 
 class SelectiveMargin(Objective):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lustral.recipes import check_layers
 from lustral.reporting.published import Published, all_published
 from tests.cli.shrunk import Shrinker, follow, read, training
 
@@ -16,6 +17,7 @@ TRAIN = sorted((CONFIGS / "train").glob("*.yaml"))
 EVAL = sorted((CONFIGS / "eval").glob("*.yaml"))
 REFERENCE = sorted((CONFIGS / "reference").glob("*.yaml"))
 SURROGATE = sorted((CONFIGS / "surrogate").glob("*.yaml"))
+AUTOATTACK = sorted((CONFIGS / "attack").glob("*autoattack*.yaml"))
 
 SHRUNK_UNET = [
     *("--model.purifier.denoiser.base_channels", "8", "--model.purifier.denoiser.multipliers", "[1,2]"),
@@ -132,6 +134,33 @@ def test_surrogates_are_a_second_layer(
     card = json.loads((tmp_path / "card.json").read_text())
     assert card["attack"]["surrogate"]
     assert "surrogate" in card["status"]
+
+
+@pytest.mark.parametrize("attack", AUTOATTACK, ids=lambda path: path.stem)
+def test_autoattack_takes_the_place_of_the_attack_of_a_recipe(
+    attack: Path, cli: Callable[..., int], tmp_path: Path, shrinker: Shrinker
+) -> None:
+    """By the command in its file; the one of digits is small enough to be run, the others are built."""
+    command = re.search(rf"test -c (configs/eval/\w+\.yaml) --model\.attack {attack} ", attack.read_text())
+    assert command is not None, "the command stands in the file"
+    recipe, digits = Path(command[1]), attack.stem.startswith("digits")
+    words = ("-c", recipe, "--model.attack", attack, *shrinker.evaluation(recipe), "--data.num_test", "1")
+    words += ("--model.protocol.verdict_draws", "2", "--model.protocol.audit_images", "0", "--model.rows", "8")
+    _evaluate(cli, "test" if digits else "predict", tmp_path, *words)
+    if digits:
+        members = json.loads((tmp_path / "card.json").read_text())["audit"]["members"]
+        assert [row["attack"] for row in members] == [
+            "APGD exact CrossEntropy",
+            "APGD exact DifferenceOfLogitsRatio",
+        ]
+    else:
+        assert len((tmp_path / "predictions-rank0.csv").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("attack", AUTOATTACK, ids=lambda path: path.stem)
+def test_autoattack_leaks_nothing_of_any_recipes_attack(attack: Path) -> None:
+    for recipe in EVAL:
+        check_layers(["test", "-c", str(recipe), "--model.attack", str(attack)])
 
 
 @pytest.mark.parametrize("recipe", REFERENCE, ids=lambda path: path.stem)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
-from lustral.attacks import PGD, Attack, Cases, Engine, Ensemble
+from lustral.attacks import PGD, Attack, Cases, Engine, Ensemble, MeanLogitCrossEntropy
 from lustral.diffusion import EulerMaruyama, VPSchedule
 from lustral.diffusion.perturbation import EPS
 from lustral.evaluation import Defence
@@ -18,7 +18,7 @@ from tests.contracts import SmoothDenoiser, ToyClassifier, images, stored_scores
 
 CONFIGS = sorted(Path("configs/attack").glob("*.yaml"))
 SMALL = {"base_channels": 8, "multipliers": [1, 2], "blocks": 1, "weights": None}
-FEWER = {"num_steps": 2, "eot": 2, "selection_draws": 2, "finalists": 1}
+FEWER = {"num_steps": 2, "eot": 2, "selection_draws": 2, "finalists": 1, "num_targets": 2, "num_queries": 3}
 
 
 def _parsed(path: Path) -> tuple[ArgumentParser, Any]:
@@ -59,7 +59,7 @@ def test_an_attack_config_runs_against_a_purifier_with_levels(path: Path, digit_
     attack = _built(path, digit_weights["denoiser"], FEWER)
     shape = (3, 32, 32) if path.stem.startswith("cifar10") else (1, 8, 8)
     chosen = Cases(images(2, shape), torch.tensor([0, 2]), stream(2).index)
-    defence = Defence(ToyClassifier(shape=shape), _ssni(shape))
+    defence = Defence(ToyClassifier(5, shape), _ssni(shape))
     clean = defence(chosen.images, stream(2))
     assert 10 < clean.trace["levels"].amin() < clean.trace["levels"].amax() < 104
     result = attack(Engine(defence, 4), chosen, ThreatModel("linf", "64/255"), stream(2))
@@ -93,6 +93,45 @@ def test_published_attacks_have_their_papers_numbers(name: str) -> None:
         assert surrogate.class_path.endswith(GNSP.__name__)
         assert [tuple(each) for each in surrogate.init_args.rounds] == [(30, 1), (50, 1), (125, 5)]
         assert sum(steps for _, steps in surrogate.init_args.rounds) == 7
+
+
+def _members(name: str, weights: Path) -> list[dict[str, Any]]:
+    """The ensemble of a file as its members' classes and what AutoAttack says of them."""
+    ensemble = _built(Path(f"configs/attack/{name}.yaml"), weights, {})
+    assert isinstance(ensemble, Ensemble)
+    options = ("num_steps", "num_targets", "num_queries", "eot", "random_start")
+    found = []
+    for attack in ensemble.attacks:
+        known = {key: getattr(attack, key) for key in options if hasattr(attack, key)}
+        found.append({"class": type(attack).__name__, "objective": type(attack.objective).__name__} | known)  # type: ignore[attr-defined]
+    return found
+
+
+@pytest.mark.parametrize(("name", "steps", "eot"), [("autoattack_rand", 100, 20), ("digits_autoattack_rand", 20, 8)])
+def test_autoattack_for_random_defences_is_auto_pgd_on_two_losses(
+    name: str, steps: int, eot: int, digit_weights: dict[str, Path]
+) -> None:
+    apgd = {"class": "APGD", "num_steps": steps, "eot": eot, "random_start": True}
+    losses = ("CrossEntropy", "DifferenceOfLogitsRatio")
+    assert _members(name, digit_weights["denoiser"]) == [apgd | {"objective": loss} for loss in losses]
+
+
+def test_standard_autoattack_has_its_four_members(digit_weights: dict[str, Path]) -> None:
+    found = _members("autoattack_standard", digit_weights["denoiser"])
+    assert [member["class"] for member in found] == ["APGD", "APGDTargeted", "FAB", "Square"]
+    assert all(member["eot"] == 1 for member in found)
+    assert [member.get("num_steps") for member in found] == [100, 100, 100, None]
+    assert [member.get("num_targets") for member in found] == [None, 9, 9, None]
+    assert found[3]["num_queries"] == 5000
+    losses = [member["objective"] for member in found]
+    assert losses[:2] == ["CrossEntropy", "TargetedDifferenceOfLogitsRatio"]
+
+
+def test_bpda_of_diffpure_follows_the_mean_logits(digit_weights: dict[str, Path]) -> None:
+    attack = _built(Path("configs/attack/bpda50_eot15.yaml"), digit_weights["denoiser"], {})
+    assert isinstance(attack, PGD)
+    assert isinstance(attack.objective, MeanLogitCrossEntropy)
+    assert attack.target == "mean_logit"
 
 
 def test_the_digits_attacks_differ_only_in_what_they_are_named_for(digit_weights: dict[str, Path]) -> None:

@@ -11,8 +11,10 @@ from torch import Tensor
 from lustral.attacks import (
     CrossEntropy,
     Deviation,
+    DifferenceOfLogitsRatio,
     Engine,
     Margin,
+    MeanLogitCrossEntropy,
     MeanLogitMargin,
     Objective,
     SelectiveMargin,
@@ -39,6 +41,8 @@ OBJECTIVES: dict[str, Objective] = {
     "cross_entropy": CrossEntropy(),
     "margin": Margin(),
     "mean_logit_margin": MeanLogitMargin(),
+    "mean_logit_cross_entropy": MeanLogitCrossEntropy(),
+    "difference_of_logits_ratio": DifferenceOfLogitsRatio(),
     "selective_margin": SelectiveMargin(0.5),
     "lower_score": WithScore(CrossEntropy(), -0.7),
     "mean_logit_higher_score": WithScore(MeanLogitMargin(), 0.3),
@@ -96,6 +100,8 @@ def _formulas(z: Tensor, true: int, trace: list[Tensor]) -> dict[str, float]:
     others = [k for k in range(z.shape[1]) if k != true]
     ce, m = z.exp().sum(-1).log() - z[:, true], z[:, others].amax(-1) - z[:, true]
     mean_logit = z.mean(0)[others].amax() - z.mean(0)[true]
+    ordered = [sorted(row, reverse=True) for row in z.tolist()]
+    ratios = [float(m[n]) / (row[0] - row[2]) for n, row in enumerate(ordered)]
     first, second = (*trace, *[torch.ones(len(z), dtype=z.dtype)] * 2)[:2]
 
     def selective(temperature: float) -> float:
@@ -106,6 +112,8 @@ def _formulas(z: Tensor, true: int, trace: list[Tensor]) -> dict[str, float]:
         "cross_entropy": float(ce.mean()),
         "margin": float(m.mean()),
         "mean_logit_margin": float(mean_logit),
+        "mean_logit_cross_entropy": -math.log(float(z.mean(0).softmax(0)[true])),
+        "difference_of_logits_ratio": sum(ratios) / len(ratios),
         "selective_margin": selective(0.5),
         "lower_score": float((ce - 0.7 * first.log()).mean()),
         "mean_logit_higher_score": float(mean_logit + 0.3 * first.log().mean()),

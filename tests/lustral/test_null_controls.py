@@ -5,6 +5,7 @@ import torch
 from scipy import stats
 
 from lustral.attacks import (
+    APGD,
     PGD,
     Attack,
     Cases,
@@ -73,6 +74,7 @@ NULL_CONTROLS: dict[str, tuple[Attack, ThreatModel]] = {
         ThreatModel("linf", 1e-6),
     ),
     "negligible_pgd": (PGD(10, eot=2, selection_draws=8), ThreatModel("linf", 1e-6)),
+    "negligible_apgd": (APGD(10, eot=2, selection_draws=8), ThreatModel("linf", 1e-6)),
 }
 
 

@@ -1,0 +1,255 @@
+"""FAB, the targeted fast adaptive boundary attack (Croce and Hein 2020, arXiv 1907.02044)."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lustral.attacks.base import Cases
+from lustral.attacks.engine import Answer, Engine
+from lustral.attacks.first_order import FirstOrderAttack, GradientStatistics, State, likeliest_wrong_classes
+from lustral.attacks.objectives import TargetMargin, margin, mean_over_draws
+from lustral.attacks.selection import select
+from lustral.noise import NoiseStream
+from lustral.purifiers import GradientMode, Purifier
+from lustral.threat import ThreatModel
+
+_SEARCHES = 3  # steps of the final search
+_BEYOND = 1e-4  # share of the perturbation by which the final search overshoots: rounding must not undo what is across
+
+
+class FAB(FirstOrderAttack):
+    """Looks for the smallest perturbation that crosses the boundary to one of the most likely wrong classes.
+
+    At the iterate x_k the boundary to the target is taken for the hyperplane where the linearised (target - true logit)
+    is 0. With d_k the shortest step from x_k to that plane within the box (`to_hyperplane`), and d_0 the one from the
+    clean image x,
+
+        x_{k+1} = (1 - alpha) (x_k + eta d_k) + alpha (x + eta d_0),   alpha = min(|d_k| / (|d_k| + |d_0|), alpha_max),
+
+    clipped to the box. Where x_{k+1} is misclassified, as whatever class, it is remembered if it is the nearest yet,
+    and the walk goes on from x + beta (x_{k+1} - x). A target costs ``num_steps`` gradients and as many forward passes.
+    The nearest point of all targets is then moved towards the image by 3 secant steps (the paper's final search).
+
+    Norm and budget are the threat model's; the budget has no part in the walk. The nearest point across is returned if
+    the budget allows it, and projected onto the budget if not; an image without one gets the iterate of highest margin,
+    projected. As the norm is what is minimised, no case leaves when it is broken; but images that a deterministic
+    defence gets wrong as they are come back untouched.
+
+    **Random defences** have no boundary. What is approached is that of logits averaged over ``eot`` draws, new ones at
+    each step, and a point on it is wrong in about half of all draws: a small norm is no merit there. So each target's
+    point is scaled to the whole budget, and the worst of them on selection draws is returned. PGD and APGD aim at the
+    harm itself, and are the better attacks.
+
+    Args:
+        num_steps: steps a target.
+        num_targets: targets an image, those of the largest logits at the clean image; at most one less than there are
+            classes.
+        alpha_max: the largest share of the step that begins at the clean image, in [0, 1].
+        eta: how far to step, in units of the way to the plane; at least 1.
+        beta: the share of the perturbation that is kept after a misclassification, in (0, 1).
+        eot: draws of the defence's noise that logits and gradients are averaged over.
+        gradient: "exact", "bpda", "detached", and for SSNI "frozen", "straight_through" or "smooth".
+        selection_draws: draws on which a random defence's candidates are compared.
+        surrogate: a purifier that is differentiated in place of the defence's (see `FirstOrderAttack`); None
+            differentiates the defence.
+
+    Raises:
+        ValueError: if an option is out of its range, or the classifier has too few classes.
+    """
+
+    def __init__(
+        self,
+        num_steps: int = 100,
+        num_targets: int = 9,
+        alpha_max: float = 0.1,
+        eta: float = 1.05,
+        beta: float = 0.9,
+        eot: int = 1,
+        gradient: GradientMode = "exact",
+        selection_draws: int = 16,
+        surrogate: None | Purifier = None,
+    ) -> None:
+        for name, value, allowed, words in (
+            ("num_targets", num_targets, num_targets >= 1, "at least 1"),
+            ("alpha_max", alpha_max, 0 <= alpha_max <= 1, "between 0 and 1"),
+            ("eta", eta, 1 <= eta < float("inf"), "at least 1, and finite"),
+            ("beta", beta, 0 < beta < 1, "above 0 and below 1"),
+        ):
+            if not allowed:
+                raise ValueError(f"{name} is {value}; it must be {words}.")
+        super().__init__(
+            num_steps, num_targets, eot, TargetMargin(), gradient, selection_draws=selection_draws, surrogate=surrogate
+        )
+        self.num_targets, self.alpha_max, self.eta, self.beta = num_targets, alpha_max, eta, beta
+
+    def targets(self, engine: Engine, cases: Cases, noise: NoiseStream) -> Tensor:
+        return likeliest_wrong_classes(engine, cases, noise, self.eot, self.num_targets)
+
+    def start(self, x: Tensor, y: Tensor, threat: ThreatModel, noise: NoiseStream) -> State:
+        return State(x, x, y, threat)
+
+    def update(self, state: State, answer: Answer) -> State:
+        """x_{k+1}, before the step back."""
+        x, query = (images.flatten(1).double() for images in (state.x, state.query))
+        w, lack = answer.gradient.flatten(1).double(), -answer.loss.double()
+        from_query = to_hyperplane(query, w, lack, state.threat)
+        from_x = to_hyperplane(x, w, lack + (w * (query - x)).sum(1), state.threat)
+        near, far = _length(from_query, state.threat), _length(from_x, state.threat)
+        alpha = (near / (near + far).clamp_min(torch.finfo(torch.float64).tiny)).clamp_max(self.alpha_max)[:, None]
+        moved = (1 - alpha) * (query + self.eta * from_query) + alpha * (x + self.eta * from_x)
+        return replace(state, query=moved.to(state.x.dtype).clamp(*state.threat.bounds).view_as(state.x))
+
+    def run(
+        self, engine: Engine, cases: Cases, threat: ThreatModel, noise: NoiseStream
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        statistics, x, y = GradientStatistics(cases.images), cases.images, cases.labels
+        if threat.budget == 0:
+            return x.clone(), statistics.result()
+        random = engine.defence.random
+        targets = self.targets(engine, cases, noise.fork("targets"))
+        clean = self._margin(engine, x, y, noise.fork("clean"))
+        rows = torch.arange(len(cases), device=x.device) if random else (~(clean > 0)).nonzero().flatten()
+        if len(rows) == 0:
+            return x.clone(), statistics.result()
+        cases = cases.select(rows)
+        found: list[_Nearest] = []
+        for number in range(self.num_targets):
+            stream = noise.at(restart=number).select(rows)
+            found.append(self._walk(engine, cases, threat, stream, targets[number, rows], rows, number, statistics))
+        if random:
+            candidates = [threat.project(_scaled(each.image, x, threat), x) for each in found]
+            chosen = select(engine, candidates, y, noise.fork("selection"), self.selection_draws, self.score)
+            statistics.mark(chosen.failed)
+            return chosen.images, statistics.result()
+        nearest = found[0]
+        for each in found[1:]:
+            nearest = nearest.or_nearer(each)
+        image = self._search(engine, cases, nearest, clean[rows], noise.fork("search").select(rows))
+        return x.index_copy(0, rows, image), statistics.result()
+
+    def _walk(
+        self,
+        engine: Engine,
+        cases: Cases,
+        threat: ThreatModel,
+        noise: NoiseStream,
+        target: Tensor,
+        rows: Tensor,
+        number: int,
+        statistics: GradientStatistics,
+    ) -> "_Nearest":
+        """The nearest point on the way to ``target`` (B,), the attack's ``number``-th, of the cases ``rows``."""
+        source = engine if self.surrogate is None else engine.through(self.surrogate)
+        state = self.start(cases.images, cases.labels, threat, noise.fork("start"))
+        nearest = _Nearest.of(state.x, state.x, torch.full_like(state.x[:, 0, 0, 0], -torch.inf), threat)
+        for k in range(self.num_steps):
+            stream = noise.fork("gradient").at(iteration=k)
+            answer = source.answer(
+                state.query, state.y, stream, self.objective, self.eot, self.gradient, state.x, target
+            )
+            statistics.check(rows, answer)
+            after = self.update(state, answer)
+            found = self._margin(engine, after.query, state.y, noise.fork("boundary").at(iteration=k))
+            nearest = nearest.or_nearer(_Nearest.of(after.query, state.x, found, threat))
+            back = state.x + self.beta * (after.query - state.x)
+            query = _pick(found > 0, back, after.query)
+            if number == 0:
+                statistics.record(rows, state.query, answer, query)
+            state = replace(after, query=query)
+            engine.observe(self.name, number * self.num_steps + k + 1, self.num_targets * self.num_steps)
+        return nearest
+
+    def _search(self, engine: Engine, cases: Cases, nearest: "_Nearest", clean: Tensor, noise: NoiseStream) -> Tensor:
+        """The points of ``nearest`` that are across, moved towards the image along the segment between them: to where
+        the secant of the margins at its ends is 0, and a little beyond."""
+        x, whole = cases.images, nearest.image - cases.images
+        low, high = torch.zeros_like(clean), torch.ones_like(clean)  # shares of the segment
+        low_margin, high_margin, image = clean, nearest.margin, nearest.image
+        for k in range(_SEARCHES):
+            zero = (low_margin / (low_margin - high_margin)).nan_to_num(1.0).clamp(0.0, 1.0)
+            share = torch.minimum((low + zero * (high - low)) * (1.0 + _BEYOND), high)
+            point = torch.where((share < high)[:, None, None, None], x + share[:, None, None, None] * whole, image)
+            found = self._margin(engine, point, cases.labels, noise.at(iteration=k))
+            across = found > 0
+            low, low_margin = torch.where(across, low, share), torch.where(across, low_margin, found)
+            high, high_margin = torch.where(across, share, high), torch.where(across, found, high_margin)
+            image = _pick(across & nearest.norm.isfinite(), point, image)
+        return image
+
+    def _margin(self, engine: Engine, x: Tensor, y: Tensor, noise: NoiseStream) -> Tensor:
+        """(B,) mean margins of the defence over draws; positive where ``x`` is misclassified."""
+        return mean_over_draws(margin(engine.logits(x, noise, self.eot), y))
+
+
+@dataclass(frozen=True)
+class _Nearest:
+    """``image`` (B, C, H, W), its ``margin`` (B,), and the ``norm`` (B,) of its perturbation: inf if not across."""
+
+    image: Tensor
+    norm: Tensor
+    margin: Tensor
+
+    @classmethod
+    def of(cls, image: Tensor, x: Tensor, margin: Tensor, threat: ThreatModel) -> "_Nearest":
+        return cls(image, threat.distance(image, x).masked_fill(~(margin > 0), torch.inf), margin)
+
+    def or_nearer(self, other: "_Nearest") -> "_Nearest":
+        """Row by row the one of smaller norm; of two that are not across, the one of higher margin."""
+        neither = self.norm.isinf() & other.norm.isinf()
+        better = (other.norm < self.norm) | (neither & (other.margin > self.margin))
+        return _Nearest(
+            _pick(better, other.image, self.image),
+            torch.where(better, other.norm, self.norm),
+            torch.where(better, other.margin, self.margin),
+        )
+
+
+def to_hyperplane(x: Tensor, w: Tensor, lack: Tensor, threat: ThreatModel) -> Tensor:
+    """The shortest step (B, n) in the threat's norm with <w, step> = lack and x + step in the box; where the box does
+    not reach that plane, the step to the nearest corner. For ``x`` and ``w`` (B, n) and ``lack`` (B,), all float64.
+
+    Every pixel moves in the direction d of the sign of w lack, by min(t, room) for linf and min(t |w|, room) for l2, as
+    its room in the box allows. So what is gained towards the plane is sum_i a_i min(t, c_i), with a = |w| and c = room
+    for linf, a = w^2 and c = room / |w| for l2; `_level` solves it for t.
+    """
+    direction = w.sign() * lack.sign()[:, None]
+    room = torch.where(direction > 0, threat.bounds[1] - x, x - threat.bounds[0]).clamp_min(0.0)
+    speed = torch.ones_like(w) if threat.norm == "linf" else w.abs()
+    ceiling = torch.where(w == 0, 0.0, room / torch.where(w == 0, 1.0, speed))
+    level = _level(w.abs() * speed, ceiling, lack.abs())
+    return direction * speed * torch.minimum(level[:, None], ceiling)
+
+
+def _level(rate: Tensor, ceiling: Tensor, total: Tensor) -> Tensor:
+    """(B,) the t at which sum_i rate_i min(t, ceiling_i) is ``total``, from (B, n) each, none negative; inf if none is.
+
+    The sum is concave and piecewise linear in t. With ceilings in order, the first k of them reached, it is
+    sum_{i<k} rate_i ceiling_i + t sum_{i>=k} rate_i.
+    """
+    ceiling, order = ceiling.sort(dim=1)
+    rate = rate.gather(1, order)
+    left = rate.flip(1).cumsum(1).flip(1)  # sum_{i>=k}, without the cancellation of a difference
+    full = (rate * ceiling).cumsum(1)
+    before = torch.cat((torch.zeros_like(full[:, :1]), full[:, :-1]), dim=1)
+    k = (before + ceiling * left < total[:, None]).sum(1, keepdim=True)  # ceilings that t lies above
+    reached, k = k[:, 0] < rate.shape[1], k.clamp_max(rate.shape[1] - 1)
+    slope = left.gather(1, k)[:, 0]
+    level = (total - before.gather(1, k)[:, 0]) / slope.clamp_min(torch.finfo(slope.dtype).tiny)
+    return torch.where(reached, level.clamp_min(0.0), torch.inf)
+
+
+def _length(delta: Tensor, threat: ThreatModel) -> Tensor:
+    """(B,) norms of (B, n)."""
+    return delta.abs().amax(1) if threat.norm == "linf" else delta.norm(dim=1)
+
+
+def _scaled(image: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
+    """Perturbations stretched to the whole budget; longer ones are left for the projection."""
+    norm = threat.distance(image, x).clamp_min(torch.finfo(x.dtype).tiny)
+    return x + (threat.budget / norm).clamp_min(1.0)[:, None, None, None] * (image - x)
+
+
+def _pick(rows: Tensor, those: Tensor, others: Tensor) -> Tensor:
+    """Images of ``those`` where ``rows`` (B,), of ``others`` elsewhere."""
+    return torch.where(rows[:, None, None, None], those, others)

@@ -1,0 +1,307 @@
+"""Square: random search with square-shaped changes (Andriushchenko et al. 2020, arXiv 1912.00049)."""
+
+import math
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lustral.attacks.base import Attack, Cases
+from lustral.attacks.engine import Engine
+from lustral.attacks.objectives import Margin, Objective
+from lustral.attacks.selection import score, select
+from lustral.noise import NoiseStream
+from lustral.threat import ThreatModel
+
+_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # iterations out of 10,000 after which p is halved
+_COMPACT_EVERY = 5  # queries between looks at which cases are decided: a look waits for the device
+
+
+class Square(Attack):
+    """Proposes a change of one random square an iteration, and keeps it if the loss rises. No gradient is asked for.
+
+    linf: the search begins with vertical stripes of +-eps; a proposal sets a square of the perturbation to +-eps, one
+    sign a channel. l2: it begins with a grid of tiles, each a pair of opposite bumps (eq. 2 of the paper); a proposal
+    clears two windows, and puts what they held of the budget, and what the box left unused of it, into a pair of bumps
+    in the first one (Algorithm 3). A square covers a share p of the image's pixels, which is halved after 10, 50, 200,
+    500, 1000, 2000, 4000, 6000 and 8000 of 10,000 iterations, and in proportion for other numbers: the schedule of the
+    authors' code and of AutoAttack (the paper's text has no 500).
+
+    A deterministic defence gives the incumbent's loss once and for all, and a case leaves when it is broken. Under a
+    random one the best of many losses is the luckiest draw, which no later proposal would beat. So there every
+    iteration judges the proposal and the incumbent on the same fresh draws: both have the same luck, and the incumbent
+    carries none of it on. That costs two queries an iteration, and no look decides a case. The last incumbent of each
+    restart is scored again on selection draws, and so are the earlier ones of highest mean loss over the looks that
+    they had as incumbents (the look that made them one does not count).
+
+    Statistics: "queries" (images judged, repeats for EOT and selection not counted), "accepted" (proposals kept),
+    "loss_first" (of the first starting point) and "loss_last" (of the last incumbent, at its latest look).
+
+    Args:
+        num_queries: iterations a restart; the first one looks at the starting point.
+        p_init: the share of the image's pixels that the first squares cover, in (0, 1].
+        restarts: independent runs.
+        eot: draws of the defence's noise that a query's loss is averaged over.
+        objective: what is ascended; Margin if none is named. It must look at logits alone.
+        finalists: earlier incumbents an image that are scored again (random defences only).
+        selection_draws: draws of that score. They are seen neither by the search nor by the verdict.
+
+    Raises:
+        ValueError: if an option is out of its range, or the objective follows more than logits.
+    """
+
+    def __init__(
+        self,
+        num_queries: int = 5000,
+        p_init: float = 0.8,
+        restarts: int = 1,
+        eot: int = 1,
+        objective: Objective | None = None,
+        finalists: int = 3,
+        selection_draws: int = 16,
+    ) -> None:
+        counts = {"num_queries": num_queries, "restarts": restarts, "eot": eot, "finalists": finalists}
+        for name, value in (counts | {"selection_draws": selection_draws}).items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1.")
+        if not 0 < p_init <= 1:
+            raise ValueError(f"p_init is {p_init}; it is a share of the image, above 0 and at most 1.")
+        self.num_queries, self.p_init, self.restarts, self.eot = num_queries, p_init, restarts, eot
+        self.objective = objective or Margin()
+        self.finalists, self.selection_draws = finalists, selection_draws
+        if self.objective.needs:
+            raise ValueError(
+                f"{type(self.objective).__name__} follows the {', '.join(self.objective.needs)} in the purifier, but "
+                "Square sees logits alone: choose an attack.objective of logits, such as Margin."
+            )
+
+    @property
+    def target(self) -> str:
+        return self.objective.target
+
+    def score(self, logits: Tensor, y: Tensor) -> Tensor:
+        return score(self.objective, logits, y)
+
+    def share(self, iteration: int) -> float:
+        """p, the share of the image's pixels that a square covers at an iteration."""
+        passed = iteration * 10_000 // self.num_queries
+        return self.p_init / 2 ** sum(passed > halving for halving in _HALVINGS)
+
+    def run(
+        self, engine: Engine, cases: Cases, threat: ThreatModel, noise: NoiseStream
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        found = _Found(cases.images, self.finalists)
+        if threat.budget == 0:
+            return cases.images.clone(), found.statistics()
+        for restart in range(self.restarts):
+            self._search(engine, cases, threat, noise.at(restart=restart), restart, found)
+        candidates = [*found.earlier, *found.last] if engine.defence.random else found.last
+        chosen = select(engine, candidates, cases.labels, noise.fork("selection"), self.selection_draws, self.score)
+        found.bad |= chosen.failed
+        return torch.where(_pixels(found.decided), found.broken, chosen.images), found.statistics()
+
+    def _search(
+        self, engine: Engine, cases: Cases, threat: ThreatModel, noise: NoiseStream, restart: int, found: "_Found"
+    ) -> None:
+        """One restart over the cases that are not decided."""
+        start, propose = (_stripes, _square) if threat.norm == "linf" else (_tiles, _moved_bumps)
+        x, random = cases.images, engine.defence.random
+        incumbent = threat.project(start(x, threat.budget, noise.fork("start")), x)
+        found.begin(incumbent)
+        rows = torch.arange(len(cases), device=x.device)
+        for k in range(self.num_queries):
+            if not random and k % _COMPACT_EVERY == 0:
+                rows = (~found.decided).nonzero().flatten()
+                if len(rows) == 0:
+                    break
+            old, stream = incumbent[rows], noise.at(iteration=k).select(rows)
+            queries = [old]
+            if k > 0:
+                moved = propose(x[rows], old, self.share(k), threat.budget, stream.fork("proposal"))
+                new = threat.project(moved, x[rows])
+                queries = [old, new] if random else [new]
+            logits = self._judge(engine, queries, stream.fork("query"))
+            losses = [self.objective(each, cases.labels[rows], {}).double().nan_to_num(-torch.inf) for each in logits]
+            if random or k == 0:
+                found.look(rows, losses[0])
+            better = losses[-1] > found.loss[rows]
+            incumbent[rows] = torch.where(_pixels(better), queries[-1], old)
+            found.answer(rows, queries, logits, cases.labels[rows], not random)
+            found.replace(rows, better, old, losses[-1])
+            engine.observe(self.name, restart * self.num_queries + k + 1, self.restarts * self.num_queries)
+
+    def _judge(self, engine: Engine, queries: list[Tensor], noise: NoiseStream) -> list[Tensor]:
+        """(draws, B, K) logits of each of ``queries``, all on the same draws."""
+        same = torch.arange(len(noise), device=noise.index.device).repeat(len(queries))
+        return list(engine.logits(torch.cat(queries), noise.select(same), self.eot).chunk(len(queries), dim=1))
+
+
+class _Found:
+    """What a search remembers of every case.
+
+    Attributes:
+        decided, broken: (B,) cases that a deterministic defence got wrong, and the image (B, C, H, W) that did it.
+        bad: (B,) cases that met NaN or Inf.
+        last: the incumbents of each restart, which the search changes in place.
+        earlier: (finalists, B, C, H, W) replaced incumbents of highest mean loss.
+        loss: (B,) float64 of the incumbent, at its latest look.
+    """
+
+    def __init__(self, images: Tensor, finalists: int) -> None:
+        zero = images.new_zeros(len(images), dtype=torch.float64)
+        self.decided = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        self.bad, self.broken = self.decided.clone(), images.clone()
+        self.last: list[Tensor] = []
+        self.earlier, self._means = images[:0], zero.new_full((finalists, len(images)), -torch.inf)
+        self.loss, self._sum, self._looks = zero.clone(), zero.clone(), zero.clone()
+        self._first, self._queries, self._accepted = zero.clone(), zero.clone(), zero.clone()
+
+    def begin(self, incumbent: Tensor) -> None:
+        """A restart begins at ``incumbent``."""
+        if not self.last:
+            self.earlier = incumbent.repeat(len(self._means), 1, 1, 1, 1)
+        self.last.append(incumbent)
+        self._sum.zero_()
+        self._looks.zero_()
+
+    def look(self, rows: Tensor, loss: Tensor) -> None:
+        """The incumbents' ``loss`` on draws that they have not seen."""
+        self.loss[rows] = loss
+        self._sum[rows] += loss
+        self._looks[rows] += 1
+        if len(self.last) == 1:
+            self._first[rows] = torch.where(self._queries[rows] == 0, loss, self._first[rows])
+
+    def answer(self, rows: Tensor, queries: list[Tensor], logits: list[Tensor], y: Tensor, decides: bool) -> None:
+        """What was asked for, and the logits (draws, B, K) of each. Where one look ``decides``, wrong ones leave."""
+        still = ~self.decided[rows]
+        self._queries[rows] += len(queries) * still
+        for each in logits:
+            self.bad[rows] |= ~each.isfinite().all(-1).all(0)
+        if decides:
+            broken = (logits[-1][0].argmax(-1) != y) & still
+            self.broken[rows] = torch.where(_pixels(broken), queries[-1], self.broken[rows])
+            self.decided[rows] |= broken
+
+    def replace(self, rows: Tensor, better: Tensor, old: Tensor, loss: Tensor) -> None:
+        """Where ``better``, a proposal of this ``loss`` takes the place of ``old``, which the best few remember."""
+        mean = (self._sum[rows] / self._looks[rows]).masked_fill(~better, -torch.inf)
+        slot = self._means[:, rows].argmin(0)
+        enters = mean > self._means[slot, rows]
+        self.earlier[slot, rows] = torch.where(_pixels(enters), old, self.earlier[slot, rows])
+        self._means[slot, rows] = torch.where(enters, mean, self._means[slot, rows])
+        self.loss[rows] = torch.where(better, loss, self.loss[rows])
+        self._sum[rows] *= ~better
+        self._looks[rows] *= ~better
+        self._accepted[rows] += better
+
+    def statistics(self) -> dict[str, Tensor]:
+        """(B,) each; NaN for every case that met NaN or Inf, which is how the base class learns of it."""
+        found = {
+            "queries": self._queries,
+            "accepted": self._accepted,
+            "loss_first": self._first,
+            "loss_last": self.loss,
+        }
+        return {name: values.masked_fill(self.bad, torch.nan).float() for name, values in found.items()}
+
+
+# What is proposed ------------------------------------------------------------
+
+
+def _pixels(rows: Tensor) -> Tensor:
+    """(B,) as (B, 1, 1, 1)."""
+    return rows[:, None, None, None]
+
+
+def _signs(uniform: Tensor) -> Tensor:
+    return torch.where(uniform < 0.5, -1.0, 1.0)
+
+
+def _window(place: Tensor, side: int, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
+    """A window of ``side`` pixels in images of ``shape`` (..., H, W), somewhere as ``place`` (B, 2) in [0, 1) says:
+    which pixels are inside, (B, 1, H, W), and their row (B, H) and column (B, W) within it, held to the window."""
+    height, width = shape[-2:]
+    offsets, inside = [], []
+    for size, where in ((height, place[:, 0]), (width, place[:, 1])):
+        first = (where * (size - side + 1)).long().clamp_max(size - side)
+        offset = torch.arange(size, device=place.device) - first[:, None]
+        inside.append((offset >= 0) & (offset < side))
+        offsets.append(offset.clamp(0, side - 1))
+    return (inside[0][:, :, None] & inside[1][:, None, :])[:, None], offsets[0], offsets[1]
+
+
+def _side(share: float, shape: torch.Size, smallest: int = 1) -> int:
+    """The side of a square that covers about ``share`` of an image of ``shape`` (..., H, W)."""
+    height, width = shape[-2:]
+    return min(max(round(math.sqrt(share * height * width)), smallest), height, width)
+
+
+def _stripes(x: Tensor, eps: float, noise: NoiseStream) -> Tensor:
+    """linf: every column of every channel moved by +-eps."""
+    return x + eps * _signs(noise.uniform((x.shape[1], 1, x.shape[3]))).to(x.dtype)
+
+
+def _square(x: Tensor, incumbent: Tensor, share: float, eps: float, noise: NoiseStream) -> Tensor:
+    """linf: a square whose perturbation is +-eps, one sign a channel (Algorithm 2)."""
+    uniform = noise.uniform((2 + x.shape[1],), dtype=torch.float64)
+    inside, _, _ = _window(uniform[:, :2], _side(share, x.shape), x.shape)
+    return torch.where(inside, x + eps * _signs(uniform[:, 2:, None, None]).to(x.dtype), incumbent)
+
+
+def _tiles(x: Tensor, eps: float, noise: NoiseStream) -> Tensor:
+    """l2: tiles of a fifth of the image's side, as many as fit, each with a pair of bumps; of norm eps in all."""
+    channels, height, width = x.shape[1:]
+    side = max(min(height, width) // 5, 1)
+    down, across = height // side, width // side
+    uniform = noise.uniform((channels + 1, down, across)).repeat_interleave(side, 2).repeat_interleave(side, 3)
+    bumps = _bumps(side, x.device)
+    tiles = torch.where(uniform[:, :1] < 0.5, bumps.T.repeat(down, across), bumps.repeat(down, across))
+    tiles = tiles * _signs(uniform[:, 1:]) * (eps / math.sqrt(channels * down * across))
+    top, left = (height - side * down) // 2, (width - side * across) // 2
+    spare = (left, width - side * across - left, top, height - side * down - top)
+    return x + F.pad(tiles, spare).to(x.dtype)
+
+
+def _moved_bumps(x: Tensor, incumbent: Tensor, share: float, eps: float, noise: NoiseStream) -> Tensor:
+    """l2: the budget of two windows gathered in the first (Algorithm 3), in float64: its norm is exactly eps."""
+    side = _side(share, x.shape, smallest=3)
+    if side % 2 == 0:  # the paper's windows are odd
+        side += 1 if side < min(x.shape[2:]) else -1
+    uniform = noise.uniform((5 + x.shape[1],), dtype=torch.float64)
+    first, row, column = _window(uniform[:, 0:2], side, x.shape)
+    both = first | _window(uniform[:, 2:4], side, x.shape)[0]
+    bumps = _bumps(side, x.device)
+    upright, lying = (each[row[:, :, None], column[:, None, :]][:, None] for each in (bumps, bumps.T))
+    fresh = torch.where(_pixels(uniform[:, 4] < 0.5), lying, upright) * _signs(uniform[:, 5:, None, None]) * first
+
+    delta = (incumbent - x).double()
+    held = delta * first
+    mixed = fresh + held / _channel_norm(held).clamp_min(torch.finfo(torch.float64).tiny)
+    unused = (eps**2 - delta.square().sum((1, 2, 3), keepdim=True)).clamp_min(0.0) / x.shape[1]
+    available = (_channel_norm(delta * both).square() + unused).sqrt()
+    mixed = mixed * (available / _channel_norm(mixed).clamp_min(torch.finfo(torch.float64).tiny))
+    return (x + torch.where(both, mixed, delta)).to(x.dtype)
+
+
+def _channel_norm(delta: Tensor) -> Tensor:
+    """(B, C, 1, 1) Euclidean norm of each channel."""
+    return delta.square().sum((2, 3), keepdim=True).sqrt()
+
+
+@lru_cache(maxsize=64)
+def _bumps(side: int, device: torch.device) -> Tensor:
+    """(side, side) float64 of norm 1: a bump on the left half and its opposite on the right (eq. 2 of the paper)."""
+    half = side // 2
+    pair = torch.cat((_bump(side, half, device), -_bump(side, side - half, device)), dim=1)
+    return pair / pair.norm()
+
+
+def _bump(height: int, width: int, device: torch.device) -> Tensor:
+    """(height, width >= 0) values that grow by 1 / m^2 from ring to ring, towards the centre."""
+    centre, across = height // 2, width // 2
+    rings = torch.arange(1, centre + 2, device=device, dtype=torch.float64).reciprocal().square()
+    sums = rings.flip(0).cumsum(0).flip(0)  # of 1 / m^2 for m from d + 1 to n + 1, at distance d
+    rows, columns = (torch.arange(size, device=device) for size in (height, width))
+    return sums[torch.maximum((rows - centre).abs()[:, None], (columns - across).abs()[None, :])]
