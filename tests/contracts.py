@@ -84,9 +84,10 @@ class ToyClassifier(Classifier):
 
 def stored_scores(denoiser: Denoiser, statistic: PerturbationScore, scores: Sequence[float]) -> StoredScores:
     """Reference scores as their command writes them."""
-    file = Path(tempfile.mkdtemp()) / "reference.json"
-    write_scores(file, torch.tensor(scores), denoiser, statistic, {}, 0)
-    return StoredScores(str(file))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "reference.json"
+        write_scores(file, torch.tensor(scores), denoiser, statistic, {}, 0)
+        return StoredScores(str(file))
 
 
 class NoisyPurifier(Purifier):
