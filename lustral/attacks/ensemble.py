@@ -15,6 +15,8 @@ from lustral.threat import ThreatModel
 
 WINNER = "winner"
 """The statistic that holds the number of the member which an image is from."""
+ASKED = "asked"
+"""The statistic of each member, under its number, that says whether it attacked an image (1) or need not (0)."""
 
 
 class Ensemble(Attack):
@@ -22,10 +24,12 @@ class Ensemble(Attack):
 
     All results are scored on the same draws, which neither the members nor the verdict see, under the first member's
     rule; the winner is judged once, as always. (The worst of several verdicts would break images that nobody attacked.)
-    Each member draws from a stream of its own, whatever its class, so adding one changes nothing for the others.
+    Each member draws from a stream of its own, whatever its class, so adding one changes nothing for the others. Of a
+    deterministic defence an image that one member breaks is not handed to the next: it cannot become more wrong.
 
     Statistics: those of the best member that has gradients, image by image; every member's under its number ("0
-    zero_gradients", ...); and which member won. An image on which any member met NaN or Inf has failed.
+    zero_gradients", ...), 0 for the images that it was not asked about ("0 asked"); and which member won. An image on
+    which any member met NaN or Inf has failed.
 
     Args:
         attacks: the members, at least one. The rule aimed at is the first one's.
@@ -49,12 +53,36 @@ class Ensemble(Attack):
     def run(
         self, engine: Engine, cases: Cases, threat: ThreatModel, noise: NoiseStream
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        results = [attack(engine, cases, threat, noise.fork(str(number))) for number, attack in enumerate(self.attacks)]
+        results, broken_by = self._results(engine, cases, threat, noise)
         images = [result.images for result in results]
         chosen = select(engine, images, cases.labels, noise.fork("selection"), self.selection_draws, self.score)
-        found = {WINNER: chosen.winner.to(cases.images.dtype), **_statistics(results, chosen.scores)}
+        decided, scores = broken_by < len(results), chosen.scores.clone()
+        for number, result in enumerate(results):  # what it was not asked about is another's merit
+            scores[number] = scores[number].masked_fill(result.statistics[ASKED] == 0, -torch.inf)
+        winner = torch.where(decided, broken_by, chosen.winner)
+        found = {WINNER: winner.to(cases.images.dtype), **_statistics(results, scores)}
         failed = torch.stack([chosen.failed, *(result.failed for result in results)]).any(0)
         return chosen.images, {name: values.masked_fill(failed, torch.nan) for name, values in found.items()}
+
+    def _results(
+        self, engine: Engine, cases: Cases, threat: ThreatModel, noise: NoiseStream
+    ) -> tuple[list[AttackResult], Tensor]:
+        """Every member's result, and (B,) the number of the first that broke the image for good; as many as there are
+        members where none did."""
+        rows = torch.arange(len(cases), device=cases.images.device)
+        broken_by, images = torch.full_like(rows, len(self.attacks)), cases.images
+        results: list[AttackResult] = []
+        for number, attack in enumerate(self.attacks):
+            some = None
+            if len(rows):
+                some = attack(engine, cases.select(rows), threat, noise.fork(str(number)).select(rows))
+            results.append(result := _spread(some, rows, images, cases, threat))
+            if not engine.defence.random and number + 1 < len(self.attacks) and len(rows):
+                stream = noise.fork("looks").select(rows)  # of no consequence: the defence draws nothing
+                wrong = engine.logits(result.images[rows], stream)[0].argmax(-1) != cases.labels[rows]
+                broken_by[rows[wrong]] = number
+                images, rows = images.index_copy(0, rows, result.images[rows]), rows[~wrong]
+        return results, broken_by
 
 
 def surrogates(attack: Attack) -> list[Purifier]:
@@ -62,6 +90,19 @@ def surrogates(attack: Attack) -> list[Purifier]:
     if isinstance(attack, Ensemble):
         return list({id(p): p for member in attack.attacks for p in surrogates(member)}.values())
     return [attack.surrogate] if isinstance(attack, FirstOrderAttack) and attack.surrogate is not None else []
+
+
+def _spread(some: AttackResult | None, rows: Tensor, images: Tensor, cases: Cases, threat: ThreatModel) -> AttackResult:
+    """The result of the cases ``rows`` among all; the others keep ``images``, and have statistics of 0."""
+    zero = torch.zeros_like(cases.images[:, 0, 0, 0])
+    if some is None:
+        distance = threat.distance(images, cases.images)
+        return AttackResult(images, distance, zero.bool(), {ASKED: zero})
+    statistics = {name: zero.index_copy(0, rows, values.to(zero.dtype)) for name, values in some.statistics.items()}
+    statistics[ASKED] = zero.index_fill(0, rows, 1.0)
+    images = images.index_copy(0, rows, some.images)
+    failed = zero.bool().index_copy(0, rows, some.failed)
+    return AttackResult(images, threat.distance(images, cases.images), failed, statistics)
 
 
 def _statistics(results: Sequence[AttackResult], scores: Tensor) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lustral.attacks.ensemble import WINNER
+from lustral.attacks.ensemble import ASKED, WINNER
 from lustral.evaluation.records import Record
 
 
@@ -28,16 +28,18 @@ def differentiated(attack: Mapping[str, Any], purifier: Mapping[str, Any]) -> li
 
 
 def members(records: Sequence[Record], attack: Mapping[str, Any]) -> dict[str, Any]:
-    """ "members" of an ensemble: each one's wins (images that are its), and the share of its gradients that are zero.
-    Failed images were won by nobody. Nothing for other attacks."""
+    """ "members" of an ensemble: each one's wins (images that are its), how many images it attacked, and the share of
+    its gradients that are zero. Failed images were won by nobody. Nothing for other attacks."""
     if "attacks" not in attack:
         return {}
     healthy, rows = [record.statistics for record in records if not record.failed], []
     for number, member in enumerate(attack["attacks"]):
         row: dict[str, Any] = {"attack": _name(member)}
         row["wins"] = sum(statistics[WINNER] == number for statistics in healthy)
+        asked = [statistics for statistics in healthy if statistics.get(f"{number} {ASKED}", 1)]
+        row["attacked"] = len(asked)
         key = f"{number} zero_gradients"
-        zero = [statistics[key] for statistics in healthy if key in statistics]
+        zero = [statistics[key] for statistics in asked if key in statistics]
         if zero:
             row["zero_gradient_share"] = sum(zero) / len(zero)
         rows.append(row)

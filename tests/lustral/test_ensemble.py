@@ -62,6 +62,34 @@ def test_members_of_one_class_draw_from_their_own_streams_and_a_new_one_disturbs
         assert not torch.equal(two.images[b], one.images[b])
 
 
+def test_what_one_member_breaks_for_good_is_not_handed_to_the_next() -> None:
+    """A deterministic defence: the same images are broken as if every member had seen all, at fewer queries."""
+    chosen, noise, seen = right_cases(30), stream(30), []
+
+    class Telling(PGD):
+        def run(self, engine, cases, threat, noise):
+            seen.append(cases.index.tolist())
+            return super().run(engine, cases, threat, noise)
+
+    engine = Engine(Defence(ToyClassifier(), Identity()), 16)
+    members = [RandomDirections(30, 1), Telling(10), Telling(20)]
+    result = Ensemble(members, 1)(engine, chosen, LINF, noise)
+    own = noise.fork("attack", "Ensemble")
+    alone = members[0](engine, chosen, LINF, own.fork("0")).images
+    left = engine.logits(alone, noise)[0].argmax(-1) == chosen.labels
+    assert 0 < int(left.sum()) < 30
+    assert seen[0] == chosen.index[left].tolist()
+    assert set(seen[1]) < set(seen[0])
+    assert torch.equal(result.images[~left], alone[~left])
+    assert [int(result.statistics[f"{k} asked"].sum()) for k in range(3)] == [30, len(seen[0]), len(seen[1])]
+    assert (result.statistics["winner"][~left] == 0).all()
+    wrong = engine.logits(result.images, noise)[0].argmax(-1) != chosen.labels
+    assert int((~wrong).sum()) <= len(seen[1])
+    nobody = Ensemble([PGD(10), RandomDirections(2, 1)], 1)(engine, chosen, ThreatModel("linf", 1.0), noise)
+    assert not nobody.failed.any()
+    assert nobody.statistics["1 asked"].sum() == 0
+
+
 def test_statistics_are_the_best_differentiating_members() -> None:
     """A member without gradients, or with zero ones, must not hide behind another; the best one's are asked about."""
     chosen = right_cases(30)
@@ -79,7 +107,7 @@ def test_statistics_are_the_best_differentiating_members() -> None:
         else:
             assert float(found["zero_gradients"][b]) in (0.0, 1.0)
     alone = Ensemble([RandomDirections(2, 2)], 2)(_engine(), chosen, LINF, stream(30)).statistics
-    assert set(alone) == {"winner", "0 score"}
+    assert set(alone) == {"winner", "0 score", "0 asked"}
 
 
 def test_the_first_members_rule_is_aimed_at() -> None:
