@@ -34,7 +34,8 @@ class Answer:
         rank: (B,) the same without what only steers the attack (see `Objective.plain`).
         gradient: (B, C, H, W) of the loss.
         logits: (N, B, K) of every draw. The iterate had not seen these draws, so they rank it honestly.
-        zero_rows: (B,) share of draws whose gradient is zero everywhere.
+        zero_rows: (B,) share of the draws that are still right whose gradient is zero everywhere. (Some losses no
+            longer rise once a draw is wrong, and that hides nothing.)
     """
 
     loss: Tensor
@@ -130,7 +131,7 @@ class Engine:
         with _measuring(self.defence, objective):
             whole = _toward(objective, target)
             loss, seeds = (None, {}) if objective.separable else self._seeds(look, x, y, noise, whole, draws)
-            total, zero_rows = torch.zeros_like(x), x.new_zeros(batch)
+            total, zero, right = torch.zeros_like(x), x.new_zeros(batch), x.new_zeros(batch)
             losses, chunks, first = [], [], 0
             for image, stream, used in self._chunks(batch, noise.repeat(draws)):
                 leaf = x[image].detach().requires_grad_()
@@ -147,14 +148,16 @@ class Engine:
                 found = _gradient(scalar, leaf)
                 chunks.append(seen[LOGITS][:used].detach())
                 _add_rows(total, found[:used], first)
-                _add_rows(zero_rows, (found[:used].flatten(1) == 0).all(1).to(x.dtype), first)
+                still = seen[LOGITS][:used].argmax(-1) == y[image[:used]]
+                _add_rows(right, still.to(x.dtype), first)
+                _add_rows(zero, (still & (found[:used].flatten(1) == 0).all(1)).to(x.dtype), first)
                 first += used
                 del seen, scalar
         logits = torch.cat(chunks).view(draws, batch, -1)
         if loss is None:
             loss = _sum_draws(torch.cat(losses).view(draws, batch))
         rank = loss if objective.plain is objective else objective.plain(logits, y, {})
-        return Answer(loss, rank, total, logits, zero_rows / draws)
+        return Answer(loss, rank, total, logits, zero / right.clamp_min(1))
 
     def _seeds(
         self,

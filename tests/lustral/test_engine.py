@@ -260,9 +260,20 @@ def test_a_deterministic_defence_is_asked_once() -> None:
 @pytest.mark.parametrize("mode", ["exact", "bpda", "detached"])
 def test_every_gradient_mode_is_answered(defence: str, mode: GradientMode) -> None:
     engine = Engine(DEFENCES[defence](), ROWS)
-    answer = engine.answer(images(3), cases(3).labels, stream(3), CrossEntropy(), 2, mode)
+    labels = engine.logits(images(3), stream(3))[0].argmax(-1)
+    answer = engine.answer(images(3), labels, stream(3), CrossEntropy(), 2, mode)
     assert (answer.gradient == 0).all() == (mode == "detached")
     assert (answer.zero_rows == (1 if mode == "detached" else 0)).all()
+
+
+def test_a_loss_that_rests_once_a_draw_is_wrong_hides_no_gradient() -> None:
+    """DLR is constant where the true class is the third of three: that gradient of zero is not counted."""
+    engine = Engine(DEFENCES["undefended"](), ROWS)
+    logits = engine.logits(images(6), stream(6))[0]
+    for place, label in enumerate((logits.argmax(-1), logits.argmin(-1))):
+        answer = engine.answer(images(6), label, stream(6), DifferenceOfLogitsRatio())
+        assert (answer.gradient.flatten(1).abs().amax(1) < 1e-6).all() == (place == 1)
+        assert (answer.zero_rows == 0).all()
 
 
 @pytest.mark.parametrize("name", ["lower_score", "deviation"])
