@@ -34,14 +34,16 @@ class Answer:
         rank: (B,) the same without what only steers the attack (see `Objective.plain`).
         gradient: (B, C, H, W) of the loss.
         logits: (N, B, K) of every draw. The iterate had not seen these draws, so they rank it honestly.
-        zero_rows: (B,) share of the draws that are still right whose gradient is zero everywhere. (Some losses no
-            longer rise once a draw is wrong, and that hides nothing.)
+        right_rows: (B,) how many draws are right.
+        zero_rows: (B,) how many of these have a gradient that is zero everywhere. (Some losses rest once a draw is
+            wrong, and that hides nothing.)
     """
 
     loss: Tensor
     rank: Tensor
     gradient: Tensor
     logits: Tensor
+    right_rows: Tensor
     zero_rows: Tensor
 
 
@@ -157,7 +159,7 @@ class Engine:
         if loss is None:
             loss = _sum_draws(torch.cat(losses).view(draws, batch))
         rank = loss if objective.plain is objective else objective.plain(logits, y, {})
-        return Answer(loss, rank, total, logits, zero / right.clamp_min(1))
+        return Answer(loss, rank, total, logits, right, zero)
 
     def _seeds(
         self,

@@ -233,7 +233,8 @@ class GradientStatistics:
     def __init__(self, images: Tensor) -> None:
         zero = images.new_zeros(len(images))
         self.first, self.last, self.predicted = zero.clone(), zero.clone(), zero.clone()
-        self._zero_rows, self._steps, self._ahead = zero.clone(), zero.clone(), zero.clone()
+        self._zero_rows, self._right_rows = zero.clone(), zero.clone()
+        self._steps, self._ahead = zero.clone(), zero.clone()
         self._bad = torch.zeros(len(images), dtype=torch.bool, device=images.device)
 
     def check(self, rows: Tensor, answer: Answer) -> None:
@@ -251,12 +252,13 @@ class GradientStatistics:
         self.predicted[rows] = self._ahead[rows]
         self._ahead[rows] += (answer.gradient * (following - query)).flatten(1).sum(1)
         self._zero_rows[rows] += answer.zero_rows
+        self._right_rows[rows] += answer.right_rows
         self._steps[rows] += 1
 
     def result(self) -> dict[str, Tensor]:
         """(B,) each; NaN for every case that met NaN or Inf, which is how the base class learns of it."""
         found = {
-            "zero_gradients": self._zero_rows / self._steps.clamp_min(1),
+            "zero_gradients": self._zero_rows / self._right_rows.clamp_min(1),
             "loss_first": self.first,
             "loss_last": self.last,
             "predicted_gain": self.predicted,

@@ -161,7 +161,8 @@ def _straight(rows: int, steps: int, losses: Callable[[int], list[float]]) -> li
     for k in range(steps):
         loss = torch.tensor(losses(k))
         gradient = torch.ones_like(x) * (1 if k % 2 else -1)
-        state = attack.update(state, Answer(loss, loss, gradient, torch.zeros(1, rows, 3), torch.zeros(rows)))
+        logits, none = torch.zeros(1, rows, 3), torch.zeros(rows)
+        state = attack.update(state, Answer(loss, loss, gradient, logits, none, none))
         found.append(state)
     return found
 

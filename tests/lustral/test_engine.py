@@ -263,7 +263,9 @@ def test_every_gradient_mode_is_answered(defence: str, mode: GradientMode) -> No
     labels = engine.logits(images(3), stream(3))[0].argmax(-1)
     answer = engine.answer(images(3), labels, stream(3), CrossEntropy(), 2, mode)
     assert (answer.gradient == 0).all() == (mode == "detached")
-    assert (answer.zero_rows == (1 if mode == "detached" else 0)).all()
+    assert torch.equal(answer.right_rows, (answer.logits.argmax(-1) == labels).float().sum(0))
+    assert (answer.right_rows > 0).any()
+    assert torch.equal(answer.zero_rows, answer.right_rows * (mode == "detached"))
 
 
 def test_a_loss_that_rests_once_a_draw_is_wrong_hides_no_gradient() -> None:

@@ -247,7 +247,7 @@ def test_one_step_stays_in_the_box_and_goes_back_from_beyond() -> None:
     x = torch.tensor([0.0, 0.5]).view(1, 1, 1, 2).repeat(2, 1, 1, 1)
     w = torch.tensor([-1.0, 1.0]).view(1, 1, 1, 2).repeat(2, 1, 1, 1)
     loss = torch.tensor([-0.2, 0.2])
-    answer = Answer(loss, loss, w, torch.zeros(1, 2, 2), torch.zeros(2))
+    answer = Answer(loss, loss, w, torch.zeros(1, 2, 2), torch.ones(2), torch.zeros(2))
     attack = FAB(1, 1, alpha_max=0.0, eta=1.0)
     after = attack.update(State(x, x, torch.zeros(2, dtype=torch.int64), LINF), answer).query
     torch.testing.assert_close(after[0].flatten(), torch.tensor([0.0, 0.7]))
