@@ -66,9 +66,9 @@ class AttackResult:
         images: (B, C, H, W), within the threat model. Where ``failed``, the clean image.
         distance: (B,) norm of the perturbation.
         failed: (B,) whether NaN or Inf turned up: no image to judge, and counted as broken by the evaluation.
-        statistics: (B,) each, what the audit asks about: "zero_gradients" (share), "loss_first", "loss_last",
-            "predicted_gain" (first-order change of the loss summed over the steps between the two). An ensemble's are
-            described there.
+        statistics: (B,) each, what the audit asks about: "zero_gradients" (share of the draws that are still right,
+            "right_draws" of all steps together), "loss_first", "loss_last", "predicted_gain" (first-order change of the
+            loss summed over the steps between the two). An ensemble's are described there.
     """
 
     images: Tensor
@@ -93,6 +93,11 @@ class Attack(ABC):
         """The verdict rule that its objective and its selection aim at."""
         return "expected"
 
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The names of its statistics, the same for every image."""
+        return ()
+
     def score(self, logits: Tensor, y: Tensor) -> Tensor:
         """(2, B) float64, the larger the worse for the defence: how wrong ``logits`` (N draws, B, K) are under the rule
         aimed at, and what decides among equals. By default the share of wrong draws, and the mean margin."""
@@ -102,7 +107,7 @@ class Attack(ABC):
     def run(
         self, engine: "Engine", cases: Cases, threat: ThreatModel, noise: NoiseStream
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The found images (B, C, H, W), and statistics of (B,) each."""
+        """The found images (B, C, H, W), and statistics of (B,) each, those that it `measures`."""
 
     def __call__(self, engine: "Engine", cases: Cases, threat: ThreatModel, noise: NoiseStream) -> AttackResult:
         """Attack ``cases``; ``noise`` is the run's stream of their rows. Final: subclasses give `run`."""

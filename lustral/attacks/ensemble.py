@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lustral.attacks.base import Attack, AttackResult, Cases
 from lustral.attacks.engine import Engine
-from lustral.attacks.first_order import FirstOrderAttack
+from lustral.attacks.first_order import MEASURES, FirstOrderAttack
 from lustral.attacks.selection import better, select
 from lustral.noise import NoiseStream
 from lustral.purifiers import Purifier
@@ -28,8 +28,8 @@ class Ensemble(Attack):
     deterministic defence an image that one member breaks is not handed to the next: it cannot become more wrong.
 
     Statistics: those of the best member that has gradients, image by image; every member's under its number ("0
-    zero_gradients", ...), 0 for the images that it was not asked about ("0 asked"); and which member won. An image on
-    which any member met NaN or Inf has failed.
+    zero_gradients", ...), 0 for the images that it was not asked about ("0 asked"); and which member won. Their names
+    are the same for every image, whatever its batch. An image on which any member met NaN or Inf has failed.
 
     Args:
         attacks: the members, at least one. The rule aimed at is the first one's.
@@ -47,6 +47,18 @@ class Ensemble(Attack):
     def target(self) -> str:
         return self.attacks[0].target
 
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Of the best member with gradients, if there is any; of all, under their numbers; and the winner."""
+        own = MEASURES if self._differentiated else ()
+        numbered = [f"{k} {name}" for k, each in enumerate(self.attacks) for name in (*each.measures, ASKED)]
+        return (WINNER, *own, *numbered)
+
+    @property
+    def _differentiated(self) -> list[int]:
+        """The numbers of the members that have gradients."""
+        return [number for number, each in enumerate(self.attacks) if set(MEASURES) <= set(each.measures)]
+
     def score(self, logits: Tensor, y: Tensor) -> Tensor:
         return self.attacks[0].score(logits, y)
 
@@ -60,7 +72,7 @@ class Ensemble(Attack):
         for number, result in enumerate(results):  # what it was not asked about is another's merit
             scores[number] = scores[number].masked_fill(result.statistics[ASKED] == 0, -torch.inf)
         winner = torch.where(decided, broken_by, chosen.winner)
-        found = {WINNER: winner.to(cases.images.dtype), **_statistics(results, scores)}
+        found = {WINNER: winner.to(cases.images.dtype), **_statistics(results, scores, self._differentiated)}
         failed = torch.stack([chosen.failed, *(result.failed for result in results)]).any(0)
         return chosen.images, {name: values.masked_fill(failed, torch.nan) for name, values in found.items()}
 
@@ -76,7 +88,7 @@ class Ensemble(Attack):
             some = None
             if len(rows):
                 some = attack(engine, cases.select(rows), threat, noise.fork(str(number)).select(rows))
-            results.append(result := _spread(some, rows, images, cases, threat))
+            results.append(result := _spread(some, attack.measures, rows, images, cases, threat))
             if not engine.defence.random and number + 1 < len(self.attacks) and len(rows):
                 stream = noise.fork("looks").select(rows)  # of no consequence: the defence draws nothing
                 wrong = engine.logits(result.images[rows], stream)[0].argmax(-1) != cases.labels[rows]
@@ -92,12 +104,15 @@ def surrogates(attack: Attack) -> list[Purifier]:
     return [attack.surrogate] if isinstance(attack, FirstOrderAttack) and attack.surrogate is not None else []
 
 
-def _spread(some: AttackResult | None, rows: Tensor, images: Tensor, cases: Cases, threat: ThreatModel) -> AttackResult:
+def _spread(
+    some: AttackResult | None, measures: Sequence[str], rows: Tensor, images: Tensor, cases: Cases, threat: ThreatModel
+) -> AttackResult:
     """The result of the cases ``rows`` among all; the others keep ``images``, and have statistics of 0."""
     zero = torch.zeros_like(cases.images[:, 0, 0, 0])
     if some is None:
-        distance = threat.distance(images, cases.images)
-        return AttackResult(images, distance, zero.bool(), {ASKED: zero})
+        return AttackResult(
+            images, threat.distance(images, cases.images), zero.bool(), dict.fromkeys((*measures, ASKED), zero)
+        )
     statistics = {name: zero.index_copy(0, rows, values.to(zero.dtype)) for name, values in some.statistics.items()}
     statistics[ASKED] = zero.index_fill(0, rows, 1.0)
     images = images.index_copy(0, rows, some.images)
@@ -105,15 +120,14 @@ def _spread(some: AttackResult | None, rows: Tensor, images: Tensor, cases: Case
     return AttackResult(images, threat.distance(images, cases.images), failed, statistics)
 
 
-def _statistics(results: Sequence[AttackResult], scores: Tensor) -> dict[str, Tensor]:
+def _statistics(results: Sequence[AttackResult], scores: Tensor, differentiated: Sequence[int]) -> dict[str, Tensor]:
     """Of the best of those with gradients, image by image; and all of them under the members' numbers."""
     found = {
         f"{number} {name}": values for number, each in enumerate(results) for name, values in each.statistics.items()
     }
-    differentiated = [number for number, each in enumerate(results) if "zero_gradients" in each.statistics]
     if differentiated:
-        best = better(scores[differentiated])[None]
-        for name in ("zero_gradients", "loss_first", "loss_last", "predicted_gain"):
+        best = better(scores[list(differentiated)])[None]
+        for name in MEASURES:
             stacked = torch.stack([results[number].statistics[name] for number in differentiated])
             found[name] = stacked.gather(0, best)[0]
     return found

@@ -108,8 +108,8 @@ class FAB(FirstOrderAttack):
             return x.clone(), statistics.result()
         random = engine.defence.random
         targets = self.targets(engine, cases, noise.fork("targets"))
-        clean = self._margin(engine, x, y, noise.fork("clean"))
-        rows = torch.arange(len(cases), device=x.device) if random else (~(clean > 0)).nonzero().flatten()
+        clean = torch.zeros_like(x[:, 0, 0, 0]) if random else self._margin(engine, x, y, noise.fork("clean"))
+        rows = (~(clean > 0)).nonzero().flatten()
         if len(rows) == 0:
             return x.clone(), statistics.result()
         cases = cases.select(rows)

@@ -19,6 +19,8 @@ from lustral.noise import NoiseStream
 from lustral.purifiers import GradientMode, Purifier
 from lustral.threat import ThreatModel
 
+MEASURES = ("zero_gradients", "right_draws", "loss_first", "loss_last", "predicted_gain")
+"""The statistics of an attack that follows gradients."""
 _COMPACT_EVERY = 5  # steps between looks at which cases are decided: a look waits for the device
 
 
@@ -105,6 +107,10 @@ class FirstOrderAttack(Attack):
         return self.objective.target
 
     @property
+    def measures(self) -> tuple[str, ...]:
+        return MEASURES
+
+    @property
     def sees_the_defence(self) -> bool:
         """Whether the logits of its queries are those that the defence would give."""
         return self.surrogate is None and self.gradient not in ("frozen", "smooth")
@@ -129,8 +135,7 @@ class FirstOrderAttack(Attack):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         if threat.budget == 0:
             zero = cases.images.new_zeros(len(cases))
-            names = ("zero_gradients", "loss_first", "loss_last", "predicted_gain")
-            return cases.images.clone(), dict.fromkeys(names, zero)
+            return cases.images.clone(), dict.fromkeys(MEASURES, zero)
         source = engine if self.surrogate is None else engine.through(self.surrogate)
         may_decide = self.sees_the_defence and not engine.defence.random
         targets = self.targets(engine, cases, noise.fork("targets"))
@@ -259,6 +264,7 @@ class GradientStatistics:
         """(B,) each; NaN for every case that met NaN or Inf, which is how the base class learns of it."""
         found = {
             "zero_gradients": self._zero_rows / self._right_rows.clamp_min(1),
+            "right_draws": self._right_rows,
             "loss_first": self.first,
             "loss_last": self.last,
             "predicted_gain": self.predicted,

@@ -23,6 +23,10 @@ class RandomDirections(Attack):
             raise ValueError(f"tries = {tries} and selection_draws = {selection_draws} must be at least 1.")
         self.tries, self.selection_draws = tries, selection_draws
 
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return ("score",)
+
     def run(
         self, engine: Engine, cases: Cases, threat: ThreatModel, noise: NoiseStream
     ) -> tuple[Tensor, dict[str, Tensor]]:

@@ -88,6 +88,10 @@ class Square(Attack):
         passed = iteration * 10_000 // self.num_queries
         return self.p_init / 2 ** sum(passed > halving for halving in _HALVINGS)
 
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return ("queries", "accepted", "loss_first", "loss_last")
+
     def run(
         self, engine: Engine, cases: Cases, threat: ThreatModel, noise: NoiseStream
     ) -> tuple[Tensor, dict[str, Tensor]]:

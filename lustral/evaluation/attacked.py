@@ -39,11 +39,21 @@ def members(records: Sequence[Record], attack: Mapping[str, Any]) -> dict[str, A
         asked = [statistics for statistics in healthy if statistics.get(f"{number} {ASKED}", 1)]
         row["attacked"] = len(asked)
         key = f"{number} zero_gradients"
-        zero = [statistics[key] for statistics in asked if key in statistics]
-        if zero:
-            row["zero_gradient_share"] = sum(zero) / len(zero)
+        if any(key in statistics for statistics in asked):
+            row["zero_gradient_share"] = zero_share(asked, f"{number} ")
         rows.append(row)
     return {"members": rows}
+
+
+def zero_share(statistics: Sequence[Mapping[str, float]], prefix: str = "") -> float:
+    """The share of gradients that are zero everywhere, among all draws that were still right; 0 if there were none.
+
+    Records of an older version do not say how many those were, and count alike.
+    """
+    zero, right = f"{prefix}zero_gradients", f"{prefix}right_draws"
+    found = [(each[zero], each.get(right, 1.0)) for each in statistics if zero in each]
+    draws = sum(count for _, count in found)
+    return sum(share * count for share, count in found) / draws if draws else 0.0
 
 
 def _name(attack: Mapping[str, Any]) -> str:

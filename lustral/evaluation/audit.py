@@ -13,6 +13,7 @@ import torch
 
 from lustral.attacks import Cases, Engine, Ensemble, FirstOrderAttack, RandomDirections
 from lustral.attacks.base import Attack, Judged
+from lustral.evaluation.attacked import zero_share
 from lustral.evaluation.intervals import compare
 from lustral.evaluation.records import Record
 from lustral.evaluation.verdicts import Expected
@@ -24,7 +25,7 @@ from lustral.threat import ThreatModel
 AUDIT = "audit: "
 """How the tasks of an audit are announced to whoever observes the engine."""
 ZERO_GRADIENTS = 0.01
-"""Largest share of gradients that may be zero everywhere."""
+"""Largest share of the gradients of draws that are still right that may be zero everywhere."""
 BLIND_GAIN = 0.01
 """Smallest share of the predicted rise of the loss that must really happen."""
 LARGE_EPS_ACCURACY = 0.05
@@ -90,7 +91,8 @@ def audit_cases(
         purifier = getattr(engine.defence, "purifier", None)
         exact = [member for member in members if member.gradient == "exact"]
         if exact and not isinstance(purifier, (Identity, type(None))):
-            accuracy("bpda", _changed(exact[0], gradient="bpda", objective=exact[0].objective.plain), threat)
+            objective = exact[0].objective.plain if exact[0].objective.needs else exact[0].objective
+            accuracy("bpda", _changed(exact[0], gradient="bpda", objective=objective), threat)
         if any(member.eot > 1 for member in members) and engine.defence.random:
             accuracy("double_eot", _each(attack, lambda member: _changed(member, eot=2 * member.eot)), threat)
         for name, factor in (("double_eps", 2.0), ("large_eps", threat.largest(shape) / threat.budget)):
@@ -143,7 +145,7 @@ def audit_records(records: Sequence[Record], verdict_draws: int) -> tuple[dict[s
     if failed:
         doubts.append(f"{len(failed)} samples met NaN or Inf and count as broken (first: {failed[0]})")
     differentiated = [r.statistics for r in records if "zero_gradients" in r.statistics]  # failed samples have none
-    zero = sum(s["zero_gradients"] for s in differentiated) / max(len(differentiated), 1)
+    zero = zero_share(differentiated)
     moved = [s for s in differentiated if s["predicted_gain"] > 0]
     if moved:
         gain = sum(s["loss_last"] - s["loss_first"] for s in moved) / len(moved)

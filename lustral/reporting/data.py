@@ -8,7 +8,7 @@ from typing import Any
 
 from lustral.ratio import parse_ratio
 from lustral.reporting.runs import Run
-from lustral.reporting.words import attack_in_short, classifier_in_short, defence_in_short
+from lustral.reporting.words import attack_in_short, classifier_in_short, data_in_short, defence_in_short
 
 
 def csv_text(runs: Sequence[Run]) -> str:
@@ -45,7 +45,7 @@ def _row(run: Run, rule: str) -> dict[str, Any]:
         "seconds_per_image": card["cost"]["seconds_per_image"],
         "peak_memory_mib": card["cost"]["peak_memory_mib"],
         "status": card["status"],
-        "data": card["data"].get("dataset", ""),
+        "data": data_in_short(card["data"]),
         "classifier": classifier_in_short(card["defence"]),
         "defence": defence_in_short(card["defence"]),
         "norm": threat["norm"],

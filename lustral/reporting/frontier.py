@@ -11,7 +11,7 @@ from matplotlib.patheffects import withStroke
 from lustral.reporting.curves import percent_rate
 from lustral.reporting.runs import Run, num_images
 from lustral.reporting.style import INK, PALETTE, WIDTH, style
-from lustral.reporting.words import attack_in_short, fixed_level, threat_in_short
+from lustral.reporting.words import attack_in_short, data_in_short, fixed_level, threat_in_short
 
 _MARKERS = "oD^vsP*X"
 _SMALLEST_RANGE = 10.0
@@ -76,7 +76,7 @@ def frontier(runs: Sequence[Run]) -> Figure:
         axes.set_xlabel(f"accuracy on clean images in % ({rule})")
         axes.set_ylabel(f"accuracy under attack in % ({rule})")
         card = runs[0].card
-        words = [card["data"].get("dataset", ""), threat_in_short(card["attack"]["threat"]), f"n = {num_images(runs)}"]
+        words = [data_in_short(card["data"]), threat_in_short(card["attack"]["threat"]), f"n = {num_images(runs)}"]
         axes.set_title(", ".join(word for word in words if word))
         axes.grid()
         figure.legend(loc="outside right upper", handlelength=1.8)

@@ -1,15 +1,20 @@
 """How far a run lies above what fixed noise levels can do: the question that sample-specific noise has to answer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from lustral.evaluation.intervals import Comparison, resampled, verdict_of
-from lustral.reporting.frontier import fixed_lines, frontiers
+from lustral.reporting.frontier import frontiers
 from lustral.reporting.runs import Run
+from lustral.reporting.sweeps import DERIVED
+from lustral.reporting.words import fixed_level
 
 Array = np.ndarray
+NOISE = ("t_star", "rounds", "num_steps", *DERIVED)
+"""The arguments of a purifier in which fixed levels may differ."""
 
 
 @dataclass(frozen=True)
@@ -32,42 +37,50 @@ class Gap:
 
 
 def frontier_gaps(runs: Sequence[Run]) -> list[Gap]:
-    """Every run with sample-specific levels against the fixed levels of its base purifier, where there are two at
-    least and records of common images."""
-    found = []
-    for group in frontiers(runs):
-        for line in fixed_lines(group).values():
-            if len(line) > 1:
-                found += [gap for run in group if (gap := _gap(run, line)) is not None]
-    return found
+    """Every run with sample-specific levels against its purifier at fixed levels under the same attack, where there are
+    two of those at least and records of common images."""
+    return [gap for group in frontiers(runs) for run in group if (gap := _gap(run, group)) is not None]
 
 
-def _gap(run: Run, line: Sequence[tuple[float, Run]]) -> Gap | None:
-    base = run.card["defence"]["purifier"].get("purifier", {}).get("class")
-    fixed = line[0][1].card["defence"]["purifier"]
-    rivals = [each for _, each in line]
-    if base != fixed.get("purifier", fixed)["class"] or run in rivals:
+def _gap(run: Run, group: Sequence[Run]) -> Gap | None:
+    if "purifier" not in run.card["defence"]["purifier"] or fixed_level(run.card["defence"]) is not None:
         return None
-    if run.card["attack"] != rivals[0].card["attack"]:
-        return None
+    levels = [(level, each) for each in group if _is_rival(each, run) and (level := fixed_level(each.card["defence"]))]
+    levels.sort(key=lambda pair: pair[0])
+    rivals = [each for _, each in levels]
     common = sorted(set.intersection(*(set(each.records) for each in (run, *rivals))))
-    if not common:
+    if len(rivals) < 2 or not common:
         return None
     # (n, 2, 1 + rivals): clean and robust verdicts of the run and of its rivals, image by image
     verdicts = np.array([each.verdicts(run.target, common) for each in (run, *rivals)]).transpose(2, 1, 0)
     difference = float(above(verdicts.mean(0)))
     means = resampled(verdicts.reshape(len(common), -1)).reshape(-1, *verdicts.shape[1:])
     low, high = (float(q) for q in np.quantile(above(means), (0.025, 0.975)))
-    compared = Comparison(difference, min(low, difference), max(high, difference), verdict_of(difference, low, high))
-    return Gap(run.name, tuple(level for level, _ in line), run.target, len(common), compared)
+    # The most of several is a little lucky: a difference leans against the run, and none is called worse.
+    verdict = "better" if verdict_of(difference, low, high) == "better" else "undecided"
+    compared = Comparison(difference, min(low, difference), max(high, difference), verdict)
+    return Gap(run.name, tuple(level for level, _ in levels), run.target, len(common), compared)
+
+
+def _is_rival(other: Run, run: Run) -> bool:
+    """Whether ``other`` is the base purifier of ``run``, whatever its noise, under the same attack and protocol."""
+    own, rival = (_without_noise(each.card["defence"]["purifier"]) for each in (run, other))
+    draws = {each.card["protocol"]["verdict_draws"] for each in (run, other)}
+    return own == rival and len(draws) == 1 and run.card["attack"] == other.card["attack"]
+
+
+def _without_noise(purifier: Mapping[str, Any]) -> dict[str, Any]:
+    """A purifier, or that which a wrapper is over, without the arguments that say how much noise there is."""
+    return {key: value for key, value in purifier.get("purifier", purifier).items() if key not in NOISE}
 
 
 def above(means: Array) -> Array:
     """(...) robust accuracy of the first defence minus the most that the others give at its clean accuracy or above.
 
-    Two fixed levels, one of them drawn for every query, make any accuracies on the line between theirs: so the others
-    give all that lies below or to the left of such a line. If none is as accurate on clean images, the most accurate
-    of them counts, and the gap leaves out what the first gains there.
+    Two fixed levels, one of them drawn at random for each image, make any accuracies on the line between theirs (and
+    more robust ones, as one attack must serve both): so the others give all that lies below or to the left of such a
+    line. If none is as accurate on clean images, the most accurate of them counts, and the gap leaves out what the
+    first gains there.
 
     Args:
         means: (..., 2, 1 + others) clean and robust accuracies.

@@ -51,9 +51,15 @@ def _is_base_or_control(rival: Run, run: Run) -> bool:
     own, other = (each.card["defence"]["purifier"] for each in (run, rival))
     if own.get("levels", {}).get("class", CONTROLS[0]) in CONTROLS or run.task != rival.task:
         return False
+    if run.card["attack"] != rival.card["attack"]:
+        return False
     base = {key: value for key, value in other.items() if key not in DERIVED}
-    is_control = other.get("levels", {}).get("class") in CONTROLS and other["purifier"] == own["purifier"]
-    return (base == own["purifier"] or is_control) and run.card["attack"] == rival.card["attack"]
+    if base == own["purifier"]:
+        return True
+    rule, rest = other.get("levels", {}), {key: value for key, value in own.items() if key not in (*DERIVED, "levels")}
+    # A control of this very rule; a share of t* is a control of all.
+    same = rule.get("class") in CONTROLS and rule.get("rule", own["levels"]) == own["levels"]
+    return same and {key: value for key, value in base.items() if key != "levels"} == rest
 
 
 def _common(reference: Run, run: Run) -> list[int]:

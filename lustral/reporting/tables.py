@@ -11,7 +11,13 @@ from lustral.reporting.gaps import frontier_gaps
 from lustral.reporting.paired import paired_comparisons
 from lustral.reporting.published import EVIDENCE, Published, published_beside
 from lustral.reporting.runs import Card, Run, aimed_rule
-from lustral.reporting.words import attack_in_short, classifier_in_short, defence_in_short, threat_in_short
+from lustral.reporting.words import (
+    attack_in_short,
+    classifier_in_short,
+    data_in_short,
+    defence_in_short,
+    threat_in_short,
+)
 
 MAIN_RULES = ("expected", "majority")
 """Rules of the main table, beside those aimed at."""
@@ -129,7 +135,7 @@ def _settings(runs: Sequence[Run]) -> Table:
     rows = [
         [
             run.name,
-            str(run.card["data"].get("dataset", "-")),
+            data_in_short(run.card["data"]) or "-",
             classifier_in_short(run.card["defence"]),
             defence_in_short(run.card["defence"]),
             threat_in_short(run.card["attack"]["threat"]),
@@ -192,9 +198,11 @@ def _gaps(runs: Sequence[Run]) -> Table:
         for gap in gaps
     ]
     note = (
-        "The run's robust accuracy minus the most that the fixed noise levels, or two of them mixed at random, give at "
-        "the same clean accuracy; of a run that is more accurate than all of them, minus the most accurate one's. In "
-        "points [95 % interval], paired bootstrap over the n common images."
+        "The run's robust accuracy minus the most that the fixed noise levels of the same purifier, attacked alike, "
+        "give at the same clean accuracy, or two of them, one drawn at random for each image; of a run that is more "
+        "accurate than all of them, minus the most accurate one's. In points [95 % interval], paired bootstrap over "
+        "the n common images. The best of several levels is a little lucky: the difference leans against the run, and "
+        "what is below is not called worse."
     )
     return Table("fixed_levels", "Against fixed noise levels", columns, rows, [note] if rows else [])
 
@@ -243,7 +251,7 @@ def _audit(runs: Sequence[Run]) -> Table:
         rows.append([*cells, "-" if zero is None else f"{100 * zero:.1f}"])
     notes = [
         "Accuracy in % [95 % interval] (`expected`) on the audited images: the numbers to the right must not "
-        "contradict the attack's. Zero gradients in % of all."
+        "contradict the attack's. Zero gradients in % of those of draws that are still right."
     ]
     return Table("audit", "Audit", columns, rows, notes if rows else [])
 

@@ -51,6 +51,12 @@ def argument_in_words(argument: str, norm: str) -> str:
     return argument if words is None else words.format(norm=_NORMS.get(norm, norm))
 
 
+def data_in_short(data: Description) -> str:
+    """Such as ``digits``, and ``digits (validation)`` for images that are no test images."""
+    name, split = str(data.get("dataset", "")), data.get("split", "test")
+    return name if split == "test" else f"{name} ({split})"
+
+
 def full_level(defence: Description) -> float | None:
     """t* of the first round in noising steps out of 1000, where the purifier has one."""
     purifier = defence["purifier"]

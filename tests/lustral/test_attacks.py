@@ -132,6 +132,7 @@ def test_every_case_gets_a_perturbed_image_within_its_budget(name: str, defence:
     assert torch.equal(result.distance, threat.distance(result.images, chosen.images))
     assert not result.failed.any()
     assert all(values.shape == (9,) and values.isfinite().all() for values in result.statistics.values())
+    assert result.statistics.keys() == set(build().measures)
     if name not in FROM_THE_IMAGE or defence != "undefended":
         assert (result.distance > 0).all()
     assert torch.equal(chosen.images, before), "the clean images were changed in place"

@@ -21,6 +21,7 @@ from lustral.evaluation import (
     make_card,
     write_card,
 )
+from lustral.evaluation.attacked import zero_share
 from lustral.evaluation.card import verdicts
 from lustral.noise import NoiseStream
 from lustral.purifiers import Context, Identity, Purified, Purifier
@@ -259,6 +260,17 @@ def test_a_blind_gradient_is_suspect() -> None:
     for record in records:
         record.statistics["predicted_gain"] = 1000.0
     assert "less than 1 % of what its gradient predicts" in make_card(records, _fingerprint())["status"]
+
+
+def test_zero_gradients_are_a_share_of_the_draws_that_were_still_right() -> None:
+    """Images that another member broke, or that were wrong as they came, have none, and dilute nothing."""
+    seen = {"zero_gradients": 1.0, "right_draws": 20.0}
+    unseen = {"zero_gradients": 0.0, "right_draws": 0.0}
+    assert zero_share([seen, *[unseen] * 9]) == 1.0
+    assert zero_share([seen, {"zero_gradients": 0.0, "right_draws": 60.0}]) == 0.25
+    assert zero_share([unseen]) == 0.0
+    assert zero_share([{"zero_gradients": 1.0}, {"zero_gradients": 0.0}, {"score": 3.0}]) == 0.5
+    assert zero_share([{"1 zero_gradients": 0.5, "1 right_draws": 2.0}], "1 ") == 0.5
 
 
 def test_a_few_zero_gradients_are_suspect() -> None:

@@ -85,6 +85,11 @@ def test_what_one_member_breaks_for_good_is_not_handed_to_the_next() -> None:
     assert (result.statistics["winner"][~left] == 0).all()
     wrong = engine.logits(result.images, noise)[0].argmax(-1) != chosen.labels
     assert int((~wrong).sum()) <= len(seen[1])
+    for b in (0, 1):  # what a record says does not depend on whether anyone in its batch was left
+        one = Ensemble(members, 1)(engine, chosen.select(torch.tensor([b])), LINF, noise.select(torch.tensor([b])))
+        assert one.statistics.keys() == result.statistics.keys()
+        for key, values in one.statistics.items():
+            assert values[0] == pytest.approx(float(result.statistics[key][b]), rel=1e-4, abs=1e-6), key
     nobody = Ensemble([PGD(10), RandomDirections(2, 1)], 1)(engine, chosen, ThreatModel("linf", 1.0), noise)
     assert not nobody.failed.any()
     assert nobody.statistics["1 asked"].sum() == 0

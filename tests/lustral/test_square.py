@@ -279,8 +279,9 @@ def test_a_random_defence_is_not_broken_by_looking_often() -> None:
         return signs * F.one_hot(chosen.labels, 3)[row].float() + 1e-3 * x.flatten(1)[:, :3]
 
     engine = Engine(Answering(logits, True), 16)
-    found = Square(100, selection_draws=1)(engine, chosen, LINF, stream(40)).images
-    judged = engine.logits(found, stream(40).fork("verdict"), 50)
+    result = Square(100, selection_draws=1)(engine, chosen, LINF, stream(40))
+    assert (result.statistics["queries"] == 199).all(), "one wrong draw let an image go"
+    judged = engine.logits(result.images, stream(40).fork("verdict"), 50)
     accuracy = float((judged.argmax(-1) == chosen.labels).float().mean())
     assert abs(accuracy - 0.976) < 4 * (0.024 / 2000) ** 0.5
 

@@ -23,6 +23,8 @@ def decides(
     t_star: int = 100,
     temperature: float = 0.0,
     control: str = "",
+    split: str = "test",
+    step_size: float | None = None,
 ) -> dict[str, Any]:
     """What the real components say of themselves; SSNI's levels have the temperature, if there is one, and are those of
     a ``control`` of it, if that is named."""
@@ -64,7 +66,7 @@ def decides(
         "attack": {
             "class": "PGD",
             "num_steps": 20,
-            "step_size": None,
+            "step_size": step_size,
             "random_start": True,
             "restarts": 1,
             "eot": 8 if purified else 1,
@@ -81,7 +83,7 @@ def decides(
         },
         "seed": 0,
         "rows": 16,
-        "data": {"dataset": "digits", "content": "e"},
+        "data": {"dataset": "digits", "split": split, "content": "e"},
     }
 
 

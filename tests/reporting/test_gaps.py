@@ -30,8 +30,12 @@ def test_runs_above_the_fixed_levels_stand_out(make_run) -> None:
     fixed = [make_run("t100", 0.9, 0.6), make_run("t50", 0.97, 0.5, t_star=50)]
     good = make_run("good", 0.93, 0.9, temperature=10.0)
     usual = make_run("usual", 0.93, 0.4, temperature=10.0)
-    other_attack = make_run("transfer", 0.93, 0.9, temperature=10.0, target="worst")
-    runs = {run.name: run for run in load_runs([*fixed, good, usual, other_attack])}
+    others = [
+        make_run("transfer", 0.93, 0.9, temperature=10.0, target="worst"),
+        make_run("other_attack", 0.93, 0.9, temperature=10.0, step_size=0.01),
+        make_run("weakly_attacked", 0.96, 0.95, t_star=75, step_size=1e-4),  # no rival of those above
+    ]
+    runs = {run.name: run for run in load_runs([*fixed, good, usual, *others])}
     gaps = {gap.run: gap for gap in frontier_gaps(list(runs.values()))}
     assert gaps.keys() == {"good", "usual"}
     assert gaps["good"].levels == (50.0, 100.0)

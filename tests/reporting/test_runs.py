@@ -69,11 +69,12 @@ def test_sample_specific_runs_are_compared_with_their_base_and_controls(make_run
         make_run("diffpure"),
         make_run("ssni", temperature=10.0),
         make_run("mean", temperature=10.0, control="MeanLevels"),
+        make_run("mean_of_another", temperature=5.0, control="MeanLevels"),
         make_run("less", t_star=50),
         make_run("over_less", t_star=50, temperature=10.0),
     ]
     pairs, _ = paired_comparisons(load_runs(folders))
-    assert [(pair.run, pair.reference) for pair in pairs[5:]] == [
+    assert [(pair.run, pair.reference) for pair in pairs[6:]] == [
         ("ssni", "diffpure"),
         ("ssni", "mean"),
         ("over_less", "less"),
@@ -143,6 +144,14 @@ def test_published_data_are_sound() -> None:
         assert row.threat.split()[0] in ("linf", "l2", "StAdv")
         for value in (row.clean, row.robust):
             assert value is None or 0 < value[0] < 100
+
+
+def test_validation_runs_say_so(make_run) -> None:
+    runs = [make_run("test"), make_run("tuning", split="validation")]
+    text = report(runs)
+    assert "tuning is not compared with test: the data differs." in text
+    assert "| digits (validation) |" in text
+    assert "digits (validation)" in report(runs, "csv")
 
 
 def test_components_in_short() -> None:
