@@ -61,7 +61,7 @@ def frontier(runs: Sequence[Run]) -> Figure:
             for level, run in line:
                 x, y = _point(axes, run, rule, INK, "o", 3.5)
                 # Below and to the left there is nothing better to be seen.
-                beside = {"textcoords": "offset points", "ha": "right", "va": "top", "fontsize": 7}
+                beside = {"textcoords": "offset points", "ha": "right", "va": "top", "fontsize": 7, "zorder": 6}
                 halo = [withStroke(linewidth=2, foreground="white")]
                 axes.annotate(f"t = {level:.3g}", (x, y), (-4, -3), path_effects=halo, **beside)
             values = [[percent_rate(run, rule, kind).value for _, run in line] for kind in ("clean", "robust")]
