@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_modules.checks import check_fit
 from lustral.attacks import Attack, Cases, surrogates
 from lustral.diffusion import Denoiser
+from lustral.environment import release_heap
 from lustral.evaluation import Defence, Evaluator, Fingerprint, Protocol, Record
 from lustral.networks import Classifier
 from lustral.noise import NoiseStream
@@ -58,13 +59,18 @@ class RobustnessEvaluation(LightningModule):
         self._purifiers = {"purifier": purifier}
         self._purifiers |= {f"surrogate {i}": surrogate for i, surrogate in enumerate(surrogates(attack))}
         purifier.graph_budget = graph_budget_mib * 2**20
-        self.evaluator = Evaluator(self.defence, attack, threat, protocol, seed, rows)
+        self._told: Callable[[str, int, int], None] = lambda task, step, num_steps: None
+        self.evaluator = Evaluator(self.defence, attack, threat, protocol, seed, rows, self._step)
         self.finished: Collection[int] = frozenset()
         self._audited: Tensor | None = None
 
     def observe(self, callback: Callable[[str, int, int], None]) -> None:
         """Have ``callback(task, step, number of steps)`` told of every attack step."""
-        self.evaluator.engine.observe = callback
+        self._told = callback
+
+    def _step(self, task: str, step: int, num_steps: int) -> None:
+        release_heap()
+        self._told(task, step, num_steps)
 
     def fingerprint(self) -> Fingerprint:
         """What decides the results of this evaluation on the attached data."""

@@ -1,6 +1,6 @@
 """What must hold in a process before torch and torchvision are used: import this module first.
 
-Two facts about the machine decide whether anything works at all, and neither belongs in a method's file:
+Three facts about the machine decide whether anything works at all, and none belongs in a method's file:
 
 * OpenMP's spinning threads make two processes of two threads on two cores about a hundred times slower than
   sleeping ones, so ``OMP_WAIT_POLICY=PASSIVE`` is set before torch starts its pool.
@@ -8,10 +8,15 @@ Two facts about the machine decide whether anything works at all, and neither be
   ``pip install`` gives on some machines) cannot load its compiled operators, and then ``import torchvision``
   fails while registering their shape functions. Lustral uses none of these operators (they are for detection),
   so declaring their signatures is enough. Calling one still raises, as it should.
+* glibc's heap keeps the gaps between tensors of many sizes: an attack on SSNI, whose rows differ in cost, was seen to
+  hold 12 GB of which 3 were in use. `release_heap` gives them back.
 """
 
+import ctypes
 import os
 import sys
+import time
+from collections.abc import Callable
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -21,6 +26,38 @@ _TORCHVISION_OPERATORS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
+
+
+_RELEASE_EVERY = 10.0
+"""Seconds between two releases: one may take a tenth of a second, and what is used again must be fetched again."""
+
+
+def _malloc_trim() -> Callable[[int], int] | None:
+    """glibc's function of that name; None where the C library is another."""
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return None
+
+
+class _Heap:
+    def __init__(self) -> None:
+        self.trim, self.released = _malloc_trim(), -_RELEASE_EVERY
+
+    def release(self) -> None:
+        now = time.monotonic()
+        if self.trim is not None and now - self.released >= _RELEASE_EVERY:
+            self.released = now
+            self.trim(0)
+
+
+_heap = _Heap()
+
+
+def release_heap() -> None:
+    """Give the unused parts of the heap back to the machine, at most every 10 seconds; call it between steps of long
+    work. Nothing happens where the C library is not glibc."""
+    _heap.release()
 
 
 def _import_torchvision() -> torch.library.Library | None:
