@@ -9,7 +9,7 @@ Three facts about the machine decide whether anything works at all, and none bel
   fails while registering their shape functions. Lustral uses none of these operators (they are for detection),
   so declaring their signatures is enough. Calling one still raises, as it should.
 * glibc's heap keeps the gaps between tensors of many sizes: an attack on SSNI, whose rows differ in cost, was seen to
-  hold 12 GB of which 3 were in use. `release_heap` gives them back.
+  grow to 12 GB, and 2 of 5 GB to be such gaps. `release_heap` gives them back.
 """
 
 import ctypes
