@@ -20,20 +20,21 @@ class Digits(ImageDataModule):
     looking at it. Each image therefore gets a fixed uniform dequantisation of +-1/32, keyed by its position
     and clipped to [0, 1]: image i is the same everywhere. Other sizes and channels are made from that image.
 
-    The split is fixed: 1,297 images to train, 500 to test (``configs/subsets/digits_*.txt``, written from
-    ``subsets.stratified_order(labels)``: its first 500 positions are the test part, the rest the training
-    part, whose first 150 are the validation part). Training never sees the validation part, however much of
-    it ``num_val`` uses. Training and test are parts of one set, so ``index`` is the position in all 1,797,
-    for both.
+    The split is fixed: 1,157 images to train, 130 to validate, 510 to test, in this order (index files in
+    ``configs/subsets/digits_*.txt``). The images lie writer by writer, in blocks of about 130 that begin with
+    0 1 2 ... 9 three times over, and the parts are whole blocks: nobody's hand is in two of them. A random split, which
+    mixes neighbours of one hand, is easier than it claims to be: there the nearest training image has the right class
+    for 99.2 % of the test images, here for 95.9 %. Inside a part the order is that of `subsets.stratified_order`, so
+    every beginning is balanced. ``index`` is the position in all 1,797, for every part.
 
     Args:
         batch_size: images a batch and process, >= 1.
         num_workers: processes that load images, beside this one; the images are in memory, 0 is fastest.
         image_size: pixels a side, >= 1; other than 8 by bilinear interpolation (antialiased).
         channels: 1, or 3 equal ones.
-        num_val: the first so many of the 150 validation images, 1..150.
+        num_val: the first so many of the 130 validation images, 1..130.
         num_test: test only the first so many of the test images (every beginning is balanced); None: all.
-        test_subset: an index file with positions out of the test part; None: all 500.
+        test_subset: an index file with positions out of the test part; None: all 510.
         test_on: "test" or "validation", the part that is tested.
         seed: of the shuffling, >= 0.
 
@@ -49,7 +50,7 @@ class Digits(ImageDataModule):
         num_workers: int = 0,
         image_size: int = 8,
         channels: int = 1,
-        num_val: int = 150,
+        num_val: int = 130,
         num_test: int | None = None,
         test_subset: str | None = None,
         test_on: TestOn = "test",
@@ -93,8 +94,7 @@ class Digits(ImageDataModule):
         return list(self._test)
 
     def split_train(self) -> tuple[list[int], list[int]]:
-        held_out = set(self._val)
-        return [index for index in self._train if index not in held_out], self._val[: self.num_val]
+        return sorted(self._train), self._val[: self.num_val]
 
     def pixel_options(self) -> Mapping[str, object]:
         return {

@@ -31,7 +31,7 @@ BAD = [
     (["--model.purifier", "lustral.purifiers.DifPure"], "did you mean lustral.purifiers.DiffPure"),
     (["--model.attack.num_stepz", "3"], "did you mean num_steps"),
     (["--data.num_tst", "3"], "did you mean num_test"),
-    (["--data.num_test", "100000"], "500"),
+    (["--data.num_test", "100000"], "510"),
     (["--data.image_size", "16"], "data.image_size"),
     (["--trainer.use_distributed_sampler", "true"], "repeated samples"),
     (["--trainer.inference_mode", "true"], "trainer.inference_mode"),

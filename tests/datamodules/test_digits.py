@@ -32,13 +32,33 @@ def test_the_split_is_disjoint_and_complete() -> None:
     module = Digits()
     train, val = module.train_parts
     test = module.test_indices
-    assert (len(train), len(val), len(test)) == (1147, 150, 500)
+    assert (len(train), len(val), len(test)) == (1157, 130, 510)
     assert sorted(train + val + test) == list(range(1797))
+
+
+def test_the_parts_are_whole_blocks_of_writers_one_after_the_other() -> None:
+    """Who wrote a digit is not recorded, but each hand begins with 0 1 2 ... 9, three times."""
+    labels = load_digits().target
+    train, val = Digits().train_parts
+    parts = [sorted(part) for part in (train, val, Digits().test_indices)]
+    for part in parts:
+        assert part == list(range(part[0], part[-1] + 1))
+        assert labels[part[0] : part[0] + 30].tolist() == list(range(10)) * 3
+    assert [part[0] for part in parts] == [0, 1157, 1287]
+
+
+def test_the_split_is_no_easier_than_new_hands_are() -> None:
+    """The nearest training image: 99.2 % right on a split that mixes neighbours of one hand, 95.9 % here."""
+    images, labels = load_digits(return_X_y=True)
+    train, test = Digits().train_parts[0], Digits().test_indices
+    distances = (images[test] ** 2).sum(1)[:, None] - 2 * images[test] @ images[train].T + (images[train] ** 2).sum(1)
+    right = labels[train][distances.argmin(1)] == labels[test]
+    assert right.mean() < 0.97
 
 
 def test_each_beginning_of_the_test_part_is_balanced() -> None:
     labels = load_digits().target
-    for n, least in ((500, 48), (200, 18), (50, 4)):
+    for n, least in ((510, 47), (200, 18), (50, 4)):
         assert np.bincount(labels[Digits(num_test=n).test_indices]).min() >= least
 
 
@@ -98,8 +118,8 @@ def test_options_can_be_chosen_on_validation_images_and_no_test_image(tmp_path: 
     assert not set(module.test_set_indices) & set(Digits().test_indices)
     assert torch.equal(image, next(iter(Digits().val_dataloader()))[0])
     assert module.fingerprint() != Digits().fingerprint()
-    with pytest.raises(ValueError, match="num_test is 151, but the validation set has 150 images"):
-        _ = Digits(test_on="validation", num_test=151).test_indices
+    with pytest.raises(ValueError, match="num_test is 131, but the validation set has 130 images"):
+        _ = Digits(test_on="validation", num_test=131).test_indices
     path = tmp_path / "subset.txt"
     path.write_text(str(Digits().test_indices[0]))
     with pytest.raises(ValueError, match="not in the validation part of digits"):
@@ -109,9 +129,9 @@ def test_options_can_be_chosen_on_validation_images_and_no_test_image(tmp_path: 
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("num_test", 501, "num_test is 501, but the test set has 500 images"),
+        ("num_test", 511, "num_test is 511, but the test set has 510 images"),
         ("num_test", 0, "num_test is 0; it must be an integer of at least 1"),
-        ("num_val", 151, "150 validation images"),
+        ("num_val", 131, "130 validation images"),
         ("num_val", 0, "at least 1"),
         ("batch_size", 0, "at least 1"),
         ("num_workers", -1, "at least 0"),
@@ -152,7 +172,7 @@ def test_training_batches_are_shuffled_and_whole() -> None:
     batches = [index for _, _, index in loader]
     assert [len(batch) for batch in batches] == [100] * 11
     assert torch.cat(batches).tolist() != sorted(torch.cat(batches).tolist())
-    assert len(next(iter(Digits(batch_size=5000).train_dataloader()))[0]) == 1147
+    assert len(next(iter(Digits(batch_size=5000).train_dataloader()))[0]) == 1157
 
 
 @pytest.mark.parametrize("num_test", [2, 10])

@@ -59,10 +59,10 @@ def test_the_shared_512_are_those_that_papers_draw() -> None:
 
 
 def test_digit_files_are_what_their_header_says() -> None:
-    order = stratified_order(load_digits().target)
-    assert read_indices(SHIPPED / "digits_test.txt") == order[:500]
-    assert read_indices(SHIPPED / "digits_train.txt") == order[500:]
-    assert read_indices(SHIPPED / "digits_val.txt") == order[500:650]
+    labels = load_digits().target
+    for part, first, end in (("train", 0, 1157), ("val", 1157, 1287), ("test", 1287, 1797)):
+        order = [first + position for position in stratified_order(labels[first:end])]
+        assert read_indices(SHIPPED / f"digits_{part}.txt") == order
 
 
 def test_every_beginning_of_a_stratified_order_is_balanced() -> None:
