@@ -207,6 +207,21 @@ class Shrinker:
         return path
 
 
+def attack(recipe: Path, folder: Path, **options: Any) -> list[str]:
+    """Command-line words that give options to the attack of a recipe; the members of an ensemble get them in a copy of
+    its file, below ``folder``, and one target class instead of many."""
+    part, place = follow(read(recipe)["model"]["init_args"]["attack"], recipe.parent)
+    if "attacks" not in part["init_args"]:
+        return _as_words("--model.attack", options)
+    members = [follow(member, place)[0] for member in part["init_args"]["attacks"]]
+    for member in members:
+        member["init_args"] |= options | ({"num_targets": 1} if "num_targets" in member["init_args"] else {})
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"attack_of_{recipe.stem}.yaml"
+    path.write_text(yaml.safe_dump({**part, "init_args": {**part["init_args"], "attacks": members}}))
+    return ["--model.attack", str(path)]
+
+
 def read(path: Path) -> dict[str, Any]:
     """The content of a YAML file."""
     return yaml.safe_load(path.read_text())

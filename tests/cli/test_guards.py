@@ -20,7 +20,8 @@ def words(tmp_path: Path, digit_weights: dict[str, Path]) -> list[object]:
     return [
         *("test", "-c", UNDEFENDED, "--trainer.default_root_dir", tmp_path / "run", "--trainer.accelerator", "cpu"),
         *("--model.classifier.weights", digit_weights["classifier"], "--data.num_test", "3"),
-        *("--model.attack.num_steps", "2", "--model.protocol.audit_images", "0", "--model.rows", "4"),
+        *("--model.attack", "configs/attack/pgd20.yaml", "--model.attack.num_steps", "2"),
+        *("--model.protocol.audit_images", "0", "--model.rows", "4"),
     ]
 
 
@@ -177,7 +178,8 @@ def test_random_weights_are_not_scored_unless_asked_for(
         .replace("classifier/digits.yaml", "classifier/digits_wrn10-1.yaml")
     )
     words = ("test", "-c", recipe, "--trainer.default_root_dir", tmp_path / "run", "--trainer.accelerator", "cpu")
-    words += ("--data.num_test", "3", "--model.attack.num_steps", "2", "--model.protocol.audit_images", "0")
+    words += ("--data.num_test", "3", "--model.attack", "configs/attack/pgd20.yaml", "--model.attack.num_steps", "2")
+    words += ("--model.protocol.audit_images", "0")
     assert cli(*words) == 1
     assert "--allow_untrained" in capsys.readouterr().err
     assert cli(*words, "--allow_untrained=true") == 0

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from lustral.networks.importing import FORMATS
-from tests.cli.test_recipes import FAST, SHRUNK_UNET
+from tests.cli.shrunk import attack
+from tests.cli.test_recipes import FAST, FAST_ATTACK, SHRUNK_UNET
 from tests.contracts import images
 from tests.datamodules.fixtures import write_cifar10
 from tests.lustral.importing.classifier_originals import Original, trades_wide_resnet
@@ -96,6 +97,8 @@ def _shrunk(words: list[str], run: Path, weights: dict[str, Path], tmp_path: Pat
     if words[0] == "validate":
         return [*words, "--model.denoiser.weights", str(weights["denoiser"])]
     words += FAST
+    if "--model.attack" not in words:
+        words += attack(Path(words[words.index("-c") + 1]), tmp_path / "attack", **FAST_ATTACK)
     if any("cifar10" in word for word in words):
         subset = tmp_path / "subset.txt"
         subset.write_text("7\n3\n11\n0\n")

@@ -4,13 +4,14 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from lustral.recipes import check_layers
 from lustral.reporting.published import Published, all_published
-from tests.cli.shrunk import Shrinker, follow, read, training
+from tests.cli.shrunk import Shrinker, attack, follow, read, training
 
 CONFIGS = Path("configs")
 TRAIN = sorted((CONFIGS / "train").glob("*.yaml"))
@@ -25,17 +26,17 @@ SHRUNK_UNET = [
     *("--model.purifier.t_star", "10", "--model.purifier.num_steps", "2"),
 ]
 FAST = [
-    *("--data.num_test", "3", "--model.attack.num_steps", "2", "--model.attack.eot", "2"),
-    *("--model.attack.selection_draws", "2", "--model.protocol.verdict_draws", "3"),
+    *("--data.num_test", "3", "--model.protocol.verdict_draws", "3"),
     *("--model.protocol.audit_images", "1", "--model.rows", "8"),
 ]
+FAST_ATTACK: dict[str, Any] = {"num_steps": 2, "eot": 2, "selection_draws": 2}
 
 
 FASTEST = [
-    *("--data.num_test", "1", "--model.attack.num_steps", "1", "--model.attack.eot", "2"),
-    *("--model.attack.selection_draws", "1", "--model.attack.finalists", "1", "--model.protocol.verdict_draws", "2"),
+    *("--data.num_test", "1", "--model.protocol.verdict_draws", "2"),
     *("--model.protocol.audit_images", "0", "--model.rows", "2"),
 ]
+FASTEST_ATTACK: dict[str, Any] = {"num_steps": 1, "eot": 2, "selection_draws": 1, "finalists": 1}
 
 
 @pytest.fixture(scope="session")
@@ -78,6 +79,10 @@ VARIANTS = [recipe for recipes in _defences().values() for recipe in recipes[1:]
 AUDITED = [CONFIGS / "eval" / f"{name}.yaml" for name in ("digits_ssni_n_diffpure", "cifar10_undefended")]
 
 
+def _fastest(recipe: Path, folder: Path) -> list[str]:
+    return [*FASTEST, *attack(recipe, folder / "attack", **FASTEST_ATTACK)]
+
+
 def _evaluate(cli: Callable[..., int], stage: str, run: Path, *words: object) -> None:
     assert cli(stage, *words, "--trainer.default_root_dir", run, "--trainer.accelerator", "cpu") == 0
 
@@ -86,7 +91,7 @@ def _evaluate(cli: Callable[..., int], stage: str, run: Path, *words: object) ->
 def test_evaluation_recipes_write_a_card(
     recipe: Path, cli: Callable[..., int], tmp_path: Path, shrinker: Shrinker
 ) -> None:
-    _evaluate(cli, "test", tmp_path, "-c", recipe, *shrinker.evaluation(recipe), *FASTEST)
+    _evaluate(cli, "test", tmp_path, "-c", recipe, *shrinker.evaluation(recipe), *_fastest(recipe, tmp_path))
     card = json.loads((tmp_path / "card.json").read_text())
     assert card["schema"] == 1
     assert card["n"] == 1
@@ -105,7 +110,7 @@ def test_recipes_of_the_same_purifier_and_attack_build_too(
     recipe: Path, cli: Callable[..., int], tmp_path: Path, shrinker: Shrinker
 ) -> None:
     """Another classifier or threat: everything is built, and the defence classifies an image."""
-    _evaluate(cli, "predict", tmp_path, "-c", recipe, *shrinker.evaluation(recipe), *FASTEST)
+    _evaluate(cli, "predict", tmp_path, "-c", recipe, *shrinker.evaluation(recipe), *_fastest(recipe, tmp_path))
     _, *lines = (tmp_path / "predictions-rank0.csv").read_text().splitlines()
     assert len(lines) == 1
 
@@ -115,7 +120,8 @@ def test_an_evaluation_is_audited_and_reported(
     recipe: Path, cli: Callable[..., int], tmp_path: Path, shrinker: Shrinker
 ) -> None:
     run = tmp_path / recipe.stem
-    _evaluate(cli, "test", run, "-c", recipe, *shrinker.evaluation(recipe), *FAST)
+    small = [*shrinker.evaluation(recipe), *FAST, *attack(recipe, tmp_path, **FAST_ATTACK)]
+    _evaluate(cli, "test", run, "-c", recipe, *small)
     card = json.loads((run / "card.json").read_text())
     assert card["n"] == 3
     assert {"random_directions", "large_eps"} <= card["audit"]["expected_accuracy"].keys()
@@ -130,7 +136,8 @@ def test_surrogates_are_a_second_layer(
     words = re.search(rf"test -c (configs/eval/\w+\.yaml) -c {layer} ", layer.read_text())
     assert words is not None, "the command stands in the file"
     recipe = Path(words[1])
-    _evaluate(cli, "test", tmp_path, "-c", recipe, "-c", layer, *shrinker.evaluation(recipe, layer), *FASTEST)
+    small = [*shrinker.evaluation(recipe, layer), *_fastest(layer, tmp_path)]
+    _evaluate(cli, "test", tmp_path, "-c", recipe, "-c", layer, *small)
     card = json.loads((tmp_path / "card.json").read_text())
     assert card["attack"]["surrogate"]
     assert "surrogate" in card["status"]
