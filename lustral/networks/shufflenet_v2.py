@@ -56,6 +56,7 @@ class ShuffleNetV2(Classifier):
         mean: of each channel, for the normalisation inside.
         std: of each channel, for the normalisation inside.
         weights: a file written by `save_network`; None leaves them random.
+        first_width: channels of the first stage where they are not the paper's: 224 in the scale 2 of "pytorch-cifar".
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class ShuffleNetV2(Classifier):
         mean: Sequence[float] = (0.0,),
         std: Sequence[float] = (1.0,),
         weights: None | str = None,
+        first_width: None | int = None,
     ) -> None:
         super().__init__(num_classes, (channels, image_size, image_size), mean, std)
         if scale not in _WIDTHS:
@@ -75,7 +77,11 @@ class ShuffleNetV2(Classifier):
         if stem not in ("small", "large"):
             raise ValueError(f"stem is {stem!r}; it may be small or large.")
         self.scale, self.stem, self.channels, self.image_size, self.weights = scale, stem, channels, image_size, weights
+        if first_width is not None and (first_width < 2 or first_width % 2):
+            raise ValueError(f"first_width is {first_width}; it must be an even number from 2 on.")
+        self.first_width = first_width
         *widths, last = _WIDTHS[scale]
+        widths[0] = first_width or widths[0]
         self.first = nn.Sequential(
             nn.Conv2d(channels, 24, 3, 1 if stem == "small" else 2, 1, bias=False), nn.BatchNorm2d(24), nn.ReLU()
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lustral.networks.importing import FORMATS
+from lustral.networks.importing import FORMATS, wide_resnets
 from tests.cli.shrunk import attack
 from tests.cli.test_recipes import FAST, FAST_ATTACK, SHRUNK_UNET
 from tests.contracts import images
@@ -39,13 +39,18 @@ def test_nothing_in_the_readme_escapes_these_tests() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_of_the_readme_runs(
-    command: str, cli: Callable[..., int], tmp_path: Path, digit_weights: dict[str, Path]
+    command: str,
+    cli: Callable[..., int],
+    tmp_path: Path,
+    digit_weights: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     words = shlex.split(command)[2:]
     if words[0] == "import" and "--source" in words:
         source, output = words[words.index("--source") + 1], words[words.index("--output") + 1]
         words[words.index(source)] = str(_published(words[words.index("--format") + 1], tmp_path / source))
         words[words.index(output)] = str(tmp_path / output)
+        monkeypatch.setitem(wide_resnets.SIZES, "robustbench-wrn", (16, 2))  # of the small file
         assert cli(*words) == 0
         assert (tmp_path / output).is_file()
     elif words[0] == "report":

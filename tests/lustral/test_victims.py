@@ -112,6 +112,7 @@ def test_a_new_head_may_see_other_images(tmp_path: Path) -> None:
         (lambda: CifarResNet((2, 0)), r"blocks is \[2, 0\]"),
         (lambda: ShuffleNetV2(0.75), "scale is 0.75; it may be 0.5, 1.0, 1.5, 2.0"),
         (lambda: ShuffleNetV2(stem="tiny"), "stem is 'tiny'; it may be small or large"),
+        (lambda: ShuffleNetV2(first_width=113), "first_width is 113; it must be an even number from 2 on"),
     ],
 )
 def test_impossible_victims_are_refused(build: Callable[[], nn.Module], message: str) -> None:

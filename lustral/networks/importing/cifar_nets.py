@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -24,21 +25,23 @@ def _convolution(
     return [rule(f"{target}.weight", f"{source}.weight"), *batch_norm(norm_target, norm_source, tensors)]
 
 
-def _resnet(path: Path, mean: tuple[float, ...], std: tuple[float, ...]) -> CifarResNet:
-    tensors, file = read_state(path), path.name
+def _shape(tensors: Mapping[str, Tensor], file: str) -> dict[str, Any]:
+    """The arguments of a `CifarResNet` that the tensors tell."""
     width, channels = shape(tensors, "conv1.weight", 4, file)[:2]
     shape(tensors, "layer1.0.conv1.weight", 4, file)
     stages = count(tensors, "layer")
-    network = CifarResNet(
-        blocks=[count(tensors, f"layer{stage + 1}.") for stage in range(stages)],
-        width=width,
-        bottleneck="layer1.0.conv3.weight" in tensors,
-        shortcut="conv" if any(".shortcut." in name for name in tensors) else "pad",
-        num_classes=shape(tensors, "linear.weight", 2, file)[0],
-        channels=channels,
-        mean=mean,
-        std=std,
-    )
+    return {
+        "blocks": [count(tensors, f"layer{stage + 1}.") for stage in range(stages)],
+        "width": width,
+        "bottleneck": "layer1.0.conv3.weight" in tensors,
+        "shortcut": "conv" if any(".shortcut." in name for name in tensors) else "pad",
+        "num_classes": shape(tensors, "linear.weight", 2, file)[0],
+        "channels": channels,
+    }
+
+
+def _resnet(tensors: Mapping[str, Tensor], file: str, mean: tuple[float, ...], std: tuple[float, ...]) -> CifarResNet:
+    network = CifarResNet(**_shape(tensors, file), mean=mean, std=std)
     rules = _convolution("stem", "conv1", "norm", "bn1", tensors) + pairs("head", "linear")
     for stage, blocks in enumerate(network.blocks):
         for block in range(blocks):
@@ -62,11 +65,30 @@ def _block(
 
 
 def _kuangliu_resnet(path: Path, *, mean: Channels, std: Channels) -> CifarResNet:
-    return _resnet(path, per_channel("mean", mean), per_channel("std", std))
+    return _resnet(read_state(path), path.name, per_channel("mean", mean), per_channel("std", std))
+
+
+# Many networks bear the names of this one, and are normalised otherwise.
+RESNET50: dict[str, Any] = {
+    "blocks": [3, 4, 6, 3],
+    "width": 64,
+    "bottleneck": True,
+    "shortcut": "conv",
+    "num_classes": 10,
+    "channels": 3,
+}
 
 
 def _diffpure_resnet50(path: Path) -> CifarResNet:
-    return _resnet(path, (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
+    tensors = read_state(path)
+    found = _shape(tensors, path.name)
+    differing = [f"{name} {found[name]} and not {value}" for name, value in RESNET50.items() if found[name] != value]
+    if differing:
+        raise ValueError(
+            f"{path.name} is no CIFAR-10 ResNet-50 like DiffPure's ({', '.join(differing)}), and how it normalises its "
+            "input, the file does not tell: choose --format kuangliu-resnet with --set mean=(...) std=(...)."
+        )
+    return _resnet(tensors, path.name, (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
 
 
 def _mobilenet(path: Path, *, mean: Channels, std: Channels) -> CifarMobileNetV2:
@@ -88,8 +110,14 @@ def _mobilenet(path: Path, *, mean: Channels, std: Channels) -> CifarMobileNetV2
 def _shufflenet(path: Path, *, mean: Channels, std: Channels) -> ShuffleNetV2:
     tensors, file = read_state(path), path.name
     width = 2 * shape(tensors, "layer1.0.conv2.weight", 4, file)[0]
+    if width not in (known := {48: 0.5, 116: 1.0, 176: 1.5, 224: 2.0, 244: 2.0}):
+        raise ValueError(
+            f"{file} has {width} channels in the first stage of its ShuffleNetV2; known are "
+            f"{', '.join(map(str, known))}: check --format."
+        )
     network = ShuffleNetV2(
-        scale={48: 0.5, 116: 1.0, 176: 1.5}.get(width, 2.0),
+        scale=known[width],
+        first_width=224 if width == 224 else None,
         num_classes=shape(tensors, "linear.weight", 2, file)[0],
         channels=shape(tensors, "conv1.weight", 4, file)[1],
         mean=per_channel("mean", mean),
@@ -133,7 +161,7 @@ KUANGLIU_MOBILENET = Format(
 )
 KUANGLIU_SHUFFLENET = Format(
     name="kuangliu-shufflenetv2",
-    network="CIFAR ShuffleNetV2",
+    network="CIFAR ShuffleNetV2, also at its scale 2 of 224 channels, which the paper's 244 are not",
     file="ckpt.pth",
     published=_PUBLISHED,
     licence=_LICENCE,

@@ -18,7 +18,7 @@ COUNTER = "num_batches_tracked"
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """The named tensors of a file of torch (bare, or below ``state_dict``, ``net`` or ``model``) or of safetensors,
-    without DataParallel's prefix."""
+    without the prefixes that DataParallel (``module.``) and wrappers (``model.``) give to all of them."""
     if path.suffix == ".safetensors":
         try:
             value: Any = load_file(existing(path))
@@ -30,7 +30,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
         value = read_torch(path)
     if isinstance(value, Mapping):
         value = next((value[nest] for nest in _NESTS if isinstance(value.get(nest), Mapping)), value)
-    return without_prefix(tensors_of(value, path.name))
+    tensors = tensors_of(value, path.name)
+    while (bare := without_prefix(without_prefix(tensors), "model.")).keys() != tensors.keys():
+        tensors = bare  # a wrapper in DataParallel, or the other way round
+    return tensors
 
 
 def batch_norm(target: str, source: str, tensors: Mapping[str, Tensor]) -> list[Rule]:

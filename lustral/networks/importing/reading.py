@@ -77,7 +77,7 @@ def tensors_of(value: Any, file: str) -> dict[str, Tensor]:
 
 
 def without_prefix(tensors: Mapping[str, Tensor], prefix: str = "module.") -> dict[str, Tensor]:
-    """``tensors`` without the prefix that DataParallel gives to every name; unchanged unless all of them bear it."""
+    """``tensors`` without a prefix such as DataParallel gives to every name; unchanged unless all of them bear it."""
     if tensors and all(name.startswith(prefix) for name in tensors):
         return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return dict(tensors)

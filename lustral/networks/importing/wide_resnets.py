@@ -14,6 +14,8 @@ from lustral.networks.importing.reading import count, read_torch, shape, tensors
 from lustral.networks.importing.rules import Rule, fill, pairs, rule
 from lustral.networks.wide_resnet import WideResNet
 
+Channels = float | Sequence[float]
+
 
 @dataclass(frozen=True)
 class _Naming:
@@ -52,16 +54,15 @@ class _Naming:
         widened = shape(tensors, f"{self.blocks[0]}0.{conv1}{weight}", 4, file)[0]
         return 6 * count(tensors, self.blocks[0]) + 4, max(1, widened // 16)
 
+    def ends(self, tensors: Mapping[str, Tensor], file: str) -> tuple[int, int]:
+        """Classes, and channels of the image."""
+        classes = shape(tensors, f"{self.head}.weight", 2, file)[0]
+        return classes, shape(tensors, f"{self.stem}{self.convolution['weight']}", 4, file)[1]
+
     def load(self, tensors: Mapping[str, Tensor], file: str, **options: Any) -> WideResNet:
         """A WideResNet of the size that the tensors tell, with them in it."""
-        weight, (depth, width) = self.convolution["weight"], self.size(tensors, file)
-        network = WideResNet(
-            depth=depth,
-            width=width,
-            num_classes=shape(tensors, f"{self.head}.weight", 2, file)[0],
-            channels=shape(tensors, f"{self.stem}{weight}", 4, file)[1],
-            **options,
-        )
+        (depth, width), (classes, channels) = self.size(tensors, file), self.ends(tensors, file)
+        network = WideResNet(depth=depth, width=width, num_classes=classes, channels=channels, **options)
         fill(network, self.rules(network, tensors), tensors, file)
         return network
 
@@ -95,32 +96,65 @@ _SZAGORUYKO = _Naming(
 )
 
 
+# Depth and width of the one network that each of these formats is for: many have its names, and normalise otherwise.
+SIZES = {"robustbench-wrn": (28, 10), "diffpure-wrn": (70, 16)}
+_WHOSE = {
+    "robustbench-wrn": "RobustBench's Standard, on raw images",
+    "diffpure-wrn": "DiffPure's, which normalises its input",
+}
+
+
 def _robustbench(path: Path) -> WideResNet:
     tensors = read_state(path)
-    _refuse(tensors, path.name, (70, 16), "DiffPure's, which normalises its input: choose --format diffpure-wrn")
+    _check(tensors, path.name, "robustbench-wrn")
     return _TRADES.load(tensors, path.name)
 
 
 def _diffpure(path: Path) -> WideResNet:
     tensors = read_state(path)
-    _refuse(tensors, path.name, (28, 10), "RobustBench's Standard, on raw images: choose --format robustbench-wrn")
+    _check(tensors, path.name, "diffpure-wrn")
     mean, std = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
     return _TRADES.load(tensors, path.name, mean=mean, std=std, dropout=0.3)
 
 
-def _refuse(tensors: Mapping[str, Tensor], file: str, size: tuple[int, int], whose: str) -> None:
-    """The other format's network: the names of the tensors are the same, and only its size tells it."""
-    if _TRADES.size(tensors, file) == size:
-        raise ValueError(f"{file} is a WRN-{size[0]}-{size[1]}, the size of {whose}.")
+def _check(tensors: Mapping[str, Tensor], file: str, form: str) -> None:
+    """Refuse another network than the format's: the names of the tensors are the same, and only sizes tell it."""
+    found = _TRADES.size(tensors, file)
+    if found != SIZES[form]:
+        size, depth, width = f"{file} is a WRN-{found[0]}-{found[1]}", *SIZES[form]
+        for other in SIZES:
+            if found == SIZES[other]:
+                raise ValueError(f"{size}, the size of {_WHOSE[other]}: choose --format {other}.")
+        raise ValueError(
+            f"{size}, and --format {form} is for the WRN-{depth}-{width} that is {_WHOSE[form]}: how this one "
+            "normalises its input, the file does not tell; choose the format of its authors."
+        )
+    classes, channels = _TRADES.ends(tensors, file)
+    if (classes, channels) != (10, 3):
+        raise ValueError(
+            f"{file} has {classes} classes and {channels} channels, and --format {form} is for a network of CIFAR-10's "
+            "10 and 3: check --format."
+        )
 
 
-def _meliketoy(path: Path) -> WideResNet:
-    mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+def _meliketoy(path: Path, *, mean: Channels | None = None, std: Channels | None = None) -> WideResNet:
+    tensors = read_state(path)
+    classes, _ = _MELIKETOY.ends(tensors, path.name)
+    if (mean is None) != (std is None):
+        raise ValueError("mean and std belong together: give both with --set, or neither for CIFAR-10's.")
+    if mean is None or std is None:
+        if classes != 10:
+            raise ValueError(
+                f"{path.name} has {classes} classes, so it was not trained on CIFAR-10, and the file does not tell how "
+                "its images were normalised: add --set mean=(...) std=(...)."
+            )
+        mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+    channels = {"mean": per_channel("mean", mean), "std": per_channel("std", std)}
     options = {"conv_bias": True, "raw_shortcut": True, "late_stride": True}
-    return _MELIKETOY.load(read_state(path), path.name, mean=mean, std=std, dropout=0.3, **options)
+    return _MELIKETOY.load(tensors, path.name, dropout=0.3, **channels, **options)
 
 
-def _szagoruyko(path: Path, *, mean: float | Sequence[float], std: float | Sequence[float]) -> WideResNet:
+def _szagoruyko(path: Path, *, mean: Channels, std: Channels) -> WideResNet:
     value = read_torch(path)
     if not isinstance(value, Mapping) or "params" not in value:
         raise ValueError(
@@ -151,7 +185,8 @@ DIFFPURE_WRN = Format(
 )
 MELIKETOY_WRN = Format(
     name="meliketoy-wrn",
-    network="WRN-d-k of GDMP and DAD, CIFAR-10; its state_dict (the original .t7 holds a pickled module)",
+    network="WRN-d-k of GDMP and DAD, CIFAR-10 unless mean and std are given; its state_dict (the original .t7 holds a "
+    "pickled module)",
     file="wide-resnet-28x10.t7",
     published="trained with https://github.com/meliketoy/wide-resnet.pytorch",
     licence="its trainer's (the code is MIT)",

@@ -1,5 +1,7 @@
 """Published classifiers written out straight, by the names of their authors: what an import is compared with."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -42,7 +44,7 @@ class Original:
         return F.linear(x, weight, self.tensor(f"{name}.bias", (width,), 0.3))
 
 
-def trades_wide_resnet(original: Original, x: Tensor) -> Tensor:
+def trades_wide_resnet(original: Original, x: Tensor, classes: int = 10) -> Tensor:
     """WRN-16-2, as RobustBench and DiffPure write it."""
     x = original.conv(x, "conv1.weight", 16, 3)
     for stage, width in ((1, 32), (2, 64), (3, 128)):
@@ -55,10 +57,10 @@ def trades_wide_resnet(original: Original, x: Tensor) -> Tensor:
             if block == 0:
                 x = original.conv(active, f"{name}.convShortcut.weight", width, 1, stride)
             x = x + out
-    return original.linear(F.avg_pool2d(F.relu(original.norm(x, "bn1")), 8).flatten(1), "fc", 10)
+    return original.linear(F.avg_pool2d(F.relu(original.norm(x, "bn1")), 8).flatten(1), "fc", classes)
 
 
-def meliketoy_wide_resnet(original: Original, x: Tensor) -> Tensor:
+def meliketoy_wide_resnet(original: Original, x: Tensor, classes: int = 10) -> Tensor:
     """WRN-16-2 with biases; the second convolution strides, and the shortcut sees the block's raw input."""
     x = original.conv(x, "conv1.weight", 16, 3, bias=True)
     for stage, width in ((1, 32), (2, 64), (3, 128)):
@@ -71,7 +73,7 @@ def meliketoy_wide_resnet(original: Original, x: Tensor) -> Tensor:
             if block == 0:
                 x = original.conv(x, f"{name}.shortcut.0.weight", width, 1, stride, bias=True)
             x = x + out
-    return original.linear(F.avg_pool2d(F.relu(original.norm(x, "bn1")), 8).flatten(1), "linear", 10)
+    return original.linear(F.avg_pool2d(F.relu(original.norm(x, "bn1")), 8).flatten(1), "linear", classes)
 
 
 def functional_wide_resnet(original: Original, x: Tensor) -> Tensor:
@@ -115,7 +117,7 @@ def resnet_18_narrow(original: Original, x: Tensor) -> Tensor:
     return original.linear(x.mean((2, 3)), "linear", 10)
 
 
-def resnet_50_narrow(original: Original, x: Tensor) -> Tensor:
+def resnet_50_narrow(original: Original, x: Tensor, classes: int = 10) -> Tensor:
     """Bottlenecks: ResNet-50 with an eighth of its widths."""
     x = F.relu(original.norm(original.conv(x, "conv1.weight", 8, 3), "bn1"))
     for stage, blocks in enumerate((3, 4, 6, 3)):
@@ -123,7 +125,7 @@ def resnet_50_narrow(original: Original, x: Tensor) -> Tensor:
             width, stride = 8 * 2**stage, 2 if stage and block == 0 else 1
             layers = [(width, 1, 1), (width, 3, stride), (4 * width, 1, 1)]
             x = _residual(original, x, f"layer{stage + 1}.{block}", layers, "B")
-    return original.linear(x.mean((2, 3)), "linear", 10)
+    return original.linear(x.mean((2, 3)), "linear", classes)
 
 
 def resnet_20(original: Original, x: Tensor) -> Tensor:
@@ -160,8 +162,8 @@ def mobilenet(original: Original, x: Tensor) -> Tensor:
     return original.linear(F.avg_pool2d(x, 4).flatten(1), "linear", 10)
 
 
-def shufflenet(original: Original, x: Tensor) -> Tensor:
-    """The small one (scale 0.5)."""
+def shufflenet(original: Original, x: Tensor, widths: Sequence[int] = (48, 96, 192), last: int = 1024) -> Tensor:
+    """The small one (scale 0.5), unless told otherwise."""
 
     def layer(x: Tensor, name: str, number: int, width: int, stride: int = 0) -> Tensor:
         size, groups = (3, width) if stride else (1, 1)
@@ -170,7 +172,7 @@ def shufflenet(original: Original, x: Tensor) -> Tensor:
         return x if stride else F.relu(x)
 
     x = F.relu(original.norm(original.conv(x, "conv1.weight", 24, 3), "bn1"))
-    for stage, (width, blocks) in enumerate(((48, 4), (96, 8), (192, 4)), 1):
+    for stage, (width, blocks) in enumerate(zip(widths, (4, 8, 4), strict=True), 1):
         for block in range(blocks):
             name, half = f"layer{stage}.{block}", width // 2
             if block == 0:
@@ -182,5 +184,5 @@ def shufflenet(original: Original, x: Tensor) -> Tensor:
             # Channel c of the left and channel c of the right become neighbours.
             x = torch.cat([left, right], 1)
             x = x[:, [c // 2 + (c % 2) * half for c in range(width)]]
-    x = F.relu(original.norm(original.conv(x, "conv2.weight", 1024, 1), "bn2"))
+    x = F.relu(original.norm(original.conv(x, "conv2.weight", last, 1), "bn2"))
     return original.linear(F.avg_pool2d(x, 4).flatten(1), "linear", 10)

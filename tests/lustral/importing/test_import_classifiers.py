@@ -6,6 +6,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lustral.networks import Classifier, ShuffleNetV2, TimmClassifier, WideResNet, load_classifier
-from lustral.networks.importing import imagenet_classifiers
+from lustral.networks import CifarResNet, Classifier, ShuffleNetV2, TimmClassifier, WideResNet, load_classifier
+from lustral.networks.importing import cifar_nets, imagenet_classifiers, wide_resnets
 from lustral.networks.importing.command import import_weights
 from lustral.networks.weights import architecture, read_weights
 from tests.contracts import generator, images
@@ -50,6 +51,10 @@ def _parallel(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"module.{name}": tensor for name, tensor in state.items()}
 
 
+def _wrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"model.{name}": tensor for name, tensor in state.items()}
+
+
 def _apart(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """The older form of the functional files: parameters and statistics apart."""
     stats = {name: tensor for name, tensor in state.items() if name.endswith(STATISTICS)}
@@ -75,9 +80,17 @@ CASES = {
         "robustbench-wrn", trades_wide_resnet, RAW, lambda state: {"state_dict": _parallel(state), "epoch": 200}
     ),
     "robustbench, uncounted": Published("robustbench-wrn", trades_wide_resnet, RAW, _parallel, False),
+    "robustbench, wrapped": Published("robustbench-wrn", trades_wide_resnet, RAW, _wrapped),
+    "robustbench, wrapped in parallel": Published(
+        "robustbench-wrn", trades_wide_resnet, RAW, lambda state: {"state_dict": _parallel(_wrapped(state))}
+    ),
     "diffpure": Published("diffpure-wrn", trades_wide_resnet, DIFFPURE, _parallel),
     "meliketoy": Published(
         "meliketoy-wrn", meliketoy_wide_resnet, KUANGLIU, lambda state: {"net": state, "acc": 95.0, "epoch": 200}
+    ),
+    "meliketoy, another data set": Published(
+        *("meliketoy-wrn", partial(meliketoy_wide_resnet, classes=100), ((0.5, 0.48, 0.44), (0.25,) * 3)),
+        *(dict, True, {"mean": (0.5, 0.48, 0.44), "std": 0.25}),
     ),
     "szagoruyko": Published(
         *("szagoruyko-wrn", functional_wide_resnet, RAW),
@@ -91,8 +104,20 @@ CASES = {
     ),
     "resnet-20": Published("kuangliu-resnet", resnet_20, KUANGLIU, dict, True, OPTIONS),
     "mobilenet": Published("kuangliu-mobilenetv2", mobilenet, KUANGLIU, dict, True, OPTIONS),
+    "shufflenet of 224 channels": Published(
+        *("kuangliu-shufflenetv2", partial(shufflenet, widths=(224, 488, 976), last=2048), KUANGLIU),
+        *(lambda state: {"net": _wrapped(_parallel(state))}, True, OPTIONS),
+    ),
     "shufflenet": Published("kuangliu-shufflenetv2", shufflenet, RAW, dict, True, {"mean": 0.0, "std": 1.0}),
 }
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sizes that formats of one network ask for are those of the small originals."""
+    for form in wide_resnets.SIZES:
+        monkeypatch.setitem(wide_resnets.SIZES, form, (16, 2))
+    monkeypatch.setitem(cifar_nets.RESNET50, "width", 8)
 
 
 def _normalised(x: Tensor, normalisation: Any) -> Tensor:
@@ -107,6 +132,7 @@ def _agrees(network: Classifier, x: Tensor, expected: Tensor) -> None:
     assert float(error) < 1e-5
 
 
+@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("case", CASES)
 def test_an_imported_classifier_is_the_original(case: str, tmp_path: Path) -> None:
     published, x = CASES[case], images(2, (3, 32, 32))
@@ -265,6 +291,7 @@ def _import(source: Path, form: str, **options: Any) -> None:
     import_weights(form, source, source.with_name("w.safetensors"), **options)
 
 
+@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("case", ["robustbench", "meliketoy", "szagoruyko", "resnet-18", "mobilenet", "shufflenet"])
 def test_files_that_do_not_fit_are_refused(case: str, tmp_path: Path) -> None:
     published, path = CASES[case], tmp_path / "published.pt"
@@ -348,6 +375,81 @@ def test_wide_resnets_of_the_same_names_are_told_apart_by_their_size(
         _import(path, form)
 
 
+@pytest.mark.parametrize("form", ["diffpure-wrn", "robustbench-wrn"])
+def test_other_sizes_are_refused(form: str, tmp_path: Path) -> None:
+    """Their normalisation is another's: Standard takes raw images, most of the zoo does not."""
+    original, path = Original(), tmp_path / "weights.pt"
+    trades_wide_resnet(original, images(1, (3, 32, 32)))
+    torch.save(original.state, path)
+    with pytest.raises(ValueError, match=rf"is a WRN-16-2, and --format {form} is for the WRN-(28-10|70-16) that is"):
+        _import(path, form)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(
+    ("form", "forward", "message"),
+    [
+        ("robustbench-wrn", trades_wide_resnet, "has 100 classes and 3 channels, .*CIFAR-10's 10 and 3"),
+        ("diffpure-wrn", trades_wide_resnet, "has 100 classes and 3 channels, .*CIFAR-10's 10 and 3"),
+        (
+            "diffpure-resnet50",
+            resnet_50_narrow,
+            r"no CIFAR-10 ResNet-50 like DiffPure's \(num_classes 100 and not 10\)",
+        ),
+        ("meliketoy-wrn", meliketoy_wide_resnet, r"has 100 classes, .*add --set mean=\(...\) std=\(...\)"),
+    ],
+)
+def test_another_data_set_s_network_does_not_get_cifar_10_s_statistics(
+    form: str, forward: Callable[..., Tensor], message: str, tmp_path: Path
+) -> None:
+    original = Original()
+    forward(original, images(1, (3, 32, 32)), classes=100)
+    torch.save(original.state, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=message):
+        _import(tmp_path / "weights.pt", form)
+
+
+def test_a_mean_wants_its_deviation(tmp_path: Path) -> None:
+    original = Original()
+    meliketoy_wide_resnet(original, images(1, (3, 32, 32)))
+    torch.save(original.state, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match="mean and std belong together"):
+        _import(tmp_path / "weights.pt", "meliketoy-wrn", mean=0.5)
+
+
+@pytest.mark.parametrize(
+    ("forward", "differing"),
+    [
+        (
+            resnet_18_narrow,
+            r"blocks \[2, 2, 2, 2\] and not \[3, 4, 6, 3\], width 8 and not 64, bottleneck False and not",
+        ),
+        (resnet_50_narrow, r"like DiffPure's \(width 8 and not 64\), .*choose --format kuangliu-resnet"),
+    ],
+)
+def test_diffpure_s_resnet_50_is_no_other(forward: Forward, differing: str, tmp_path: Path) -> None:
+    original = Original()
+    forward(original, images(1, (3, 32, 32)))
+    torch.save(_parallel(original.state), tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=differing):
+        _import(tmp_path / "weights.pt", "diffpure-resnet50")
+
+
+def test_the_sizes_asked_for_are_the_published_ones() -> None:
+    assert wide_resnets.SIZES == {"robustbench-wrn": (28, 10), "diffpure-wrn": (70, 16)}
+    with torch.device("meta"):
+        network = CifarResNet(**cifar_nets.RESNET50)
+    assert sum(parameter.numel() for parameter in network.parameters()) == 23_520_842
+
+
+def test_a_shufflenet_of_unknown_width_is_refused(tmp_path: Path) -> None:
+    original = Original()
+    shufflenet(original, images(1, (3, 32, 32)), widths=(40, 80, 160))
+    torch.save(original.state, tmp_path / "ckpt.pth")
+    with pytest.raises(ValueError, match=r"has 40 channels in the first stage .*known are 48, 116, 176, 224, 244"):
+        _import(tmp_path / "ckpt.pth", "kuangliu-shufflenetv2", mean=0, std=1)
+
+
 @pytest.mark.parametrize("nest", [dict, lambda state: {"state_dict": state}])
 def test_a_file_without_tensors_is_refused(nest: Callable[[dict[str, Tensor]], Any], tmp_path: Path) -> None:
     torch.save(nest({}), tmp_path / "Standard.pt")
@@ -390,7 +492,7 @@ def test_cut_files_are_refused(kept: float, tmp_path: Path) -> None:
         ("kuangliu-resnet", {"mean": (), "std": 1}, r"mean takes a number or one a channel.*not \(\)"),
         ("kuangliu-resnet", {"mean": "grey", "std": 1}, r"mean takes a number or one a channel.*not 'grey'"),
         ("kuangliu-resnet", {"mean": 0, "std": 1}, "should hold conv1.weight with 4 dimensions, but there is none"),
-        ("meliketoy-wrn", {}, r"should hold layer1.0.conv1.weight .*holds fc.weight"),
+        ("meliketoy-wrn", {}, r"should hold linear.weight .*holds fc.weight"),
         ("szagoruyko-wrn", {"mean": 0, "std": 1}, "holds no `params`"),
     ],
 )
