@@ -57,6 +57,12 @@ def option_names(form: Format, required: bool = False) -> list[str]:
     return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and (p.default is p.empty or not required)]
 
 
+def _shown_options(form: Format) -> str:
+    needed = option_names(form, required=True)
+    names = [f"{name} (needed)" if name in needed else name for name in option_names(form)]
+    return ", ".join(names) or "no options"
+
+
 def _value(word: str) -> tuple[str, Any]:
     """``name=value`` with the value as Python writes it; a bare word is a string."""
     name, equals, text = word.partition("=")
@@ -78,9 +84,7 @@ def _options(words: Sequence[str]) -> dict[str, Any]:
 
 def run_command(words: Sequence[str]) -> int:
     """The command line of ``import``; returns the exit code."""
-    table = "\n".join(
-        f"  {f.name:<20} {f.network}  [{', '.join(option_names(f)) or 'no options'}]" for f in FORMATS.values()
-    )
+    table = "\n".join(f"  {f.name:<20} {f.network}  [{_shown_options(f)}]" for f in FORMATS.values())
     parser = Parser(
         "cli.py import",
         description="Convert published weights. Nothing in the source file is run, and every tensor is used once.",

@@ -1,6 +1,7 @@
 """OpenAI's consistency models for CIFAR-10 (Song et al. 2023), trained in JAX: ``checkpoint_80`` of NCSN++.
 
-Read without JAX. The moving average (``params_ema``) is taken, as the authors sample with it.
+Read without JAX. The moving average (``params_ema``) is taken, as the authors sample with it. The EDM model that is
+their teacher (``edm_cifar10_ema``) has the same tensors under other scales: whoever imports has to say which it is.
 """
 
 import re
@@ -35,16 +36,17 @@ _CLASSES: dict[Kind, str] = {
 def load(
     path: str | Path,
     *,
+    preconditioning: Literal["consistency", "edm"],
     image_size: int = 32,
     attention_sizes: Sequence[int] = (16,),
-    preconditioning: Literal["consistency", "edm"] = "consistency",
 ) -> nn.Module:
     """The consistency function in a checkpoint, as a denoiser.
 
     Args:
+        preconditioning: "consistency" for the consistency models, distilled or trained alone (``checkpoint_80`` and
+            others), "edm" for the teacher that is published beside them (``edm_cifar10_ema``).
         image_size: height and width of the training images, which the tensors do not tell.
         attention_sizes: resolutions that attend, which they do not tell either.
-        preconditioning: "edm" for the teacher that is published beside the consistency models (``edm_cifar10_ema``).
 
     Raises:
         ValueError: if the file is no such checkpoint, or another architecture's.
@@ -137,7 +139,8 @@ def _seen(tensors: Mapping[str, Tensor], file: str) -> list[Seen]:
 
 CONSISTENCY_JAX = Format(
     name="consistency-jax",
-    network="OpenAI's consistency models for CIFAR-10 (SongUNetDenoiser)",
+    network="OpenAI's consistency models for CIFAR-10 (preconditioning=consistency), and their teacher "
+    "(preconditioning=edm)",
     file="checkpoint_80",
     published="openaipublic.blob.core.windows.net, linked from github.com/openai/consistency_models_cifar10",
     licence="Apache-2.0",

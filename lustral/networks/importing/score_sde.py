@@ -1,14 +1,15 @@
 """Checkpoints of Score-SDE in PyTorch (Song et al. 2021): ``checkpoint_8.pth`` of DDPM++ and NCSN++.
 
-The file's moving average is a list without names; its names are those of the raw weights beside it, in order. Sub-VP
-and discrete-time models hold the same tensors and cannot be told apart: do not import them.
+The file's moving average is a list without names; its names are those of the raw weights beside it, in order. With
+positional features the tensors are those of VP, sub-VP and discrete-time models alike, of which only the continuous VP
+ones are known here: whoever imports has to say so.
 """
 
 import re
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,22 +21,26 @@ from lustral.networks.importing.reading import read_torch, shape, tensors_of, wi
 from lustral.networks.importing.rules import Rule, fill, pairs, rule
 from lustral.networks.importing.song_layout import Part, Seen, parts, shape_of
 
+SDE = Literal["vp", "ve"]
+
 _LIST = "all_modules"
 _NAMES = {"norm0": "GroupNorm_0", "conv0": "Conv_0", "affine": "Dense_0", "norm1": "GroupNorm_1", "conv1": "Conv_1"}
 
 
-def load(path: str | Path, *, image_size: int = 32) -> nn.Module:
+def load(path: str | Path, *, sde: SDE | None = None, image_size: int = 32) -> nn.Module:
     """The denoiser in a checkpoint, by the moving average if it has one, or in a plain ``state_dict``.
 
-    A network with positional time features is a VP one, one with Fourier features a VE one, as in the authors'
-    configurations.
-
     Args:
+        sde: the process it was trained on in continuous time. A network with Fourier features is a continuous VE one
+            in all of the authors' configurations, and need not be told; one with positional features may be a VP, a
+            sub-VP or a discrete-time (VP or VE) one, and is taken only if this says "vp".
         image_size: height and width of the training images, which the tensors do not tell.
 
     Raises:
         ValueError: if the file is none of those, or another architecture's.
     """
+    if sde is not None and sde not in get_args(SDE):
+        raise ValueError(f"--set sde takes vp or ve, not {sde!r}.")
     file, image_size = Path(path).name, whole("image_size", image_size)
     tensors = _weights(read_torch(path), file)
     tensors.pop("sigmas", None)  # a table that the continuous models never look at
@@ -46,6 +51,7 @@ def load(path: str | Path, *, image_size: int = 32) -> nn.Module:
     seen = [_seen(tensors, i, file) for i, kind in enumerate(kinds) if kind == "block"]
     multipliers, blocks = shape_of(seen, base_channels, file)
     fourier, pyramid = "fourier" in kinds, "pyramid" in kinds
+    _check_process(sde, fourier, file)
     network = SongUNetDenoiser(
         image_size,
         channels,
@@ -60,6 +66,26 @@ def load(path: str | Path, *, image_size: int = 32) -> nn.Module:
         preconditioning="ve" if fourier else "vp",
     )
     return fill(network, rules(network), tensors, file)
+
+
+def _check_process(sde: SDE | None, fourier: bool, file: str) -> None:
+    """Refuse what cannot be told, and what cannot be."""
+    if fourier and sde == "vp":
+        raise ValueError(
+            f"{file} has Fourier features of its time, which only continuous VE models have: leave --set sde=vp out."
+        )
+    if fourier or sde == "vp":
+        return
+    if sde == "ve":
+        raise ValueError(
+            f"{file} has positional features of its time, so as a VE model it is a discrete-time one (SMLD), which is "
+            "not known here: import a continuous one."
+        )
+    raise ValueError(
+        f"{file} has positional features of its time, and continuous VP, sub-VP and discrete-time models (VP or VE) "
+        "then have the same tensors: add --set sde=vp if it was trained on the continuous VP process "
+        "(configs/vp/*_continuous.py), the only one of these that is known here."
+    )
 
 
 def rules(network: SongUNetDenoiser) -> list[Rule]:
@@ -151,7 +177,8 @@ def _attention_sizes(kinds: list[str], image_size: int, levels: int, blocks: int
 
 SCORE_SDE = Format(
     name="score-sde",
-    network="continuous VP and VE DDPM++ and NCSN++; never sub-VP or discrete-time ones, whose tensors look the same",
+    network="continuous VE NCSN++, and with sde=vp continuous VP DDPM++ and NCSN++; never sub-VP or discrete-time "
+    "ones, whose tensors look the same",
     file="checkpoint_8.pth",
     published="Google Drive, linked from github.com/yang-song/score_sde_pytorch",
     licence="Apache-2.0",

@@ -120,10 +120,18 @@ def test_the_average_is_the_consistency_function(net: Net, tmp_path: Path) -> No
 
 def test_the_imported_file_rebuilds_the_network(tmp_path: Path) -> None:
     source, output = write(tmp_path, tree(make(NET))), tmp_path / "weights.safetensors"
-    import_weights("consistency-jax", source, output, image_size=8, attention_sizes=[4])
-    direct, again = load(source, image_size=8, attention_sizes=[4]), load_denoiser(str(output))
+    options: dict[str, Any] = {"preconditioning": "consistency", "image_size": 8, "attention_sizes": [4]}
+    import_weights("consistency-jax", source, output, **options)
+    direct, again = load(source, **options), load_denoiser(str(output))
     x, t = torch.randn(1, 3, 8, 8, generator=generator()), torch.tensor(500.0)
     assert torch.equal(again.eval()(x, t), direct(x, t))
+
+
+def test_teacher_and_pupil_must_be_told(tmp_path: Path) -> None:
+    """``edm_cifar10_ema`` and ``checkpoint_80`` hold the same names and shapes, and are other functions."""
+    source = write(tmp_path, tree(make(NET)))
+    with pytest.raises(ValueError, match="The format consistency-jax needs --set preconditioning=VALUE"):
+        import_weights("consistency-jax", source, tmp_path / "w.safetensors", image_size=8, attention_sizes=[4])
 
 
 def test_the_published_network_has_its_tensors_and_places() -> None:
@@ -166,7 +174,7 @@ def test_every_type_of_number_is_read(tmp_path: Path) -> None:
 
 def _refused(path: Path, sentence: str, **options: Any) -> None:
     with pytest.raises(ValueError, match=sentence) as caught:
-        load(path, **{"image_size": 8, "attention_sizes": (4,), **options})
+        load(path, **{"preconditioning": "edm", "image_size": 8, "attention_sizes": (4,), **options})
     assert "\n" not in str(caught.value)
 
 

@@ -83,7 +83,8 @@ def content() -> dict[str, Any]:
 @pytest.mark.parametrize("net", NETS.values(), ids=NETS.keys())
 def test_the_average_is_the_function_of_the_papers(net: Net, prefix: str, tmp_path: Path) -> None:
     raw, modules = make(net, seed=1), make(net)
-    denoiser = load(write(tmp_path, checkpoint(modules, raw, prefix)), image_size=net.size)
+    sde = None if net.fourier else "vp"
+    denoiser = load(write(tmp_path, checkpoint(modules, raw, prefix)), sde=sde, image_size=net.size)
     assert isinstance(denoiser, SongUNetDenoiser)
     modules = with_frozen_of(modules, raw)
     x = torch.randn(3, 3, net.size, net.size, generator=generator(5))
@@ -103,7 +104,7 @@ def test_the_average_is_the_function_of_the_papers(net: Net, prefix: str, tmp_pa
 
 
 def test_plain_states_are_taken_as_they_are(content: dict[str, Any], tmp_path: Path) -> None:
-    denoiser = load(write(tmp_path, content["model"]), image_size=8)
+    denoiser = load(write(tmp_path, content["model"]), sde="vp", image_size=8)
     x, label = torch.randn(2, 3, 8, 8, generator=generator(5)), torch.tensor([1.0, 500.0])
     assert isinstance(denoiser, SongUNetDenoiser)
     with torch.no_grad():
@@ -113,9 +114,9 @@ def test_plain_states_are_taken_as_they_are(content: dict[str, Any], tmp_path: P
 
 def test_the_imported_file_rebuilds_the_network(content: dict[str, Any], tmp_path: Path) -> None:
     source, output = write(tmp_path, content), tmp_path / "weights.safetensors"
-    import_weights("score-sde", source, output, image_size=8)
+    import_weights("score-sde", source, output, sde="vp", image_size=8)
     x, t = torch.randn(1, 3, 8, 8, generator=generator()), torch.tensor(100.0)
-    again, direct = load_denoiser(str(output)), load(source, image_size=8)
+    again, direct = load_denoiser(str(output)), load(source, sde="vp", image_size=8)
     assert torch.equal(again.eval()(x, t), direct(x, t))
 
 
@@ -136,16 +137,33 @@ def test_the_deep_network_has_the_published_list() -> None:
 
 def test_the_wrong_size_of_image_moves_the_attention(content: dict[str, Any], tmp_path: Path) -> None:
     """It is named by its resolution; where it is in the network, the file says."""
-    denoiser = load(write(tmp_path, content), image_size=64)
+    denoiser = load(write(tmp_path, content), sde="vp", image_size=64)
     assert isinstance(denoiser, SongUNetDenoiser)
     assert denoiser.attention_sizes == [32]
 
 
-def _refused(folder: Path, content: Any, sentence: str) -> None:
+def _refused(folder: Path, content: Any, sentence: str, sde: Any = "vp") -> None:
     with pytest.raises(ValueError, match=sentence) as caught:
-        load(write(folder, content), image_size=8)
+        load(write(folder, content), sde=sde, image_size=8)
     assert str(caught.value).endswith(".")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("net", ["DDPM++", "NCSN++, VP"])
+def test_a_process_that_no_tensor_tells_is_asked_for(net: str, tmp_path: Path) -> None:
+    """The discrete-time VE NCSN++ (``ve/cifar10_ncsnpp``) has the very tensors of the continuous VP one."""
+    content = checkpoint(make(NETS[net]), make(NETS[net], seed=1))
+    _refused(tmp_path, content, "has positional features .* add --set sde=vp if it was", sde=None)
+    _refused(tmp_path, content, "so as a VE model it is a discrete-time one .*, which is not known here", sde="ve")
+    _refused(tmp_path, content, "--set sde takes vp or ve, not 'subvp'", sde="subvp")
+
+
+def test_fourier_features_are_those_of_continuous_ve_models(tmp_path: Path) -> None:
+    content = checkpoint(make(NETS["NCSN++, VE"]), make(NETS["NCSN++, VE"], seed=1))
+    _refused(tmp_path, content, "has Fourier features .* leave --set sde=vp out", sde="vp")
+    denoiser = load(write(tmp_path, content), sde="ve", image_size=8)
+    assert isinstance(denoiser, SongUNetDenoiser)
+    assert denoiser.preconditioning == "ve"
 
 
 def test_an_average_one_entry_short_is_refused(content: dict[str, Any], tmp_path: Path) -> None:
