@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from itertools import compress
-from typing import Literal
+from typing import Literal, get_args
 
 from diffusers.models.attention_processor import Attention
 from diffusers.models.unets.unet_2d import UNet2DModel
@@ -11,17 +11,31 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lustral.diffusion.schedules import ScheduleName, make_schedule
 from lustral.networks.denoisers import PreconditionedDenoiser
-from lustral.networks.preconditioners import Consistency, FloorVP, Preconditioner, make_preconditioner
+from lustral.networks.preconditioners import EDM, Consistency, FloorVP, Preconditioner, make_preconditioner
 from lustral.networks.weights import load_into
+
+Preconditioning = Literal["linear", "cosine", "edm", "consistency"]
 
 _GROUPS = 32
 
 
-class _ConsistencyInThousandths(Consistency):
-    """The consistency models on this U-Net embed 1000 ln(sigma) / 4, as if it were one of 1000 steps."""
+class _EDMInThousandths(EDM):
+    """The EDM and consistency models on this U-Net embed 1000 ln(sigma) / 4, as if it were one of 1000 steps."""
 
     def label(self, sigma: Tensor) -> Tensor:
         return 1000.0 * super().label(sigma)
+
+
+class _ConsistencyInThousandths(Consistency):
+    """With the same label."""
+
+    def label(self, sigma: Tensor) -> Tensor:
+        return 1000.0 * super().label(sigma)
+
+
+def _make_preconditioner(name: str) -> Preconditioner:
+    in_thousandths = {"edm": _EDMInThousandths, "consistency": _ConsistencyInThousandths}
+    return in_thousandths[name]() if name in in_thousandths else make_preconditioner(name)
 
 
 def _check_heads(widths: Iterable[int], head_width: int | None, num_heads: int | None) -> None:
@@ -39,8 +53,8 @@ class ADMDenoiser(PreconditionedDenoiser):
     The defaults are guided-diffusion's unconditional ImageNet model of 256 pixels: 552,814,086 parameters.
     Improved diffusion's CIFAR-10 model (L_hybrid) is ``image_size: 32, base_channels: 128, multipliers: [1, 2, 2, 2],
     blocks: 3, attention_sizes: [16, 8], head_width: null, num_heads: 4, resample: conv, dropout: 0.3,
-    preconditioning: cosine``: 52,546,438 parameters. Class-conditional networks are not covered: the label of a
-    purified image is what nobody knows.
+    preconditioning: cosine``: 52,546,438 parameters. There is no class embedding, since nobody knows the label of a
+    purified image: a class-conditional network is imported with one class for every image, or with none.
 
     Args:
         image_size: height and width in pixels.
@@ -56,7 +70,8 @@ class ADMDenoiser(PreconditionedDenoiser):
             `mean_and_variance`).
         dropout: probability inside each block while training.
         preconditioning: how it was trained: "linear" (on the table of 1000 levels), "cosine" (on that of 4000, with
-            labels in 0 ... 1000), or "consistency" (Song et al. 2023).
+            labels in 0 ... 1000), "edm" (Karras et al. 2022) or "consistency" (Song et al. 2023), the latter two as in
+            OpenAI's consistency_models.
         schedule_type: the process it is asked on; None is the one it was trained on.
         labels: "nearest" gives the network the index of the nearest level of its table; "floor" the whole part of 1000
             t, as DiffPure's published ImageNet numbers were made (with schedule_type vp).
@@ -76,14 +91,16 @@ class ADMDenoiser(PreconditionedDenoiser):
         resample: Literal["residual", "conv"] = "residual",
         learned_variance: bool = True,
         dropout: float = 0.0,
-        preconditioning: Literal["linear", "cosine", "consistency"] = "linear",
+        preconditioning: Preconditioning = "linear",
         schedule_type: None | ScheduleName = None,
         labels: Literal["nearest", "floor"] = "nearest",
         weights: None | str = None,
     ) -> None:
         super().__init__()
-        if preconditioning not in ("linear", "cosine", "consistency"):
-            raise ValueError(f"preconditioning is {preconditioning!r}; an ADM's may be linear, cosine or consistency.")
+        if preconditioning not in get_args(Preconditioning):
+            raise ValueError(
+                f"preconditioning is {preconditioning!r}; an ADM's may be {', '.join(get_args(Preconditioning))}."
+            )
         if resample not in ("residual", "conv"):
             raise ValueError(f"resample is {resample!r}; it may be residual or conv.")
         if not multipliers or multipliers[0] != 1:
@@ -104,9 +121,7 @@ class ADMDenoiser(PreconditionedDenoiser):
         self.learned_variance, self.dropout, self.weights = learned_variance, dropout, weights
         self.learns_variance = learned_variance
         self.preconditioning = preconditioning
-        self.preconditioner: Preconditioner = (
-            _ConsistencyInThousandths() if preconditioning == "consistency" else make_preconditioner(preconditioning)
-        )
+        self.preconditioner: Preconditioner = _make_preconditioner(preconditioning)
         if labels not in ("nearest", "floor") or (labels == "floor" and preconditioning != "linear"):
             raise ValueError(f"labels is {labels!r}; it may be nearest, or floor where preconditioning is linear.")
         self.labels = labels

@@ -66,6 +66,7 @@ def test_the_consistency_network_of_64_pixels_has_the_published_size() -> None:
     [
         ("linear", [1.0, 100.0, 1000.0], [0.0, 99.0, 999.0]),
         ("cosine", [0.25, 117.5, 1000.0], [0.0, 117.25, 999.75]),
+        ("edm", [1.0, 1000.0], [250 * math.log(0.002), 250 * math.log(80.0)]),
         ("consistency", [1.0, 1000.0], [250 * math.log(0.002), 250 * math.log(80.0)]),
     ],
 )
@@ -152,7 +153,7 @@ def test_a_weights_file_alone_rebuilds_the_network(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"preconditioning": "vp"}, "preconditioning is 'vp'; an ADM's may be linear, cosine or consistency"),
+        ({"preconditioning": "vp"}, "preconditioning is 'vp'; an ADM's may be linear, cosine, edm, consistency"),
         ({"resample": "fir"}, "resample is 'fir'; it may be residual or conv"),
         ({"multipliers": (2, 4)}, r"multipliers are \[2, 4\]; the first must be 1"),
         ({"multipliers": ()}, r"multipliers are \[\]; the first must be 1"),

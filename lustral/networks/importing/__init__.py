@@ -10,6 +10,7 @@ from lustral.networks.importing.cifar_nets import (
     KUANGLIU_SHUFFLENET,
 )
 from lustral.networks.importing.consistency_jax import CONSISTENCY_JAX
+from lustral.networks.importing.consistency_models import CONSISTENCY_MODELS
 from lustral.networks.importing.ddpm import DDPM, LEE_KIM_SVHN
 from lustral.networks.importing.edm import EDM
 from lustral.networks.importing.formats import Format
@@ -39,6 +40,7 @@ FORMATS: dict[str, Format] = {
         SCORE_SDE,
         EDM,
         CONSISTENCY_JAX,
+        CONSISTENCY_MODELS,
     )
 }
 

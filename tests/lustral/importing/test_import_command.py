@@ -49,23 +49,28 @@ WHOLE = [
 ]
 
 
+def _needed(form: str) -> list[str]:
+    """Its required options, so that another one can be asked about."""
+    return ["preconditioning=edm"] if "preconditioning" in option_names(FORMATS[form], required=True) else []
+
+
 @pytest.mark.parametrize("value", ["abc", "3.5", "-8", "0", "True", "[8]", "{[]:1}"])
 @pytest.mark.parametrize(("form", "option"), WHOLE)
 def test_whole_numbers_are_asked_for_in_a_sentence(form: str, option: str, value: str, source: Path) -> None:
     with pytest.raises(ValueError, match=rf"^--set {option} takes a whole number from 1 on, not .*\.$"):
-        run_command(_words(form, source, "--set", f"{option}={value}"))
+        run_command(_words(form, source, "--set", f"{option}={value}", *_needed(form)))
 
 
 def test_every_format_with_a_size_is_asked() -> None:
     assert {form for form, option in WHOLE if option == "image_size"} == {
-        *("guided-diffusion", "improved-diffusion", "ddpm", "score-sde", "consistency-jax"),
+        *("guided-diffusion", "improved-diffusion", "ddpm", "score-sde", "consistency-jax", "consistency-models"),
     }
 
 
 @pytest.mark.parametrize("value", ["16", "abc", "[16,0]", "[16,8.0]", "[[16]]"])
 def test_lists_of_whole_numbers_too(value: str, source: Path) -> None:
     with pytest.raises(ValueError, match=r"^--set attention_sizes takes a list of whole numbers .*\[16,8\], not .*\.$"):
-        run_command(_words("consistency-jax", source, "--set", f"attention_sizes={value}"))
+        run_command(_words("consistency-jax", source, "--set", f"attention_sizes={value}", "preconditioning=edm"))
 
 
 @pytest.mark.parametrize("option", ["form", "source", "output"])
@@ -114,7 +119,7 @@ def test_wrong_arguments_get_one_sentence(
 def test_an_output_that_cannot_be_written_is_told(
     source: Path, cli: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["import", "--format", "score-sde", "--source", source, "--set", "image_size=8"]
+    words = ["import", "--format", "score-sde", "--source", source, "--set", "image_size=8", "sde=vp"]
     assert cli(*words, "--output", source / "weights.safetensors") == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "cannot be written" in line
@@ -127,4 +132,6 @@ def test_the_help_warns_of_files_that_look_the_same(capsys: pytest.CaptureFixtur
     told = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
     assert "never sub-VP or discrete-time" in told["score-sde"]
     assert "Standard alone; other models of the zoo normalise in their code" in told["robustbench-wrn"]
-    assert "preconditioning=consistency attention_order=new image_size=64" in told["guided-diffusion"]
+    assert "others with preconditioning=linear or cosine" in told["guided-diffusion"]
+    assert "with label=N or label=unconditional" in told["consistency-models"]
+    assert "(preconditioning=consistency), and their teacher (preconditioning=edm)" in told["consistency-jax"]

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from lustral.networks import ADMDenoiser, load_network
 from lustral.networks.importing import FORMATS
+from lustral.networks.importing.adm_layout import build, rules
 from lustral.networks.importing.command import import_weights
-from lustral.networks.importing.guided_diffusion import _build, _rules
+from lustral.networks.importing.guided_diffusion import is_published
 from lustral.networks.weights import read_weights
 from tests.contracts import generator, relative_error
 from tests.lustral.importing.unet_originals import OriginalUNet, adm_unet
@@ -25,23 +26,29 @@ IMPROVED = partial(
     adm_unet, base=32, multipliers=(1, 2, 3), blocks=1, attends=(False, True, True), heads=4, residual=False
 )
 CASES: dict[str, tuple[str, Forward, dict[str, Any], float]] = {
-    "guided": ("guided-diffusion", GUIDED, {"image_size": 16, "head_width": 16}, 1.0),
+    "guided": ("guided-diffusion", GUIDED, {"image_size": 16, "head_width": 16, "preconditioning": "linear"}, 1.0),
     "guided, new order": (
         "guided-diffusion",
         partial(GUIDED, legacy=False),
-        {"image_size": 16, "head_width": 16, "attention_order": "new"},
+        {"image_size": 16, "head_width": 16, "attention_order": "new", "preconditioning": "linear"},
         1.0,
+    ),
+    "guided, cosine": (
+        "guided-diffusion",
+        partial(GUIDED, blocks=1),
+        {"image_size": 16, "head_width": 16, "preconditioning": "cosine"},
+        0.25,
     ),
     "guided, attention everywhere, no variance": (
         "guided-diffusion",
         partial(GUIDED, blocks=1, attends=(True, True), outputs=3, legacy=False, taps=2),
-        {"image_size": 16, "head_width": 16, "attention_order": "new"},
+        {"image_size": 16, "head_width": 16, "attention_order": "new", "preconditioning": "linear"},
         1.0,
     ),
     "guided, one resolution": (
         "guided-diffusion",
         partial(GUIDED, multipliers=(1,), attends=(True,)),
-        {"image_size": 8, "head_width": 16},
+        {"image_size": 8, "head_width": 16, "preconditioning": "linear"},
         1.0,
     ),
     "improved": ("improved-diffusion", IMPROVED, {"image_size": 16}, 0.25),
@@ -209,12 +216,12 @@ def test_full_size(name: str) -> None:
     with torch.device("meta"):
         original = OriginalUNet("meta")
         forward(original, torch.empty(1, 3, size, size), torch.empty(1))
-        network = _build(original.state, "a file", size, options)
+        network = build(original.state, "a file", size, options)
         published = ADMDenoiser(**arguments)
     assert len(original.state) == tensors
     assert sum(tensor.numel() for tensor in original.state.values()) == parameters
     made = {}
-    for r in _rules(network, legacy=True):
+    for r in rules(network, legacy=True):
         result = r.make(*(original.state.pop(source) for source in r.sources))
         made |= zip(r.targets, (result,) if isinstance(result, Tensor) else result, strict=True)
     assert not original.state
@@ -307,8 +314,8 @@ def test_nothing_in_a_file_is_run(tmp_path: Path) -> None:
         ({"head_width": 48}, "head_width is 48; it must divide the 64 channels"),
         ({"head_width": "wide"}, "--set head_width takes a whole number from 1 on, not 'wide'"),
         ({"image_size": 15}, "image_size 15 cannot be halved 1 times"),
-        ({"preconditioning": "vp"}, "preconditioning is 'vp'; an ADM's may be linear, cosine or consistency"),
-        ({"preconditioning": "consistency"}, "consistency_models has the other order: add --set attention_order=new"),
+        ({"preconditioning": "vp"}, "preconditioning is 'vp'; here it may be linear, cosine"),
+        ({"preconditioning": "consistency"}, "consistency are for --format consistency-models"),
         ({"width": 3}, "guided-diffusion has no option 'width'"),
     ],
 )
@@ -319,6 +326,30 @@ def test_impossible_options_are_refused(options: dict[str, Any], message: str, t
         import_weights(form, tmp_path / "original.pt", tmp_path / "weights.safetensors", **(given | options))
 
 
+@pytest.mark.parametrize("outputs", [6, 3])
+def test_levels_that_no_tensor_tells_are_asked_for(outputs: int, tmp_path: Path) -> None:
+    """Networks on linear levels, on cosine ones, and of consistency_models have the same tensors."""
+    torch.save(_written(partial(GUIDED, outputs=outputs), {"image_size": 16}).state, tmp_path / "original.pt")
+    with pytest.raises(ValueError, match=r"add --set preconditioning=linear or .*choose --format consistency-models"):
+        FORMATS["guided-diffusion"].load(tmp_path / "original.pt", image_size=16, head_width=16)
+
+
+@pytest.mark.parametrize(
+    ("changes", "known"),
+    [
+        ({}, True),
+        ({"image_size": 128}, False),
+        ({"learned_variance": False}, False),
+        ({"multipliers": (1, 1, 2, 2, 4, 3)}, False),
+        ({"head_width": 32}, False),
+        ({"blocks": 1}, False),
+    ],
+)
+def test_the_published_network_needs_no_levels(changes: dict[str, Any], known: bool) -> None:
+    with torch.device("meta"):
+        assert is_published(ADMDenoiser(**changes)) == known
+
+
 @pytest.mark.parametrize(("case", "wrong"), [("guided", "improved-diffusion"), ("improved", "guided-diffusion")])
 def test_each_format_refuses_the_other_s_file(case: str, wrong: str, tmp_path: Path) -> None:
     """It would load, with the other's image size, levels and heads."""
@@ -326,7 +357,7 @@ def test_each_format_refuses_the_other_s_file(case: str, wrong: str, tmp_path: P
     torch.save(_written(forward, options).state, tmp_path / "original.pt")
     heads = {"num_heads" if case == "guided" else "head_width": 1}
     with pytest.raises(ValueError, match=f"choose --format {form}"):
-        FORMATS[wrong].load(tmp_path / "original.pt", image_size=16, **heads)
+        FORMATS[wrong].load(tmp_path / "original.pt", image_size=16, preconditioning="linear", **heads)
 
 
 def test_another_network_s_file_is_refused(tmp_path: Path) -> None:

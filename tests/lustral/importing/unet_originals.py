@@ -96,8 +96,11 @@ def adm_unet(
     residual: bool = True,
     outputs: int = 6,
     taps: int = 1,
+    classes: int = 0,
+    given: int | None = None,
 ) -> Tensor:
-    """Of guided-diffusion (``residual``, heads of one width, either order of q, k and v) and of improved-diffusion."""
+    """Of guided-diffusion (``residual``, heads of one width, either order of q, k and v) and of improved-diffusion, and
+    with ``outputs=3, legacy=False, taps=2`` of consistency_models; a class, if any is ``given``, joins the time."""
 
     def attention(x: Tensor, name: str) -> Tensor:
         return _adm_attention(o, x, name, heads or x.shape[1] // head_width, legacy, taps)
@@ -106,6 +109,9 @@ def adm_unet(
     angles = label[:, None] * rates
     e = o.linear(torch.cat((angles.cos(), angles.sin()), 1), "time_embed.0", 4 * base)
     e = o.linear(F.silu(e), "time_embed.2", 4 * base)
+    if classes:
+        embedded = o.tensor("label_emb.weight", (classes, 4 * base), 1.0)
+        e = e if given is None else e + embedded[given]
     x = o.conv(x, "input_blocks.0.0", base)
     kept, n, last = [x], 0, len(multipliers) - 1
     for level, multiplier in enumerate(multipliers):
