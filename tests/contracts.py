@@ -62,6 +62,15 @@ class SmoothDenoiser(Denoiser):
         return 0.6 * x_t + 0.4 * torch.tanh(self.second(hidden))
 
 
+class VariedDenoiser(SmoothDenoiser):
+    """The same with a learned variance, which depends on the image and on the time."""
+
+    learns_variance = True
+
+    def mean_and_variance(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self(x_t, t), 0.5 + 0.5 * torch.tanh(2.0 * self.second(torch.tanh(self.first(x_t))))
+
+
 class ToyClassifier(Classifier):
     """A small smooth convolutional classifier."""
 

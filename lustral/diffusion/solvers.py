@@ -76,6 +76,38 @@ def learned_std(v: Tensor, beta: Tensor, beta_tilde: Tensor) -> Tensor:
     return (0.5 * (coefficient(low, v) + v * coefficient(high - low, v))).exp()
 
 
+def _root(variance: Tensor) -> Tensor:
+    """The square root, with 0 for its derivative at 0: a level that is differentiated would get NaN there."""
+    positive = variance > 0
+    return torch.where(positive, torch.where(positive, variance, 1.0).sqrt(), 0.0)
+
+
+class Transition(NamedTuple):
+    """A reverse step as a Gaussian.
+
+    Attributes:
+        mean: (B, C, H, W).
+        std: float64, () or (B,); or (B, C, H, W), where it was learned.
+        last: bool, () or (B,): whether the step leads to the clean image, where nothing is drawn.
+    """
+
+    mean: Tensor
+    std: Tensor
+    last: Tensor
+
+    def draw(self, noise: Tensor) -> Tensor:
+        """mean + std noise, or the mean."""
+        std = self.std if self.std.ndim > 1 else coefficient(self.std, noise)
+        return self.mean + coefficient((~self.last).double(), noise) * std * noise
+
+    def guided(self, factor: Tensor) -> Tensor:
+        """variance * ``factor``, float64, () or (B,): what a direction (B, C, H, W) is multiplied by where a guidance
+        moves the mean (Dhariwal and Nichol 2021, algorithm 1)."""
+        if self.std.ndim > 1:
+            return self.std.square() * coefficient(factor, self.std)
+        return coefficient(self.std.square() * factor, self.mean)
+
+
 def langevin(
     x: Tensor, score: Tensor, start: Tensor, h: float, rate: float, temperature: float, noise: Tensor, tether: float
 ) -> Tensor:
@@ -246,18 +278,42 @@ class Ancestral(Solver):
             )
 
     def step(self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: Tensor) -> Tensor:
-        at_t, at_s = level(denoiser.schedule, t), level(denoiser.schedule, s)
-        last = at_s.sigma == 0
+        return self.transition(denoiser, x, t, s).draw(noise)
+
+    def transition(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, before: Tensor | None = None
+    ) -> Transition:
+        """The step as a Gaussian; one network call.
+
+        Args:
+            before: where the step that led to ``t`` had started. The variance of a step to the clean image then has
+                beta tilde of that one in the place of 0, which has no logarithm: "large" is it there, and "learned"
+                lies between it and beta, as in the original code (Ho et al. 2020). Only a guidance sees it.
+        """
+        low, high = self.span(denoiser.schedule, t, s, before)
         if self.variance == "learned":
             x_0, v = denoiser.mean_and_variance(x, t)
-            beta = added_variance(at_t, at_s)
-            # To the clean image beta tilde is 0 and has no logarithm; no noise is added there, whatever it is.
-            std = learned_std(v, beta, torch.where(last, beta, posterior_variance(at_t, at_s)))
+            std = learned_std(v, high, low)
         else:
-            x_0 = denoiser(x, t)
-            variance = posterior_variance if self.variance == "small" else added_variance
-            std = coefficient(variance(at_t, at_s).sqrt(), x)
+            x_0, std = denoiser(x, t), _root(high)
         if self.clip_denoised:
             x_0 = x_0.clamp(-1.0, 1.0)
-        random = coefficient((~last).double(), x)
-        return posterior(x, x_0, at_t, at_s) + random * std * noise
+        at_t, at_s = level(denoiser.schedule, t), level(denoiser.schedule, s)
+        return Transition(posterior(x, x_0, at_t, at_s), std, at_s.sigma == 0)
+
+    def span(
+        self, schedule: NoiseSchedule, t: Tensor, s: Tensor, before: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The least and the largest variance of a step, float64; one and the same where it is not learned."""
+        at_t, at_s = level(schedule, t), level(schedule, s)
+        beta, tilde = added_variance(at_t, at_s), posterior_variance(at_t, at_s)
+        if self.variance == "small":
+            return tilde, tilde
+        last, first = at_s.sigma == 0, beta
+        if before is not None:
+            found = posterior_variance(level(schedule, before), at_t)
+            first = torch.where(found > 0, found, beta)  # there is no level above the last one
+        if self.variance == "large":
+            beta = torch.where(last, first, beta)
+            return beta, beta
+        return torch.where(last, first, tilde), beta

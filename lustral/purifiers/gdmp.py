@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lustral.diffusion import Ancestral, Denoiser
-from lustral.diffusion.schedules import MAX_TIME, coefficient
-from lustral.diffusion.solvers import Level, Variance, added_variance, level
+from lustral.diffusion.schedules import MAX_TIME
+from lustral.diffusion.solvers import Variance
 from lustral.noise import NoiseStream
 from lustral.purifiers.rounds import Round, RoundPurifier
 from lustral.purifiers.similarity import ssim
@@ -23,9 +23,9 @@ Reference = Literal["noised", "clean"]
 class GDMP(RoundPurifier):
     """Rounds of DDPM sampling whose mean is pulled towards the input: mean + variance * s_t * grad of D(x_t, input).
 
-    D is minus the mean squared error, or the SSIM, over the pixels of one image; s_t = (sigma / alpha) / m with m = 2
-    ``budget`` / (3 ``scale``) (the paper's equations 5 to 9). The estimate of x_0 is clamped to [-1, 1], the purified
-    image to [0, 1].
+    The variance is the step's own, as ``variance`` makes it. D is minus the mean squared error, or the SSIM, over the
+    pixels of one image; s_t = (sigma / alpha) / m with m = 2 ``budget`` / (3 ``scale``) (the paper's equations 5 to 9).
+    The estimate of x_0 is clamped to [-1, 1], the purified image to [0, 1].
 
     Args:
         denoiser: the diffusion model; the paper's is on the table of 1000 levels.
@@ -44,13 +44,17 @@ class GDMP(RoundPurifier):
             noises one step more than it takes back.
         respacing: take the steps from this many levels spread over the 1000, as guided-diffusion does (250 for
             ImageNet, of which 45 steps end at t = 178); None spreads them over t_star.
-        variance: of a reverse step: "large" (the published CIFAR-10 runs), "learned" (ImageNet) or "small".
+        variance: of a reverse step, and of its guidance: "large" (beta, the published CIFAR-10 runs), "learned"
+            (ImageNet) or "small" (beta tilde). No noise is added in a step to the clean image, but it is guided:
+            "large" has beta tilde of the step before there, as in the original code, and "small" 0.
         layout: for levels that differ by row (`SSNI`): "clock" or "own" (see `slots`).
         resize_to: work at this size in pixels, the denoiser's (256 for ImageNet images of 224); None is theirs.
 
     Raises:
         ValueError: if an option is out of its range.
     """
+
+    solver: Ancestral
 
     def __init__(
         self,
@@ -98,15 +102,16 @@ class GDMP(RoundPurifier):
         return torch.cat((indices.round().flip(0) + 1, torch.zeros(1, dtype=torch.float64)))
 
     def derived(self) -> dict[str, float]:
-        """Also ``pull``: the sum over one round of the factors of (input - x_t), how strong the guidance is."""
+        """Also ``pull``: the sum over one round of the factors of (input - x_t), how strong the guidance is; where the
+        variance is learned, what it would be with the largest, beta."""
         if self.guidance != "mse":
             return super().derived()
         pixels = torch.Size(self.denoiser.image_shape).numel()
         grid = self.grids[0]
         pull = 0.0
         for t, s in itertools.pairwise(grid):
-            at_t, at_s = level(self.denoiser.schedule, t), level(self.denoiser.schedule, s)
-            pull += float(self._strength(at_t, at_s)) * 2.0 / (pixels * self.reference_batch)
+            _, variance = self.solver.span(self.denoiser.schedule, t, s, self._before(t))
+            pull += float(variance * self._strength(t)) * 2.0 / (pixels * self.reference_batch)
         return {**super().derived(), "pull": round(pull, 6)}
 
     def noised_at(self, t: Tensor) -> Tensor:
@@ -124,21 +129,28 @@ class GDMP(RoundPurifier):
     def reverse(
         self, key: int, x_t: Tensor, t: Tensor, s: Tensor, draws: tuple[Tensor, ...], *followed: Tensor
     ) -> Tensor:
-        moved = self.solver.step(self.denoiser, x_t, t, s, draws[0])
         if not followed:
-            return moved
-        at_t, at_s = level(self.denoiser.schedule, t), level(self.denoiser.schedule, s)
+            return self.solver.step(self.denoiser, x_t, t, s, draws[0])
+        transition = self.solver.transition(self.denoiser, x_t, t, s, self._before(t))
         target = followed[0]
         if self.reference == "noised":
             target = self.denoiser.schedule.perturb(target, t, draws[1])
-        return moved + coefficient(self._strength(at_t, at_s), x_t) * self._towards(x_t, target)
+        pull = transition.guided(self._strength(t)) * self._towards(x_t, target)
+        return transition.draw(draws[0]) + pull
 
     def finish(self, x: Tensor) -> Tensor:
         return x.clamp(0.0, 1.0)
 
-    def _strength(self, at_t: Level, at_s: Level) -> Tensor:
-        """variance * s_t: what multiplies the gradient of D."""
-        return added_variance(at_t, at_s) * at_t.ratio / self._slowness
+    def _strength(self, t: Tensor) -> Tensor:
+        """s_t: the step's own variance times this is what multiplies the gradient of D."""
+        return self.denoiser.schedule.noise_ratio(t) / self._slowness
+
+    def _before(self, t: Tensor) -> Tensor:
+        """Where the step that led to ``t``, the last time before the clean image, had started: the grid's third from
+        below, and at least 2 t (rows on a grid of their own may start higher, and a round may have one step)."""
+        doubled = 2.0 * t.double()
+        above = self.grids[0][-3].to(t.device) if len(self.grids[0]) > 2 else doubled
+        return torch.maximum(doubled, above).clamp_max(MAX_TIME)
 
     def _towards(self, x_t: Tensor, target: Tensor) -> Tensor:
         """The gradient of D at x_t, (B, C, H, W); differentiable itself, in both arguments."""

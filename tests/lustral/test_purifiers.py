@@ -17,6 +17,7 @@ from lustral.diffusion import (
     EulerMaruyama,
     FlowEuler,
     Heun,
+    LinearSchedule,
     Solver,
     VPSchedule,
 )
@@ -46,6 +47,7 @@ from tests.contracts import (
     Reveal,
     SmoothDenoiser,
     ToyClassifier,
+    VariedDenoiser,
     central_differences,
     images,
     randomise,
@@ -81,6 +83,11 @@ def _gdmp(guidance: str = "mse", reference: str = "noised", schedule: str = "dis
     return GDMP(denoiser, 60, 3, 2, guidance, scale, "24/255", 1, reference, noise_offset=1)  # type: ignore[arg-type]
 
 
+def _gdmp_learned() -> GDMP:
+    denoiser = VariedDenoiser(LinearSchedule(), SHAPE)
+    return GDMP(denoiser, 60, 3, 2, "mse", 20.0, "24/255", 1, "clean", respacing=30, variance="learned")
+
+
 def _ssni(purifier: RoundPurifier, rule: LevelRule, rounding: bool = True, statistic: str = "eps") -> SSNI:
     """Levels between a third and all of t*, well apart for different images."""
     score = EPS(3, 10.0) if statistic == "eps" else SingleScore()
@@ -104,6 +111,7 @@ PURIFIERS: dict[str, Callable[[], Purifier]] = {
     "gdmp_mse": _gdmp,
     "gdmp_ssim": lambda: _gdmp("ssim", "clean"),
     "gdmp_unguided": lambda: _gdmp("none"),
+    "gdmp_learned": _gdmp_learned,
     "gdmp_vp": lambda: _gdmp("ssim", "noised", "vp"),
     "ssni_n_diffpure": lambda: _ssni(_diffpure(EulerMaruyama()), SigmoidLevels(5.0, 40.0)),
     "ssni_n_diffpure_unrounded": lambda: _ssni(_diffpure(EulerMaruyama()), SigmoidLevels(5.0, 40.0), rounding=False),
@@ -112,6 +120,7 @@ PURIFIERS: dict[str, Callable[[], Purifier]] = {
     "ssni_n_gnsp_own_grid": lambda: _ssni(_gnsp("vp", "own"), SigmoidLevels(5.0, 40.0), rounding=False),
     "ssni_n_gnsp_own_table": lambda: _ssni(_gnsp("discrete", "own"), SigmoidLevels(5.0, 40.0)),
     "ssni_n_gdmp": lambda: _ssni(_gdmp(), SigmoidLevels(5.0, 40.0)),
+    "ssni_n_gdmp_learned": lambda: _ssni(_gdmp_learned(), SigmoidLevels(5.0, 40.0)),
     "ssni_n_gdmp_unrounded": lambda: _ssni(_gdmp("ssim", "noised", "vp"), SigmoidLevels(5.0, 40.0), rounding=False),
     "ssni_half": lambda: _ssni(_diffpure(EulerMaruyama()), FixedLevels(0.5)),
     "ssni_mean": lambda: _ssni(_diffpure(EulerMaruyama()), MeanLevels(SigmoidLevels(5.0, 40.0))),
