@@ -136,6 +136,18 @@ def test_ssni_n_gives_a_typical_image_half_of_t_star() -> None:
     np.testing.assert_allclose(found, 105 / (1 + np.exp(-(SCORES.numpy() - 12) / 4)))
 
 
+def test_the_released_code_takes_one_step_off_t_star() -> None:
+    """Round((99 + 5) sigmoid) for t* = 100; the options say so or nothing."""
+    far = torch.tensor([-1e4, 12.0, 1e4], dtype=torch.float64)
+    found = SigmoidLevels(5.0, 8.0, "reference")(far, 100.0, REFERENCE, stream(3))
+    assert found.tolist() == [0.0, 52.0, 104.0]
+    assert LinearLevels(5.0, "reference")(SCORES, 100.0, REFERENCE, stream(4)).tolist() == [5.0, 42.125, 66.875, 104.0]
+    assert MeanLevels(LinearLevels(5.0, "reference"))(SCORES, 100.0, REFERENCE, stream(4))[0] == 54.5
+    for rule in (SigmoidLevels, LinearLevels):
+        with pytest.raises(ValueError, match="level_offset is 'code'; it may be formula, reference"):
+            rule(level_offset="code")  # type: ignore[arg-type]
+
+
 def test_controls_look_at_no_image() -> None:
     rule = SigmoidLevels(5.0, 4.0)
     own = rule(REFERENCE, 100.0, REFERENCE, stream(3))
