@@ -168,6 +168,9 @@ class SongUNetDenoiser(PreconditionedDenoiser):
         sigma_data: standard deviation of the training images in diffusion space (edm and consistency).
         sigma_min: where a consistency function is the identity (consistency; ECT's published files have 0.003).
         schedule_type: the process it is asked on; None is the one it was trained on.
+        labels: "continuous" gives the network the label that it was trained with; "index" (where preconditioning is
+            vp) the index of the nearest of DDPM's 1000 levels, 0 ... 999, as Lee and Kim's and SSNI's code does (with
+            schedule_type linear).
         weights: a file written by `save_network`; None leaves them random.
     """
 
@@ -189,9 +192,12 @@ class SongUNetDenoiser(PreconditionedDenoiser):
         sigma_data: float = 0.5,
         sigma_min: float = 0.002,
         schedule_type: None | ScheduleName = None,
+        labels: Literal["continuous", "index"] = "continuous",
         weights: None | str = None,
     ) -> None:
         super().__init__()
+        if labels not in ("continuous", "index") or (labels == "index" and preconditioning != "vp"):
+            raise ValueError(f"labels is {labels!r}; it may be continuous, or index where preconditioning is vp.")
         if image_size % 2 ** (len(multipliers) - 1):
             raise ValueError(f"image_size {image_size} cannot be halved {len(multipliers) - 1} times: use fewer.")
         sizes = [image_size >> level for level in range(len(multipliers))]
@@ -213,7 +219,10 @@ class SongUNetDenoiser(PreconditionedDenoiser):
         self.embedding, self.encoder, self.resample_filter = embedding, encoder, list(resample_filter)
         self.channel_mult_noise, self.augment_dim = channel_mult_noise, augment_dim
         self.preconditioning, self.sigma_data, self.sigma_min = preconditioning, sigma_data, sigma_min
-        self.preconditioner = make_preconditioner(preconditioning, sigma_data, sigma_min)
+        self.labels = labels
+        # The networks of a table have VP's scales and that label.
+        trained = "linear" if labels == "index" else preconditioning
+        self.preconditioner = make_preconditioner(trained, sigma_data, sigma_min)
         own = "edm" if preconditioning == "consistency" else preconditioning
         self.schedule_type, self.schedule = schedule_type, make_schedule(schedule_type or own)
         self.image_shape = (channels, image_size, image_size)

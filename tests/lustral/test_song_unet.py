@@ -205,6 +205,30 @@ def test_the_end_of_a_consistency_function_s_path_is_the_network_s() -> None:
         assert float(scales.out) == pytest.approx(moved * 0.4 / math.sqrt(0.01**2 + 0.16), rel=1e-12)
 
 
+@pytest.mark.parametrize(("labels", "expected"), [("index", [0.0, 49.0, 99.0]), ("continuous", [0.92, 49.5, 99.5])])
+def test_on_the_table_a_label_is_an_index_or_that_of_as_much_noise(labels: str, expected: list[float]) -> None:
+    denoiser = SongUNetDenoiser(4, 1, 8, (1, 2), 1, (4,), schedule_type="linear", labels=labels)  # type: ignore[arg-type]
+    seen, levels = [], [1.0, 50.0, 100.0]
+    denoiser.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
+    denoiser(torch.zeros(3, 1, 4, 4), torch.tensor(levels, dtype=torch.float64))
+    torch.testing.assert_close(seen[0].double(), torch.tensor(expected).double(), atol=0.1, rtol=0)
+    if labels == "index":
+        assert seen[0].tolist() == expected
+        scales, own = (
+            n.preconditioner.scales(torch.ones(1)) for n in (denoiser, SongUNetDenoiser(4, 1, 8, (1,), 1, ()))
+        )
+        assert scales == own
+
+
+def test_an_index_is_for_networks_of_the_vp_process() -> None:
+    with pytest.raises(
+        ValueError, match="labels is 'index'; it may be continuous, or index where preconditioning is vp"
+    ):
+        SongUNetDenoiser(4, 1, 8, (1, 2), 1, (4,), preconditioning="edm", labels="index")
+    with pytest.raises(ValueError, match="labels is 'floor'"):
+        SongUNetDenoiser(4, 1, 8, (1, 2), 1, (4,), labels="floor")  # type: ignore[arg-type]
+
+
 def test_impossible_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="halved 3 times"):
         SongUNetDenoiser(image_size=12)
