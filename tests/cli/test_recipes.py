@@ -1,5 +1,6 @@
 """Every recipe runs through the real front door, shrunk: real files in the very formats, small networks."""
 
+import inspect
 import json
 import re
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+import lustral.purifiers
+from lustral.diffusion import LinearSchedule
 from lustral.recipes import check_layers
 from lustral.reporting.published import Published, all_published
 from tests.cli.shrunk import Shrinker, attack, follow, read, training
@@ -129,18 +132,81 @@ def test_an_evaluation_is_audited_and_reported(
     assert recipe.stem in (tmp_path / "report" / "report.md").read_text()
 
 
-@pytest.mark.parametrize("layer", SURROGATE, ids=lambda path: path.stem)
+def _recipe_of(layer: Path) -> Path:
+    words = re.search(rf"test -c (configs/eval/\w+\.yaml) -c {layer} ", layer.read_text())
+    assert words is not None, "the command stands in the file"
+    return Path(words[1])
+
+
+def _differentiated(layer: Path) -> tuple[dict[str, Any], Path]:
+    """What the attack of a second layer differentiates."""
+    attack, place = follow(read(layer)["model"]["init_args"]["attack"], layer.parent)
+    return follow(attack["init_args"]["surrogate"], place)
+
+
+def _kinds() -> dict[tuple[str, bool], list[Path]]:
+    """The layers by the surrogate's class, and whether images are resized for it (or for what is in it)."""
+    found: dict[tuple[str, bool], list[Path]] = {}
+    for layer in SURROGATE:
+        surrogate, _ = _differentiated(layer)
+        found.setdefault((surrogate["class_path"], "resize_to" in str(surrogate)), []).append(layer)
+    return found
+
+
+@pytest.mark.parametrize("layer", [layers[0] for layers in _kinds().values()], ids=lambda path: path.stem)
 def test_surrogates_are_a_second_layer(
     layer: Path, cli: Callable[..., int], tmp_path: Path, shrinker: Shrinker
 ) -> None:
-    words = re.search(rf"test -c (configs/eval/\w+\.yaml) -c {layer} ", layer.read_text())
-    assert words is not None, "the command stands in the file"
-    recipe = Path(words[1])
+    recipe = _recipe_of(layer)
     small = [*shrinker.evaluation(recipe, layer), *_fastest(layer, tmp_path)]
     _evaluate(cli, "test", tmp_path, "-c", recipe, "-c", layer, *small)
     card = json.loads((tmp_path / "card.json").read_text())
     assert card["attack"]["surrogate"]
     assert "surrogate" in card["status"]
+
+
+@pytest.mark.parametrize(
+    "layer", [layer for layer in SURROGATE if not layer.stem.endswith("classifier")], ids=lambda path: path.stem
+)
+def test_a_surrogate_is_the_defence_in_fewer_steps(layer: Path) -> None:
+    """Nothing else of it differs: what a defence is given, and its surrogate is not, would be lost unseen."""
+    surrogate, place = _differentiated(layer)
+    recipe = _recipe_of(layer)
+    check_layers(["test", "-c", str(recipe), "-c", str(layer)])
+    model = read(recipe)["model"]["init_args"]
+    both = (surrogate, place), follow(model["purifier"], CONFIGS / "eval")
+    made, given = (_plain(part, at) for part, at in both)
+    steps = [sum(number for _, number in _rounds(part)) for part in (made, given)]
+    assert steps[0] < steps[1]
+    for t_star, number in _rounds(made):
+        assert len(LinearSchedule().grid(t_star, number)) == number + 1
+    for part in (made, given):
+        for inner in (part, part["init_args"].get("purifier", part)):
+            known = getattr(lustral.purifiers, inner["class_path"].rpartition(".")[2])
+            assert inspect.signature(known).parameters.keys() >= inner["init_args"].keys()
+            for name in ("rounds", "num_steps", "layout"):
+                inner["init_args"].pop(name, None)
+    assert made == given
+
+
+@pytest.mark.parametrize("name", sorted({row.recipe for row in all_published() if "surrogate" in row.attack}))
+def test_a_number_that_was_published_of_a_surrogate_can_be_had(name: str) -> None:
+    """By a second layer for the same purifier, whatever the classifier and the threat are."""
+    purifiers = [read(_recipe_of(layer))["model"]["init_args"]["purifier"] for layer in SURROGATE]
+    assert read(CONFIGS / "eval" / f"{name}.yaml")["model"]["init_args"]["purifier"] in purifiers
+
+
+def _rounds(part: dict[str, Any]) -> list[tuple[int, int]]:
+    options = part["init_args"]
+    options = options["purifier"]["init_args"] if "purifier" in options else options
+    return options["rounds"] if "rounds" in options else [(options["t_star"], options["num_steps"])]
+
+
+def _plain(value: Any, folder: Path) -> Any:
+    """A part with the files that it picks in their places."""
+    if isinstance(value, str) and value.endswith(".yaml"):
+        return _plain(read(folder / value), (folder / value).parent)
+    return {name: _plain(inner, folder) for name, inner in value.items()} if isinstance(value, dict) else value
 
 
 @pytest.mark.parametrize("attack", AUTOATTACK, ids=lambda path: path.stem)
