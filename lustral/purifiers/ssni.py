@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lustral.diffusion import DiscreteSchedule, to_diffusion
+from lustral.diffusion import Denoiser, DiscreteSchedule, to_diffusion
 from lustral.diffusion.perturbation import EPS, PerturbationScore, perturbation
 from lustral.diffusion.schedules import MAX_TIME
 from lustral.noise import NoiseStream
@@ -31,6 +31,8 @@ class SSNI(Purifier):
         statistic: EPS or SingleScore; by default EPS at 20 times.
         rounding: whether levels are rounded to whole noising steps, as published.
         at_least: the lowest level. The authors' code noises and denoises by one step even at level 0: 1 does so.
+        scorer: the diffusion model that scores; None is the purifier's. The authors' code asks one network in two ways:
+            in continuous time for the score, on the table to purify.
 
     Raises:
         ValueError: if the stored scores belong to another denoiser or statistic.
@@ -46,6 +48,7 @@ class SSNI(Purifier):
         statistic: None | PerturbationScore = None,
         rounding: bool = True,
         at_least: int = 0,
+        scorer: None | Denoiser = None,
     ) -> None:
         super().__init__()
         if not 0 <= at_least <= MAX_TIME:
@@ -53,7 +56,8 @@ class SSNI(Purifier):
         self.purifier, self.levels, self.reference = purifier.eval(), levels, reference
         self.statistic = statistic or EPS()
         self.rounding, self.at_least = rounding, at_least
-        reference.check(purifier.denoiser, self.statistic)
+        self.scorer = None if scorer is None else scorer.eval().requires_grad_(False)
+        reference.check(self._scorer, self.statistic)
         purifier.pieces = self.pieces
         self.random = purifier.random or (levels.looks and self.statistic.random) or levels.random
         modes: tuple[GradientMode, ...] = ("exact", "bpda", "detached", "frozen")
@@ -74,8 +78,12 @@ class SSNI(Purifier):
     def score(self, x: Tensor, noise: NoiseStream) -> Tensor:
         """(B,) float64 norms of the perturbation score of [0, 1] images (B, C, H, W)."""
         return perturbation(
-            self.statistic, self.purifier.denoiser, to_diffusion(x), noise.fork("score"), self.pieces, self.graph_budget
+            self.statistic, self._scorer, to_diffusion(x), noise.fork("score"), self.pieces, self.graph_budget
         )
+
+    @property
+    def _scorer(self) -> Denoiser:
+        return self.purifier.denoiser if self.scorer is None else self.scorer
 
     def prepare(
         self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact", anchor: Tensor | None = None

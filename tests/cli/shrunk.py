@@ -156,6 +156,8 @@ class Shrinker:
         words = _as_words(key, SMALLEST.get(name, {}))
         if "denoiser" in given:
             words += self.network(*follow(given["denoiser"], folder), f"{key}.denoiser")
+        if "scorer" in given:
+            words += self.network(*follow(given["scorer"], folder), f"{key}.scorer")
         if "resize_to" in given:
             words += [f"{key}.resize_to", str(IMAGENET_DENOISER_PIXELS)]
         if name == "SSNI":

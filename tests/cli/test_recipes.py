@@ -265,7 +265,7 @@ def test_a_recipe_picks_files_and_names_its_command(recipe: Path) -> None:
 
 @pytest.mark.parametrize("recipe", [path for path in EVAL if "_ssni_" in path.stem], ids=lambda path: path.stem)
 def test_a_recipe_of_ssni_names_the_reference_it_needs(recipe: Path) -> None:
-    """The right command, and the levels, the statistic and the denoiser of the purifier are the reference's."""
+    """The right command, and the statistic and what scores (the purifier's denoiser or another) are the reference's."""
     model = read(recipe)["model"]["init_args"]
     purifier, _ = follow(model["purifier"], recipe.parent)
     file = Path(purifier["init_args"]["reference"]["init_args"]["file"])
@@ -273,7 +273,8 @@ def test_a_recipe_of_ssni_names_the_reference_it_needs(recipe: Path) -> None:
     assert f"python cli.py validate -c {reference}" in recipe.read_text()
     made = read(reference)["model"]["init_args"]
     inner, _ = follow(purifier["init_args"]["purifier"], CONFIGS / "purifier")
-    assert Path(inner["init_args"]["denoiser"]).name == Path(made["denoiser"]).name
+    scorer = purifier["init_args"].get("scorer", inner["init_args"]["denoiser"])
+    assert Path(scorer).name == Path(made["denoiser"]).name
     assert purifier["init_args"]["statistic"] == made["statistic"]
 
 

@@ -109,6 +109,24 @@ def test_the_single_score_is_that_of_the_image_itself() -> None:
     torch.testing.assert_close(ssni.score(x, stream(3)), expected)
 
 
+def test_another_model_may_score() -> None:
+    """The same network in continuous time, say; the stored scores are then its own, and the purifier's walk is not."""
+    table, statistic, x = SmoothDenoiser(LinearSchedule(), SHAPE).float(), EPS(3, 10.0), images(4, SHAPE)
+    continuous = SmoothDenoiser(VPSchedule(), SHAPE).float()
+    purifier = DiffPure(table, DDIM(1.0), 100, 10)
+    reference, rule = stored_scores(continuous, statistic, [280.0, 310.0, 400.0]), SigmoidLevels(5.0, 40.0)
+    ssni = SSNI(purifier, rule, reference, statistic, scorer=continuous)
+    assert not any(parameter.requires_grad for parameter in ssni.parameters())
+    other = _ssni(_diffpure(10, continuous), rule)
+    levels = ssni.prepare(x, stream(4))["levels"]
+    assert torch.equal(levels, other.prepare(x, stream(4))["levels"])
+    walked = purifier.run(x, {"levels": levels}, stream(4)).images
+    torch.testing.assert_close(ssni(x, stream(4)).images, walked)
+    assert not torch.allclose(other(x, stream(4)).images, walked, atol=1e-2)
+    with pytest.raises(ValueError, match="are of another denoiser"):
+        SSNI(purifier, rule, reference, statistic)
+
+
 def _bare(purifier: RoundPurifier, statistic: EPS | SingleScore) -> SSNI:
     # A test double of networks has arrays among its arguments: its description is of no interest here.
     purifier.denoiser.mean_, purifier.denoiser.covariance = MEAN.tolist(), FULL.tolist()  # type: ignore[assignment]
