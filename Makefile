@@ -47,7 +47,7 @@ demo: $(RUNS)/eval/digits_undefended/card.json $(RUNS)/eval/digits_diffpure/card
 	@echo "TensorBoard:                   $(BIN)/tensorboard --logdir $(RUNS)"
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -n $(PROCESSES)
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -2,19 +2,46 @@
 
 from lustral import environment  # noqa: F401, I001  (must come before torchvision and lightning)
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 
+from datamodules import digits, scenes, streetdigits
 from lustral.networks import UNetDenoiser, WideResNet, save_network
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: a million objects need not be looked through at every collection of garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     """Several test processes share the cores; a pool of threads in each makes all of them slower."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _prepared_once() -> Iterator[None]:
+    """scikit-learn's table of digits, and the shapes and labels of a whole split of scenes: making them anew for every
+    data module takes longer than the few images that a test looks at. Nobody writes into them."""
+    made = cache(lambda positions: scenes.Shapes(positions))
+
+    def shapes(positions: Sequence[int]) -> scenes.Shapes:
+        return made(tuple(positions))
+
+    read = cache(digits.load_digits)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digits, "load_digits", read)
+        patch.setattr(scenes, "load_digits", read)
+        patch.setattr(streetdigits, "Shapes", shapes)
+        patch.setattr(streetdigits, "balanced_labels", cache(streetdigits.balanced_labels))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +58,7 @@ def digit_weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def cli() -> Callable[..., int]:
     """The front door, in this process: `cli("test", "-c", ...)` returns the exit code."""
     from cli import main

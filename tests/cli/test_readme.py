@@ -10,7 +10,7 @@ import torch
 
 from lustral.networks.importing import FORMATS, wide_resnets
 from tests.cli.shrunk import attack
-from tests.cli.test_recipes import FAST, FAST_ATTACK, SHRUNK_UNET
+from tests.cli.test_recipes import FASTEST, FASTEST_ATTACK, SHRUNK_UNET
 from tests.contracts import images
 from tests.datamodules.fixtures import write_cifar10
 from tests.lustral.importing.classifier_originals import Original, trades_wide_resnet
@@ -101,9 +101,9 @@ def _shrunk(words: list[str], run: Path, weights: dict[str, Path], tmp_path: Pat
         return [*words, "--trainer.callbacks.classifier.weights", str(weights["classifier"])]
     if words[0] == "validate":
         return [*words, "--model.denoiser.weights", str(weights["denoiser"])]
-    words += FAST
+    words += FASTEST
     if "--model.attack" not in words:
-        words += attack(Path(words[words.index("-c") + 1]), tmp_path / "attack", **FAST_ATTACK)
+        words += attack(Path(words[words.index("-c") + 1]), tmp_path / "attack", **FASTEST_ATTACK)
     if any("cifar10" in word for word in words):
         subset = tmp_path / "subset.txt"
         subset.write_text("7\n3\n11\n0\n")

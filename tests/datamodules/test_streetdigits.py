@@ -17,6 +17,14 @@ from datamodules.streetdigits import VALIDATION, SceneSource, balanced_labels
 from datamodules.subsets import SHIPPED, read_indices
 
 
+@pytest.fixture(scope="module")
+def read() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """3,000 scenes to train on and 300 to test on, with their labels."""
+    module = StreetDigits(num_train=3000)
+    train = scenes(module.train_source, range(VALIDATION, VALIDATION + 3000))
+    return (*train, *scenes(module.test_source, range(300)))
+
+
 def scenes(source: Any, positions: range) -> tuple[Tensor, Tensor]:
     """Images (n, 3, 32, 32) and labels (n,) at some positions."""
     return torch.stack([source.image(i) for i in positions]), torch.from_numpy(source.labels[list(positions)])
@@ -163,19 +171,15 @@ def test_draws_are_what_they_say() -> None:
     assert not np.array_equal(Draws("test", 4).noise(5), noise[0, :5])
 
 
-def test_raw_pixels_are_not_enough() -> None:
-    module = StreetDigits(num_train=1500)
-    x, y = scenes(module.train_source, range(VALIDATION, VALIDATION + 1500))
-    test_x, test_y = scenes(module.test_source, range(300))
+def test_raw_pixels_are_not_enough(read: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    x, y, test_x, test_y = read
     means = torch.stack([x[y == label].mean(0) for label in range(10)]).flatten(1)
     guess = torch.cdist(test_x.flatten(1), means).argmin(1)
     assert (guess == test_y).float().mean() < 0.35
 
 
-def test_a_small_network_learns_to_read_the_scenes() -> None:
-    module = StreetDigits(num_train=3000)
-    x, y = scenes(module.train_source, range(VALIDATION, VALIDATION + 3000))
-    test_x, test_y = scenes(module.test_source, range(300))
+def test_a_small_network_learns_to_read_the_scenes(read: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    x, y, test_x, test_y = read
     with torch.random.fork_rng():
         torch.manual_seed(0)
         layers: list[nn.Module] = []

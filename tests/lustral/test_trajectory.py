@@ -223,7 +223,7 @@ def test_memory_does_not_grow_with_the_number_of_steps() -> None:
     denoiser = UNetDenoiser(
         image_size=8,
         channels=1,
-        widths=(16, 32),
+        widths=(8, 16),
         blocks=1,
         attention=(False, True),
         norm_groups=8,

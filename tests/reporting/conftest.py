@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lustral.evaluation import Fingerprint, Record, RecordFolder, make_card
+from lustral.reporting import style
 
 DRAWS = 8
 CLASSES = 10
@@ -126,6 +127,12 @@ def random_record(
         | (found if levels else {}),
         audit=audit if audited else {},
     )
+
+
+@pytest.fixture(autouse=True)
+def _coarse_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fifth of the pixels a side: what is tested is which files there are and that they can be repeated."""
+    monkeypatch.setitem(style._RC, "savefig.dpi", 40)
 
 
 @pytest.fixture
