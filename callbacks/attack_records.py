@@ -25,8 +25,11 @@ class AttackRecords(Callback):
         fingerprint = getattr(pl_module, "fingerprint", None)
         if fingerprint is None:
             return
-        records = Path(trainer.default_root_dir) / "records"
-        self.folder = RecordFolder(records, fingerprint(), trainer.global_rank)
+        records, decides = Path(trainer.default_root_dir) / "records", fingerprint()
+        if (records / "fingerprint.json").exists():
+            RecordFolder(records, decides, trainer.global_rank)  # another evaluation's is refused first: it is cheap
+        pl_module.check()  # type: ignore[operator]  # and what is about to be refused claims no folder
+        self.folder = RecordFolder(records, decides, trainer.global_rank)
         pl_module.finished = frozenset(self.folder.indices())  # type: ignore[assignment]
 
     def on_test_batch_end(

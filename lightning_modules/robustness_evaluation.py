@@ -5,13 +5,15 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_modules.checks import check_fit
 from lustral.attacks import Attack, Cases, surrogates
+from lustral.describe import foreign_source
 from lustral.diffusion import Denoiser
 from lustral.environment import release_heap
-from lustral.evaluation import Defence, Evaluator, Fingerprint, Protocol, Record
+from lustral.evaluation import Defence, Evaluator, Fingerprint, Protocol, Record, self_check
 from lustral.networks import Classifier
 from lustral.noise import NoiseStream
 from lustral.purifiers import Purifier, RoundPurifier
@@ -63,6 +65,7 @@ class RobustnessEvaluation(LightningModule):
         self.evaluator = Evaluator(self.defence, attack, threat, protocol, seed, rows, self._step)
         self.finished: Collection[int] = frozenset()
         self._audited: Tensor | None = None
+        self._checked = False
 
     def observe(self, callback: Callable[[str, int, int], None]) -> None:
         """Have ``callback(task, step, number of steps)`` told of every attack step."""
@@ -75,7 +78,7 @@ class RobustnessEvaluation(LightningModule):
     def fingerprint(self) -> Fingerprint:
         """What decides the results of this evaluation on the attached data."""
         datamodule = getattr(self.trainer, "datamodule", None)
-        data = datamodule.fingerprint() if datamodule is not None else {}
+        data = {**datamodule.fingerprint(), **foreign_source(type(datamodule))} if datamodule is not None else {}
         audited = [] if self._audited is None else self._audited.tolist()
         decides = {**self.evaluator.decides(), "data": data, "audited": audited, "untrained": self.untrained()}
         return Fingerprint(decides)
@@ -109,6 +112,15 @@ class RobustnessEvaluation(LightningModule):
         raise ValueError("A robustness evaluation has one loop: run it with `python cli.py test`.")
 
     def on_test_start(self) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Set the machine up, and refuse to work where a record would depend on anything but the image and the key of
+        its noise (`lustral.evaluation.selfcheck`). For whoever is about to write something; the work is done once.
+
+        Raises:
+            ValueError: saying what an image's bits depend on.
+        """
         # Under gloo Lightning quietly takes no_grad instead, and the mistake would show on a GPU only.
         if self.trainer.test_loop.inference_mode:
             raise ValueError(
@@ -125,6 +137,23 @@ class RobustnessEvaluation(LightningModule):
         # A GPU would multiply with 10 bits of mantissa and call it float32.
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
+        if not self._checked:
+            for remark in self_check(self.evaluator.engine, self.evaluator.attack, self._few(), self.evaluator.seed):
+                rank_zero_info(remark)
+            self._checked = True
+
+    def _few(self) -> Cases:
+        """A few of the images that are tested, from the beginning, the middle and the end."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is None:
+            loaders: Any = self.trainer.test_dataloaders
+            cases = Cases(*next(iter(loaders[0] if isinstance(loaders, list) else loaders)))
+        else:
+            tested = datamodule.test_indices
+            positions = sorted({tested[0], tested[len(tested) // 2], tested[-1]})
+            labels = torch.as_tensor(datamodule.test_source.labels[positions])
+            cases = Cases(datamodule.test_images(positions), labels, torch.tensor(positions))
+        return Cases(*(rows.to(self.device) for rows in (cases.images, cases.labels, cases.index)))
 
     def test_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> dict[str, list[Record]] | None:
         """``{"records": ...}`` of those images of the batch that have none; None if all have."""

@@ -6,7 +6,11 @@ architecture stored in a weights file and the fingerprint of an evaluation, from
 
 import hashlib
 import inspect
+import sys
+import sysconfig
 from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import CodeType, ModuleType
 from typing import Any
 
 import torch
@@ -31,7 +35,7 @@ def describe(value: Any) -> Any:
     """``value`` as plain data (numbers, strings, lists, dicts): components by class and arguments.
 
     A network with weights is described by its class, its architecture and a hash of its weights, never by the
-    path they came from.
+    path they came from; a class from outside the package also by its source (see `foreign_source`).
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -39,13 +43,79 @@ def describe(value: Any) -> Any:
         return {str(key): describe(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [describe(item) for item in value]
-    described = {"class": type(value).__name__, "module": type(value).__module__}
+    described = {"class": type(value).__name__, "module": type(value).__module__} | foreign_source(type(value))
     if hasattr(value, "described"):  # something read from a file: its content counts, not its path
         return described | describe(value.described())
     described |= describe(arguments(value, ("weights",)))
     if isinstance(value, nn.Module) and (own := _own_state(value)):
         described["weights_sha256"] = state_sha256(own)
     return described
+
+
+_OWN = {"lustral", "lightning_modules", "datamodules", "callbacks", "cli"}
+_INSTALLED = {"site-packages", "dist-packages"}
+
+
+def foreign_source(kind: type) -> dict[str, str]:
+    """ "source_sha256" of a class from outside the package: of its module's file and of those that this one uses, but
+    for installed packages. An edited purifier is another one, whatever its arguments.
+
+    Of the package's own classes nothing: a version of it that changes results says so by the fingerprint's schema. A
+    class typed into a session has no file: "code_sha256" is then of what was compiled.
+    """
+    modules: dict[str, ModuleType] = {}
+    waiting = [sys.modules.get(base.__module__) for base in kind.__mro__]
+    while waiting:
+        module = waiting.pop()
+        if module is None or module.__name__ in modules or not _is_foreign(module):
+            continue
+        modules[module.__name__] = module
+        for value in vars(module).values():
+            name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+            waiting.append(sys.modules.get(name) if isinstance(name, str) else None)
+    if not modules:
+        return {}
+    digest = hashlib.sha256()
+    try:
+        for base in kind.__mro__:
+            if base.__module__ in modules:
+                inspect.getsource(base)  # its module may have a file, and not this class in it
+        for _, module in sorted(modules.items()):
+            digest.update(inspect.getsource(module).encode() + b"\0")
+    except (OSError, TypeError):
+        return {"source": "unknown", "code_sha256": _code_sha256(kind)}
+    return {"source_sha256": digest.hexdigest()}
+
+
+def _is_foreign(module: ModuleType) -> bool:
+    if module.__name__.partition(".")[0] in _OWN:
+        return False
+    if module.__name__ == "__main__":
+        return True
+    file = getattr(module, "__file__", None)  # none: built in, or a folder without code
+    if file is None or _INSTALLED & set(Path(file).parts):
+        return False
+    return not any(Path(file).is_relative_to(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))
+
+
+def _code_sha256(kind: type) -> str:
+    """A hash of the methods of a class, its own ones and those of bases from outside the package, as compiled."""
+    digest = hashlib.sha256()
+    for base in kind.__mro__:
+        module = sys.modules.get(base.__module__)
+        if module is not None and not _is_foreign(module):
+            continue
+        for name, value in sorted(vars(base).items()):
+            value = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+            code = getattr(value, "__code__", None)
+            digest.update(name.encode() + (b"" if code is None else _compiled(code)))
+    return digest.hexdigest()
+
+
+def _compiled(code: CodeType) -> bytes:
+    """What a function does, without where it stands."""
+    constants = [_compiled(c) if isinstance(c, CodeType) else repr(c).encode() for c in code.co_consts]
+    return b"\0".join([code.co_code, repr(code.co_names).encode(), *constants])
 
 
 def _own_state(module: nn.Module) -> dict[str, Tensor]:

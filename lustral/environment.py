@@ -1,9 +1,15 @@
 """What must hold in a process before torch and torchvision are used: import this module first.
 
-Three facts about the machine decide whether anything works at all, and none belongs in a method's file:
+Four facts about the machine decide whether anything works at all, and none belongs in a method's file:
 
 * OpenMP's spinning threads make two processes of two threads on two cores about a hundred times slower than
   sleeping ones, so ``OMP_WAIT_POLICY=PASSIVE`` is set before torch starts its pool.
+* Intel's MKL sums small matrix products in an order that depends on the row: a linear layer of 64 inputs and 3 outputs
+  was seen to give equal rows unequal bits at 3 to 12 rows (Xeon with AVX-512), and then an image's bits depend on its
+  slot. ``MKL_CBWR=AUTO,STRICT`` makes them agree, at no cost that could be seen there; AVX2 without STRICT makes it
+  worse. MKL reads it when it starts, so it is set before torch; a value that is there already is kept. What it does
+  not reach (torch imported by someone else before, other libraries and processors) is found by the check before an
+  evaluation, `lustral.evaluation.selfcheck`.
 * A torchvision wheel built for another kind of torch (a CUDA torchvision beside a CPU torch is what a plain
   ``pip install`` gives on some machines) cannot load its compiled operators, and then ``import torchvision``
   fails while registering their shape functions. Lustral uses none of these operators (they are for detection),
@@ -19,6 +25,7 @@ import time
 from collections.abc import Callable
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 import torch
 

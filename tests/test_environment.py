@@ -1,6 +1,8 @@
 """What is done about the machine."""
 
+import ast
 import ctypes
+import os
 import resource
 from pathlib import Path
 
@@ -13,6 +15,29 @@ from lustral.attacks import PGD
 from lustral.evaluation import Protocol
 from lustral.threat import ThreatModel
 from tests.contracts import NoisyPurifier, ToyClassifier, right_cases
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_what_the_libraries_read_when_they_start_is_set() -> None:
+    assert os.environ["OMP_WAIT_POLICY"]
+    assert os.environ["MKL_CBWR"]
+
+
+ENTRIES = [ROOT / "cli.py", ROOT / "tests" / "conftest.py", ROOT / "lustral" / "__init__.py"]
+ENTRIES += [path for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", ENTRIES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_entry_sets_the_environment_before_it_imports_anything_else(path: Path) -> None:
+    first = next(node for node in ast.parse(path.read_text()).body if isinstance(node, (ast.Import, ast.ImportFrom)))
+    assert isinstance(first, ast.ImportFrom)
+    assert (first.module, [alias.name for alias in first.names]) == ("lustral", ["environment"])
+
+
+def test_the_environment_is_set_before_torch_is_imported() -> None:
+    lines = (ROOT / "lustral" / "environment.py").read_text().splitlines()
+    assert lines.index('os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")') < lines.index("import torch")
 
 
 def _resident() -> int:

@@ -7,6 +7,7 @@ from lustral.evaluation.fingerprint import Fingerprint
 from lustral.evaluation.intervals import Rate, bootstrap, compare, wilson
 from lustral.evaluation.protocol import Protocol
 from lustral.evaluation.records import Record, RecordFolder, read_records
+from lustral.evaluation.selfcheck import self_check
 from lustral.evaluation.verdicts import Expected, Majority, MeanLogit, OneShot, VerdictRule, Worst, all_rules
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "compare",
     "make_card",
     "read_records",
+    "self_check",
     "wilson",
     "write_card",
 ]

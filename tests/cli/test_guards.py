@@ -296,3 +296,14 @@ def test_slurm_requeues_trainings_but_not_evaluations(
     monkeypatch.setattr(front_door, "SLURMEnvironment", Slurm)
     assert cli(*words) == 1
     assert seen == [False]
+
+
+def test_a_defence_that_is_not_keyed_is_refused_before_it_claims_a_folder(
+    words: list[object], cli: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli(*words, "--model.purifier", "tests.lustral.unkeyed.GlobalNoise") == 1
+    assert "error: GlobalNoise before WideResNet draws from the global generator of torch" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "records").exists()
+    assert cli(*words) == 0
+    assert cli(*words, "--model.purifier", "tests.lustral.unkeyed.GlobalNoise") == 1
+    assert "holds records of another evaluation" in capsys.readouterr().err

@@ -1,9 +1,15 @@
 """What one image's record depends on, and what a fingerprint tells apart."""
 
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
 import torch
 from torch import Tensor
 
 from lustral.attacks import PGD
+from lustral.describe import describe, foreign_source
 from lustral.evaluation import (
     Defence,
     Evaluator,
@@ -77,3 +83,55 @@ def test_a_ratio_and_its_number_are_one_fingerprint() -> None:
     assert one.sha256 == other.sha256
     assert one.differences(other.decides) == []
     assert one.sha256 != Fingerprint({"threat": {"eps": "9/255"}}).sha256
+
+
+USERS = """
+from helper import strength
+from lustral.purifiers import Purified, Purifier
+
+class Mine(Purifier):
+    random = False
+    def run(self, x, context, noise):
+        return Purified(strength() * x[None])
+"""
+
+
+def test_the_source_of_a_class_from_outside_is_in_the_fingerprint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An edited purifier is another one, and so is one whose own helper was edited; the package's classes and those of
+    installed packages are described as ever."""
+    found, monkeypatch_path = [], monkeypatch.syspath_prepend
+    for number, (purifier, helper) in enumerate(
+        [(USERS, "0.9"), (USERS, "0.9"), (USERS + "# edited", "0.9"), (USERS, "0.8")]
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "users.py").write_text(purifier)
+        (folder / "helper.py").write_text(f"def strength(): return {helper}")
+        monkeypatch_path(str(folder))
+        for name in ("users", "helper"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        described = describe(importlib.import_module("users").Mine())
+        assert described["module"] == "users"
+        found.append(described["source_sha256"])
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
+    for name in ("users", "helper"):
+        monkeypatch.delitem(sys.modules, name)
+    assert describe(Identity()) == {"class": "Identity", "module": "lustral.purifiers.identity"}
+    assert foreign_source(torch.nn.Linear) == foreign_source(dict) == {}
+
+
+def test_a_class_typed_into_a_session_is_told_by_its_code() -> None:
+    found = []
+    for strength in ("0.9", "0.9", "0.8"):
+        names: dict[str, type] = {}
+        exec(
+            USERS.replace("from helper import strength", "").replace("strength()", strength),
+            {"__name__": "__main__"},
+            names,
+        )
+        found.append(foreign_source(names["Mine"]))
+    assert found[0]["source"] == "unknown"
+    assert found[0] == found[1] != found[2]
