@@ -72,7 +72,7 @@ DEFENCES: dict[str, Callable[[], Defence]] = {
         ToyClassifier(), DiffPure(SmoothDenoiser(VPSchedule()).float(), EulerMaruyama(), 100, 2)
     ),
 }
-ROWS = 8
+ROWS = 32  # small matrix products of fewer rows, and tensors with a tail, differ by slot on some processors
 
 
 # Objectives ------------------------------------------------------------
@@ -188,7 +188,7 @@ def test_impossible_objectives_are_refused(build: Callable[[], Objective], messa
 # The engine ------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("batch", "draws"), [(1, 1), (3, 1), (8, 1), (9, 1), (3, 5), (9, 3)])
+@pytest.mark.parametrize(("batch", "draws"), [(1, 1), (3, 1), (32, 1), (33, 1), (3, 15), (33, 3)])
 def test_every_network_call_has_exactly_r_rows(batch: int, draws: int) -> None:
     recording = Recording(DEFENCES["noisy"]())
     engine, x, y = Engine(recording, ROWS), images(batch), cases(batch).labels
