@@ -12,7 +12,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,11 +47,11 @@ def self_check(engine: Engine, attack: Attack, cases: Cases, seed: int) -> list[
     for source in sources.values():
         own = [look for look in looks if look.engine.defence is source.defence]
         for look in own:
-            _compare(look, cases, noise, _orders(look))
+            _compare(look, cases, noise, _orders(look), remarks)
         # A gradient's forward pass has shown most; without a graph there may be other algorithms.
-        judged = _compare(_Look(source), cases, noise, _orders(_Look(source), few=bool(own)))
+        judged = _compare(_Look(source), cases, noise, _orders(_Look(source), few=bool(own)), remarks)
         remarks += _declared(_Look(source), cases, noise, judged)
-    return remarks
+    return list(dict.fromkeys(remarks))
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _orders(look: _Look, few: bool = False) -> dict[str, Tensor]:
     return orders | {"alone": torch.zeros(1, dtype=torch.int64), "among more images": torch.arange(rows + 1) % IMAGES}
 
 
-def _compare(look: _Look, cases: Cases, noise: NoiseStream, orders: dict[str, Tensor]) -> Tensor:
+def _compare(look: _Look, cases: Cases, noise: NoiseStream, orders: dict[str, Tensor], remarks: list[str]) -> Tensor:
     """Ask in every order: equal bits, or a ValueError that says what differs and why. Returns the purified cases."""
     first: dict[tuple[str, int], tuple[Tensor, Tensor, int]] = {}  # the values, and in which row of which order
     for number, (name, order) in enumerate(orders.items()):
@@ -154,11 +154,11 @@ def _compare(look: _Look, cases: Cases, noise: NoiseStream, orders: dict[str, Te
                 base, *place = first.setdefault((what, case), (values[rows[0]], order, int(rows[0])))
                 unequal = ~equal_rows(values[rows], base)
                 if unequal.any():
-                    _refuse_difference(look, cases, noise, what, name, place, (order, int(rows[unequal][0])))
+                    remarks.append(_explain(look, cases, noise, what, name, place, (order, int(rows[unequal][0]))))
     return torch.stack([first[PURIFIED, case][0] for case in sorted({case for _, case in first})])
 
 
-def _refuse_difference(
+def _explain(
     look: _Look,
     cases: Cases,
     noise: NoiseStream,
@@ -166,13 +166,18 @@ def _refuse_difference(
     name: str,
     place: Any,
     other: tuple[Tensor, int],
-) -> NoReturn:
-    """Find out why, by asking the two orders again and watching every module on the way."""
+) -> str:
+    """Find out why, by asking the two orders again and watching every module on the way. A ValueError; but a remark
+    where a GPU adds up a gradient in no fixed order, which is its nature and favours no image."""
     here, there = (_outputs(look, cases.select(order), noise.select(order)) for order, _ in (place, other))
     again = _outputs(look, cases.select(place[0]), noise.select(place[0]))
     (order, row), (another, other_row) = place, other
     part = _first_difference(here, again, len(order), row, row, what)
     start = f"{_names(look)}: the {what} of image {int(cases.index[order[row]])} have other bits"
+    if part is not None and what == GRADIENT and cases.images.is_cuda:
+        return (
+            f"{start} each time that they are asked for: try --trainer.deterministic true, or records differ in bits."
+        )
     if part is not None:
         raise ValueError(
             f"{start} each time that they are asked for with the same noise stream {part}: draw all noise from the "
