@@ -5,8 +5,10 @@ from lustral.networks.cifar_resnet import CifarResNet
 from lustral.networks.classifier import Classifier
 from lustral.networks.denoisers import PreconditionedDenoiser
 from lustral.networks.mobilenet_v2 import CifarMobileNetV2
+from lustral.networks.preact_resnet import PreActResNet
 from lustral.networks.shufflenet_v2 import ShuffleNetV2
 from lustral.networks.song_unet import SongUNet, SongUNetDenoiser
+from lustral.networks.swish_wide_resnet import SwishWideResNet
 from lustral.networks.timm_classifier import TimmClassifier
 from lustral.networks.transfer import with_new_head
 from lustral.networks.unet import UNetDenoiser
@@ -18,10 +20,12 @@ __all__ = [
     "CifarMobileNetV2",
     "CifarResNet",
     "Classifier",
+    "PreActResNet",
     "PreconditionedDenoiser",
     "ShuffleNetV2",
     "SongUNet",
     "SongUNetDenoiser",
+    "SwishWideResNet",
     "TimmClassifier",
     "UNetDenoiser",
     "WideResNet",

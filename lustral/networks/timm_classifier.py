@@ -38,7 +38,7 @@ class TimmClassifier(Classifier):
             close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "see timm.list_models()"
             raise ValueError(f"timm has no model {name!r}; names like it: {close}.")
         self.name, self.image_size, self.weights = name, image_size, weights
-        self.network = timm.create_model(name, pretrained=False, num_classes=num_classes)
+        self.network = timm.create_model(name, pretrained=False, num_classes=num_classes, **_size(name, image_size))
         load_into(self, weights)
 
     @property
@@ -47,3 +47,10 @@ class TimmClassifier(Classifier):
 
     def logits(self, x: Tensor) -> Tensor:
         return self.network(x)
+
+
+def _size(name: str, image_size: int) -> dict[str, int]:
+    """The option of models that are built for one size, such as ViTs, where it is not the usual one."""
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    fixed = config is not None and config.fixed_input_size and config.input_size[-1] != image_size
+    return {"img_size": image_size} if fixed else {}

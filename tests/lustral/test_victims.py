@@ -11,13 +11,16 @@ from lustral.networks import (
     CifarMobileNetV2,
     CifarResNet,
     Classifier,
+    PreActResNet,
     ShuffleNetV2,
+    SwishWideResNet,
     TimmClassifier,
     WideResNet,
     load_classifier,
     save_network,
     with_new_head,
 )
+from lustral.networks.same_conv import SameConv2d
 from tests.contracts import generator, images, randomise
 
 SMALL: dict[str, Callable[[], Classifier]] = {
@@ -30,6 +33,9 @@ SMALL: dict[str, Callable[[], Classifier]] = {
     "wide, all options": lambda: WideResNet(
         10, 2, channels=1, image_size=8, conv_bias=True, raw_shortcut=True, late_stride=True
     ),
+    "swish": lambda: SwishWideResNet(10, 1, channels=1, image_size=8, mean=(0.4,), std=(0.5,)),
+    "preact": lambda: PreActResNet((1, 1), 4, last_norm=False, channels=1, image_size=8),
+    "preact, same": lambda: PreActResNet((1, 1), 4, "same", "silu", channels=1, image_size=8),
     "timm": lambda: TimmClassifier("resnet10t", 10, 32),
 }
 
@@ -52,6 +58,10 @@ def network(request: pytest.FixtureRequest) -> Classifier:
         (lambda: ShuffleNetV2(), 1_263_854),
         (lambda: ShuffleNetV2(stem="large", num_classes=1000), 2_278_604),
         (lambda: WideResNet(28, 10, conv_bias=True), 36_479_194 + 16 + 9 * (160 + 320 + 640)),
+        (lambda: SwishWideResNet(28, 10), 36_479_194),
+        (lambda: PreActResNet(last_norm=False), 11_171_146),
+        (lambda: PreActResNet(shortcut="activated"), 11_172_170),
+        (lambda: PreActResNet(shortcut="same", activation="silu"), 12_548_426),
         (lambda: TimmClassifier("inception_resnet_v2", image_size=299), 55_843_464),
         (lambda: TimmClassifier("deit_small_patch16_224"), 22_050_664),
     ],
@@ -108,6 +118,12 @@ def test_a_new_head_may_see_other_images(tmp_path: Path) -> None:
     ("build", "message"),
     [
         (lambda: CifarResNet(shortcut="none"), "shortcut is 'none'; it may be conv or pad"),
+        (lambda: PreActResNet(shortcut="conv"), "shortcut is 'conv'; it may be raw, activated, same"),
+        (lambda: PreActResNet(activation="gelu"), "activation is 'gelu'; it may be relu or silu"),
+        (lambda: PreActResNet((2, 0)), r"blocks is \[2, 0\]; give the number of blocks"),
+        (lambda: PreActResNet(shortcut="same", image_size=28), "image_size is 28; .* a multiple of 8"),
+        (lambda: SwishWideResNet(11), r"depth is 11; a SwishWideResNet's is 6 n \+ 4"),
+        (lambda: SwishWideResNet(10, image_size=30), "image_size is 30; a SwishWideResNet's is a multiple of 4"),
         (lambda: CifarResNet(()), r"blocks is \[\]; give the number of blocks of each stage"),
         (lambda: CifarResNet((2, 0)), r"blocks is \[2, 0\]"),
         (lambda: ShuffleNetV2(0.75), "scale is 0.75; it may be 0.5, 1.0, 1.5, 2.0"),
@@ -118,3 +134,21 @@ def test_a_new_head_may_see_other_images(tmp_path: Path) -> None:
 def test_impossible_victims_are_refused(build: Callable[[], nn.Module], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_a_transformer_is_built_for_the_size_of_its_images() -> None:
+    with torch.device("meta"):
+        network = TimmClassifier("vit_tiny_patch16_224", 7, 32)
+    assert network.state_dict()["network.pos_embed"].shape[1] == 1 + 4
+
+
+def test_same_padding_puts_its_zeros_below_and_on_the_right() -> None:
+    conv = SameConv2d(1, 1, 2)
+    with torch.no_grad():
+        conv.weight.copy_(torch.arange(9.0).reshape(1, 1, 3, 3))
+        x = torch.zeros(1, 1, 4, 4)
+        x[0, 0, 0, 0], x[0, 0, 3, 3] = 1, 10
+        # The first pixel is the first of the first window; the last one the middle of the last window.
+        assert conv(x)[0, 0].tolist() == [[0.0, 0.0], [0.0, 40.0]]
+        x[0, 0, 0, 1] = 1
+        assert conv(x)[0, 0, 0, 0].item() == 1.0

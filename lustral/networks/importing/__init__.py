@@ -16,6 +16,8 @@ from lustral.networks.importing.edm import EDM
 from lustral.networks.importing.formats import Format
 from lustral.networks.importing.guided_diffusion import GUIDED_DIFFUSION, IMPROVED_DIFFUSION
 from lustral.networks.importing.imagenet_classifiers import TIMM, TORCHVISION
+from lustral.networks.importing.robustbench import ROBUSTBENCH
+from lustral.networks.importing.robustness import ROBUSTNESS
 from lustral.networks.importing.rules import Rule, fill, pairs, rule
 from lustral.networks.importing.score_sde import SCORE_SDE
 from lustral.networks.importing.wide_resnets import DIFFPURE_WRN, MELIKETOY_WRN, ROBUSTBENCH_WRN, SZAGORUYKO_WRN
@@ -24,6 +26,8 @@ FORMATS: dict[str, Format] = {
     f.name: f
     for f in (
         ROBUSTBENCH_WRN,
+        ROBUSTBENCH,
+        ROBUSTNESS,
         DIFFPURE_WRN,
         MELIKETOY_WRN,
         SZAGORUYKO_WRN,

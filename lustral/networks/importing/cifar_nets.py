@@ -40,7 +40,8 @@ def _shape(tensors: Mapping[str, Tensor], file: str) -> dict[str, Any]:
     }
 
 
-def _resnet(tensors: Mapping[str, Tensor], file: str, mean: tuple[float, ...], std: tuple[float, ...]) -> CifarResNet:
+def resnet(tensors: Mapping[str, Tensor], file: str, mean: tuple[float, ...], std: tuple[float, ...]) -> CifarResNet:
+    """A residual network of the size that the tensors tell, with them in it."""
     network = CifarResNet(**_shape(tensors, file), mean=mean, std=std)
     rules = _convolution("stem", "conv1", "norm", "bn1", tensors) + pairs("head", "linear")
     for stage, blocks in enumerate(network.blocks):
@@ -65,7 +66,7 @@ def _block(
 
 
 def _kuangliu_resnet(path: Path, *, mean: Channels, std: Channels) -> CifarResNet:
-    return _resnet(read_state(path), path.name, per_channel("mean", mean), per_channel("std", std))
+    return resnet(read_state(path), path.name, per_channel("mean", mean), per_channel("std", std))
 
 
 # Many networks bear the names of this one, and are normalised otherwise.
@@ -88,7 +89,7 @@ def _diffpure_resnet50(path: Path) -> CifarResNet:
             f"{path.name} is no CIFAR-10 ResNet-50 like DiffPure's ({', '.join(differing)}), and how it normalises its "
             "input, the file does not tell: choose --format kuangliu-resnet with --set mean=(...) std=(...)."
         )
-    return _resnet(tensors, path.name, (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
+    return resnet(tensors, path.name, (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
 
 
 def _mobilenet(path: Path, *, mean: Channels, std: Channels) -> CifarMobileNetV2:

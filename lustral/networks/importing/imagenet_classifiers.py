@@ -1,13 +1,17 @@
 """ImageNet classifiers of torchvision and of timm, with the tag that tells their trainings apart."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import timm
+from torch import Tensor
 from torchvision.models import get_model_weights
 
+from lustral.networks.importing.checkpoints import read_checkpoint
 from lustral.networks.importing.classifiers import COUNTER, counter, read_state
 from lustral.networks.importing.formats import Format
-from lustral.networks.importing.options import word
+from lustral.networks.importing.options import per_channel, whole, word
 from lustral.networks.importing.reading import existing, sha256
 from lustral.networks.importing.rules import fill, rule
 from lustral.networks.timm_classifier import TimmClassifier
@@ -24,12 +28,13 @@ TORCHVISION_NAMES = (
 """Names that mean the same function, with the same names of tensors, in torchvision and in timm."""
 
 
-def _fill(network: TimmClassifier, path: Path) -> TimmClassifier:
-    tensors, rules = read_state(path), []
+def fill_timm(network: TimmClassifier, tensors: Mapping[str, Tensor], file: str) -> TimmClassifier:
+    """``network`` with the tensors of a file that bear timm's (or torchvision's) names."""
+    rules = []
     for target in network.state_dict():
         make = counter if target.endswith(COUNTER) else lambda target, source, _: rule(target, source)
         rules.append(make(target, target.removeprefix("network."), tensors))
-    fill(network, rules, tensors, path.name)
+    fill(network, rules, tensors, file)
     return network
 
 
@@ -47,22 +52,55 @@ def _torchvision(path: Path, *, name: str, tag: str) -> TimmClassifier:
             raise ValueError(
                 f"{path.name} is the file of {name} {other}, not of {tag}: the right one is --set tag={other}."
             )
-    return _fill(TimmClassifier(name), path)
+    return fill_timm(TimmClassifier(name), read_state(path), path.name)
 
 
-def _timm(path: Path, *, name: str, tag: str) -> TimmClassifier:
-    name, tag = word("name", name), word("tag", tag)
+def _timm(
+    path: Path,
+    *,
+    name: str,
+    tag: str | None = None,
+    num_classes: int | None = None,
+    image_size: int | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    key: str | None = None,
+) -> TimmClassifier:
+    name = word("name", name)
+    own = {"num_classes": num_classes, "image_size": image_size, "mean": mean, "std": std}
+    key = None if key is None else word("key", key)
+    missing = [option for option, value in own.items() if value is None]
+    for option in ("num_classes", "image_size"):
+        if own[option] is not None:
+            own[option] = whole(option, own[option])
     if not timm.is_model(name):
         raise ValueError(f"--set name is {name!r}, which is no model of timm; see timm.list_models().")
+    if tag is None and missing:
+        raise ValueError(
+            f"--set {missing[0]} is missing: weights of your own need num_classes, image_size, mean and std; timm's "
+            f"own need their tag ({_tags(name)}) instead."
+        )
+    if tag is not None and len(missing) < len(own):
+        raise ValueError("--set tag tells the classes, the size and the normalisation: leave the other options out.")
+    options = _published(name, word("tag", tag)) if tag is not None else own
+    options |= {option: per_channel(option, options[option]) for option in ("mean", "std")}
+    return fill_timm(TimmClassifier(name, **options), read_checkpoint(path, key), path.name)
+
+
+def _published(name: str, tag: str) -> dict[str, Any]:
+    """What timm knows of its own weights."""
     try:
         config = timm.get_pretrained_cfg(f"{name}.{tag}")
     except RuntimeError:
         config = None
     if config is None:
-        known = [full.partition(".")[2] for full in timm.list_pretrained(f"{name}.*")]
-        raise ValueError(f"--set tag is {tag!r}; timm's weights of {name} are {', '.join(known) or 'none'}.")
-    options = {"image_size": config.input_size[-1], "mean": config.mean, "std": config.std}
-    return _fill(TimmClassifier(name, config.num_classes, **options), path)
+        raise ValueError(f"--set tag is {tag!r}; timm's weights of {name} are {_tags(name)}.")
+    size = config.input_size[-1]
+    return {"num_classes": config.num_classes, "image_size": size, "mean": config.mean, "std": config.std}
+
+
+def _tags(name: str) -> str:
+    return ", ".join(full.partition(".")[2] for full in timm.list_pretrained(f"{name}.*")) or "none"
 
 
 TORCHVISION = Format(
@@ -75,9 +113,10 @@ TORCHVISION = Format(
 )
 TIMM = Format(
     name="timm",
-    network="any model of timm: inception_resnet_v2 (tag=tf_in1k), deit_small_patch16_224 (tag=fb_in1k)",
-    file="model.safetensors",
-    published="https://huggingface.co/timm",
-    licence="the model's own, on its page (Inception-ResNet-v2 and DeiT-S: Apache-2.0)",
+    network="any model of timm: its own weights (name=deit_small_patch16_224 tag=fb_in1k) or yours (name=resnet18 "
+    "num_classes=10 image_size=32 mean=0.5 std=0.25)",
+    file="model.safetensors, or your checkpoint",
+    published="https://huggingface.co/timm, or your own training",
+    licence="yours, or that on the page of timm's model (Inception-ResNet-v2 and DeiT-S: Apache-2.0)",
     load=_timm,
 )

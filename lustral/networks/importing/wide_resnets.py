@@ -5,20 +5,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lustral.networks.importing.classifiers import batch_norm, read_state
 from lustral.networks.importing.formats import Format
 from lustral.networks.importing.options import per_channel
 from lustral.networks.importing.reading import count, read_torch, shape, tensors_of
 from lustral.networks.importing.rules import Rule, fill, pairs, rule
+from lustral.networks.swish_wide_resnet import SwishWideResNet
 from lustral.networks.wide_resnet import WideResNet
 
 Channels = float | Sequence[float]
 
 
 @dataclass(frozen=True)
-class _Naming:
+class WideNaming:
     """How a file calls the parts of a WideResNet.
 
     Attributes:
@@ -26,6 +27,7 @@ class _Naming:
         stem, norm, head: parts outside the blocks.
         parts: bn1, conv1, bn2, conv2 and shortcut inside a block.
         convolution: the tensors of a convolution: our member, and what follows its name in the file.
+        build: the network that bears them.
     """
 
     blocks: tuple[str, str, str]
@@ -34,8 +36,9 @@ class _Naming:
     head: str
     parts: tuple[str, str, str, str, str]
     convolution: Mapping[str, str]
+    build: type[WideResNet] | type[SwishWideResNet] = WideResNet
 
-    def rules(self, network: WideResNet, tensors: Mapping[str, Tensor]) -> list[Rule]:
+    def rules(self, network: WideResNet | SwishWideResNet, tensors: Mapping[str, Tensor]) -> list[Rule]:
         rules = self._convolution("stem", self.stem)
         rules += batch_norm("norm", self.norm, tensors) + pairs("head", self.head)
         for stage in range(3):
@@ -59,10 +62,10 @@ class _Naming:
         classes = shape(tensors, f"{self.head}.weight", 2, file)[0]
         return classes, shape(tensors, f"{self.stem}{self.convolution['weight']}", 4, file)[1]
 
-    def load(self, tensors: Mapping[str, Tensor], file: str, **options: Any) -> WideResNet:
-        """A WideResNet of the size that the tensors tell, with them in it."""
+    def load(self, tensors: Mapping[str, Tensor], file: str, **options: Any) -> WideResNet | SwishWideResNet:
+        """A network of the size that the tensors tell, with them in it."""
         (depth, width), (classes, channels) = self.size(tensors, file), self.ends(tensors, file)
-        network = WideResNet(depth=depth, width=width, num_classes=classes, channels=channels, **options)
+        network = self.build(depth=depth, width=width, num_classes=classes, channels=channels, **options)
         fill(network, self.rules(network, tensors), tensors, file)
         return network
 
@@ -70,7 +73,7 @@ class _Naming:
         return [rule(f"{target}.{ours}", f"{source}{theirs}") for ours, theirs in self.convolution.items()]
 
 
-_TRADES = _Naming(
+TRADES = WideNaming(
     blocks=("block1.layer.", "block2.layer.", "block3.layer."),
     stem="conv1",
     norm="bn1",
@@ -78,7 +81,16 @@ _TRADES = _Naming(
     parts=("bn1", "conv1", "bn2", "conv2", "convShortcut"),
     convolution={"weight": ".weight"},
 )
-_MELIKETOY = _Naming(
+DEEPMIND = WideNaming(
+    blocks=("layer.0.block.", "layer.1.block.", "layer.2.block."),
+    stem="init_conv",
+    norm="batchnorm",
+    head="logits",
+    parts=("batchnorm_0", "conv_0", "batchnorm_1", "conv_1", "shortcut"),
+    convolution={"weight": ".weight"},
+    build=SwishWideResNet,
+)
+_MELIKETOY = WideNaming(
     blocks=("layer1.", "layer2.", "layer3."),
     stem="conv1",
     norm="bn1",
@@ -86,7 +98,7 @@ _MELIKETOY = _Naming(
     parts=("bn1", "conv1", "bn2", "conv2", "shortcut.0"),
     convolution={"weight": ".weight", "bias": ".bias"},
 )
-_SZAGORUYKO = _Naming(
+_SZAGORUYKO = WideNaming(
     blocks=("group0.block", "group1.block", "group2.block"),
     stem="conv0",
     norm="bn",
@@ -104,22 +116,22 @@ _WHOSE = {
 }
 
 
-def _robustbench(path: Path) -> WideResNet:
+def _robustbench(path: Path) -> nn.Module:
     tensors = read_state(path)
     _check(tensors, path.name, "robustbench-wrn")
-    return _TRADES.load(tensors, path.name)
+    return TRADES.load(tensors, path.name)
 
 
-def _diffpure(path: Path) -> WideResNet:
+def _diffpure(path: Path) -> nn.Module:
     tensors = read_state(path)
     _check(tensors, path.name, "diffpure-wrn")
     mean, std = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
-    return _TRADES.load(tensors, path.name, mean=mean, std=std, dropout=0.3)
+    return TRADES.load(tensors, path.name, mean=mean, std=std, dropout=0.3)
 
 
 def _check(tensors: Mapping[str, Tensor], file: str, form: str) -> None:
     """Refuse another network than the format's: the names of the tensors are the same, and only sizes tell it."""
-    found = _TRADES.size(tensors, file)
+    found = TRADES.size(tensors, file)
     if found != SIZES[form]:
         size, depth, width = f"{file} is a WRN-{found[0]}-{found[1]}", *SIZES[form]
         for other in SIZES:
@@ -129,7 +141,7 @@ def _check(tensors: Mapping[str, Tensor], file: str, form: str) -> None:
             f"{size}, and --format {form} is for the WRN-{depth}-{width} that is {_WHOSE[form]}: how this one "
             "normalises its input, the file does not tell; choose the format of its authors."
         )
-    classes, channels = _TRADES.ends(tensors, file)
+    classes, channels = TRADES.ends(tensors, file)
     if (classes, channels) != (10, 3):
         raise ValueError(
             f"{file} has {classes} classes and {channels} channels, and --format {form} is for a network of CIFAR-10's "
@@ -137,7 +149,7 @@ def _check(tensors: Mapping[str, Tensor], file: str, form: str) -> None:
         )
 
 
-def _meliketoy(path: Path, *, mean: Channels | None = None, std: Channels | None = None) -> WideResNet:
+def _meliketoy(path: Path, *, mean: Channels | None = None, std: Channels | None = None) -> nn.Module:
     tensors = read_state(path)
     classes, _ = _MELIKETOY.ends(tensors, path.name)
     if (mean is None) != (std is None):
@@ -154,7 +166,7 @@ def _meliketoy(path: Path, *, mean: Channels | None = None, std: Channels | None
     return _MELIKETOY.load(tensors, path.name, dropout=0.3, **channels, **options)
 
 
-def _szagoruyko(path: Path, *, mean: Channels, std: Channels) -> WideResNet:
+def _szagoruyko(path: Path, *, mean: Channels, std: Channels) -> nn.Module:
     value = read_torch(path)
     if not isinstance(value, Mapping) or "params" not in value:
         raise ValueError(

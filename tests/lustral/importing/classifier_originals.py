@@ -186,3 +186,68 @@ def shufflenet(original: Original, x: Tensor, widths: Sequence[int] = (48, 96, 1
             x = x[:, [c // 2 + (c % 2) * half for c in range(width)]]
     x = F.relu(original.norm(original.conv(x, "conv2.weight", last, 1), "bn2"))
     return original.linear(F.avg_pool2d(x, 4).flatten(1), "linear", 10)
+
+
+def swish(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(x)
+
+
+def _same(original: Original, x: Tensor, name: str, width: int, stride: int) -> Tensor:
+    """As JAX's "SAME" has it: as many zeros as the last window needs, the odd one below and on the right."""
+    size = x.shape[-1]
+    zeros = max(0, (-(-size // stride) - 1) * stride + 3 - size)
+    padded = F.pad(x, (zeros // 2, zeros - zeros // 2) * 2)
+    weight = original.tensor(f"{name}.weight", (width, x.shape[1], 3, 3), (2 / (9 * x.shape[1])) ** 0.5)
+    return F.conv2d(padded, weight, stride=stride)
+
+
+def deepmind_wide_resnet(original: Original, x: Tensor) -> Tensor:
+    """WRN-16-2 of Gowal et al."""
+    x = _same(original, x, "init_conv", 16, 1)
+    for stage, width in enumerate((32, 64, 128)):
+        for block in range(2):
+            name, stride = f"layer.{stage}.block.{block}", 2 if stage and block == 0 else 1
+            active = swish(original.norm(x, f"{name}.batchnorm_0"))
+            out = swish(original.norm(_same(original, active, f"{name}.conv_0", width, stride), f"{name}.batchnorm_1"))
+            if block == 0:
+                x = original.conv(active, f"{name}.shortcut.weight", width, 1, stride)
+            x = x + _same(original, out, f"{name}.conv_1", width, 1)
+    return original.linear(swish(original.norm(x, "batchnorm")).mean(dim=(2, 3)), "logits", 10)
+
+
+def deepmind_preact_resnet(original: Original, x: Tensor) -> Tensor:
+    """ResNet-18 of Rebuffi et al., with 8 channels in its first stage."""
+    x = _same(original, x, "conv_2d", 8, 1)
+    for stage in range(4):
+        for block in range(2):
+            name, stride, width = f"layer_{stage}.{block}", 2 if stage and block == 0 else 1, 8 * 2**stage
+            out = swish(original.norm(x, f"{name}.batchnorm_0"))
+            out = _same(original, out, f"{name}.conv_2d_1", width, stride)
+            out = _same(original, swish(original.norm(out, f"{name}.batchnorm_1")), f"{name}.conv_2d_2", width, 1)
+            x = (_same(original, x, f"{name}.shortcut", width, stride) if stride == 2 else x) + out
+    return original.linear(swish(original.norm(x, "batchnorm")).mean(dim=(2, 3)), "logits", 10)
+
+
+def fast_preact_resnet(original: Original, x: Tensor) -> Tensor:
+    """ResNet-18 of Wong et al., with 8 channels in its first stage: raw shortcuts, and nothing after the last block."""
+    return original.linear(_preact(original, x, raw=True).mean(dim=(2, 3)), "linear", 10)
+
+
+def rice_preact_resnet(original: Original, x: Tensor) -> Tensor:
+    """ResNet-18 of Rice et al., with 8 channels in its first stage."""
+    features = F.relu(original.norm(_preact(original, x, raw=False), "bn"))
+    return original.linear(features.mean(dim=(2, 3)), "linear", 10)
+
+
+def _preact(original: Original, x: Tensor, raw: bool) -> Tensor:
+    x = original.conv(x, "conv1.weight", 8, 3)
+    for stage in range(4):
+        for block in range(2):
+            name, stride, width = f"layer{stage + 1}.{block}", 2 if stage and block == 0 else 1, 8 * 2**stage
+            active = F.relu(original.norm(x, f"{name}.bn1"))
+            out = original.conv(active, f"{name}.conv1.weight", width, 3, stride)
+            out = original.conv(F.relu(original.norm(out, f"{name}.bn2")), f"{name}.conv2.weight", width, 3)
+            if stride == 2:
+                x = original.conv(x if raw else active, f"{name}.shortcut.0.weight", width, 1, 2)
+            x = x + out
+    return x

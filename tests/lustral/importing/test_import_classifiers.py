@@ -1,5 +1,6 @@
 """Published classifiers: what the import makes of their files, compared with the originals."""
 
+import argparse
 import os
 import pickle
 import warnings
@@ -284,6 +285,29 @@ def test_a_safetensors_file_of_timm_brings_its_normalisation(tmp_path: Path) -> 
         _agrees(network, x, theirs(2 * x - 1))
 
 
+OWN = {"name": "resnet10t", "num_classes": 7, "image_size": 32, "mean": 0.5, "std": (0.2, 0.3, 0.4)}
+
+
+@pytest.mark.parametrize(
+    ("pack", "more"),
+    [
+        (lambda state: {"state_dict": _parallel(state), "args": argparse.Namespace(lr=0.1), "epoch": 3}, {}),
+        (lambda state: {"model": state, "optimizer": {"state": {}}}, {}),
+        (lambda state: {"state_dict": {}, "state_dict_ema": state}, {"key": "state_dict_ema"}),
+    ],
+)
+def test_a_network_of_ones_own_comes_from_any_checkpoint(
+    pack: Callable[[Mapping[str, Tensor]], Any], more: dict[str, str], tmp_path: Path
+) -> None:
+    theirs, x = timm.create_model("resnet10t", num_classes=7).eval(), images(2, (3, 32, 32))
+    torch.save(pack(theirs.state_dict()), tmp_path / "checkpoint.pth")
+    path = import_weights("timm", tmp_path / "checkpoint.pth", tmp_path / "w.safetensors", **OWN, **more)
+    network = load_classifier(str(path)).eval()
+    with torch.no_grad():
+        _agrees(network, x, theirs(_normalised(x, ((0.5,), OWN["std"]))))
+    assert (network.num_classes, network.image_shape) == (7, (3, 32, 32))
+
+
 # Refusals ------------------------------------------------------------
 
 
@@ -486,6 +510,15 @@ def test_cut_files_are_refused(kept: float, tmp_path: Path) -> None:
         ("torchvision", {"name": "resnet50", "tag": "DEFAULT"}, "weights of resnet50 are IMAGENET1K_V1, IMAGENET1K_V2"),
         ("timm", {"name": "resnet51", "tag": "tv_in1k"}, "name is 'resnet51', which is no model of timm"),
         ("timm", {"name": "deit_small_patch16_224", "tag": "v1"}, "weights of deit_small_patch16_224 are fb_in1k"),
+        ("timm", {"name": "resnet18"}, r"num_classes is missing: weights of your own need .* tag \(.*tv_in1k"),
+        (
+            "timm",
+            {"name": "resnet18", "tag": "tv_in1k", "image_size": 32},
+            "--set tag tells .* leave the other",
+        ),
+        ("timm", OWN | {"name": "resnet18"}, "and is not the file of this TimmClassifier"),
+        ("timm", OWN | {"key": "ema"}, "holds no tensors below 'ema'; it has no such parts"),
+        ("timm", OWN | {"num_classes": 0}, "--set num_classes takes a whole number"),
         ("timm", {"name": 5, "tag": "tv_in1k"}, "--set name takes a name, not 5"),
         ("timm", {"name": "resnet50", "tag": ["tv_in1k"]}, r"--set tag takes a name, not \['tv_in1k'\]"),
         ("torchvision", {"name": "resnet50", "tag": ["V1"]}, r"--set tag takes a name, not \['V1'\]"),

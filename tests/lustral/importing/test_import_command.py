@@ -51,6 +51,8 @@ WHOLE = [
 
 def _needed(form: str) -> list[str]:
     """Its required options, so that another one can be asked about."""
+    if form == "timm":
+        return ["name=resnet18"]
     return ["preconditioning=edm"] if "preconditioning" in option_names(FORMATS[form], required=True) else []
 
 
@@ -63,7 +65,8 @@ def test_whole_numbers_are_asked_for_in_a_sentence(form: str, option: str, value
 
 def test_every_format_with_a_size_is_asked() -> None:
     assert {form for form, option in WHOLE if option == "image_size"} == {
-        *("guided-diffusion", "improved-diffusion", "ddpm", "score-sde", "consistency-jax", "consistency-models"),
+        *("guided-diffusion", "improved-diffusion", "ddpm", "score-sde", "consistency-jax"),
+        *("consistency-models", "timm"),
     }
 
 
