@@ -3,8 +3,9 @@
 from datamodules.base import ImageDataModule
 from datamodules.cifar import CIFAR10
 from datamodules.digits import Digits
+from datamodules.image_folder import ImageFolder
 from datamodules.imagenet import ImageNet
 from datamodules.streetdigits import StreetDigits
 from datamodules.svhn import SVHN
 
-__all__ = ["CIFAR10", "SVHN", "Digits", "ImageDataModule", "ImageNet", "StreetDigits"]
+__all__ = ["CIFAR10", "SVHN", "Digits", "ImageDataModule", "ImageFolder", "ImageNet", "StreetDigits"]

@@ -69,7 +69,8 @@ def check_within(indices: Sequence[int], part: Sequence[int], path: str | Path, 
     if outside:
         raise ValueError(
             f"{path} holds {len(outside)} position(s) that are not in the {name}, such as "
-            f"{outside[0]}: that part has {len(part)} images at positions {min(part)} to {max(part)}."
+            f"{outside[0]}: that part has {len(part)} images at positions {min(part)} to {max(part)}. Choose another "
+            "index file with --data.test_subset, or all images with --data.test_subset null."
         )
 
 

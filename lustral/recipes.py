@@ -119,7 +119,7 @@ def check_layers(words: Sequence[str]) -> None:
         if leaking:
             raise ValueError(
                 f"--{key} chooses {value}, but {', '.join(leaking)} of {chosen[key].source} would leak into it: give "
-                f"{', '.join(f'--{key}.{name}' for name in leaking)} too, or copy the recipe."
+                f"{', '.join(f'--{key}.{name}' for name in leaking)} too (null where it has none), or copy the recipe."
             )
 
 

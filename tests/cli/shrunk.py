@@ -11,7 +11,7 @@ import yaml
 from datamodules.imagenet import LISTS
 from datamodules.synsets import read_synsets
 from lustral.networks import TimmClassifier, UNetDenoiser, WideResNet, save_network
-from tests.datamodules.fixtures import write_cifar10, write_imagenet, write_svhn
+from tests.datamodules.fixtures import write_cifar10, write_image_folder, write_imagenet, write_svhn
 
 SMALL_DATA = ["--data.num_val", "5", "--data.batch_size", "4", "--data.num_workers", "0"]
 WIDE_RESNET = ["--model.classifier.depth", "10", "--model.classifier.width", "1"]
@@ -144,6 +144,9 @@ class Shrinker:
             return ["--data.root", str(root), *subset, *small]
         if name == "svhn":
             return ["--data.root", str(root if root.exists() else write_svhn(root)), *small]
+        if name == "image":
+            root = root if root.exists() else write_image_folder(root, [str(label) for label in range(10)], n=1)
+            return ["--data.root", str(root), *small]
         if name == "imagenet":
             if not root.exists():
                 write_imagenet(root, [f"n{number:08d}" for number in range(3)])

@@ -6,14 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
+from lustral.networks import PreActResNet, TimmClassifier, save_network
 from lustral.networks.importing import FORMATS, wide_resnets
+from lustral.networks.importing.robustbench import CIFAR10
 from tests.cli.shrunk import attack
 from tests.cli.test_recipes import FASTEST, FASTEST_ATTACK, SHRUNK_UNET
 from tests.contracts import images
-from tests.datamodules.fixtures import write_cifar10
-from tests.lustral.importing.classifier_originals import Original, trades_wide_resnet
+from tests.datamodules.fixtures import write_cifar10, write_image_folder
+from tests.lustral.importing.classifier_originals import Original, deepmind_preact_resnet, trades_wide_resnet
 from tests.lustral.importing.song_reference import make
 from tests.lustral.importing.test_import_score_sde import DDPMPP, checkpoint
 
@@ -22,6 +25,7 @@ BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
 COMMANDS = [line.partition("#")[0].strip() for line in LINES if line.startswith("python cli.py")]
 TRAINING = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
+RESNET18 = {"width": 4, "shortcut": "same", "activation": "silu"}
 OTHERS = ("make ", "pip install", ".venv/bin/", "git clone", "cd ", "srun ", "#", "tensorboard ")
 
 
@@ -80,6 +84,12 @@ def _published(form: str, path: Path) -> Path:
     """A small file in the form of a published one."""
     if form == "score-sde":
         content = checkpoint(make(DDPMPP), make(DDPMPP, seed=1))
+    elif form == "timm":
+        content = {"state_dict": timm.create_model("resnet18", num_classes=10).state_dict()}
+    elif form == "robustbench":
+        original = Original()
+        deepmind_preact_resnet(original, images(1, (3, 32, 32)))
+        content = original.state
     else:
         original = Original(True)
         trades_wide_resnet(original, images(1, (3, 32, 32)))
@@ -101,6 +111,15 @@ def _shrunk(words: list[str], run: Path, weights: dict[str, Path], tmp_path: Pat
         return [*words, "--trainer.callbacks.classifier.weights", str(weights["classifier"])]
     if words[0] == "validate":
         return [*words, "--model.denoiser.weights", str(weights["denoiser"])]
+    if any("image_folder" in word or "rebuffi" in word for word in words):
+        words += [*FASTEST, *attack(Path(words[words.index("-c") + 1]), tmp_path / "attack", **FASTEST_ATTACK)]
+        words += ["--data.num_workers", "0"]
+        if any("image_folder" in word for word in words):
+            return words + _mine(tmp_path, purified=any("diffpure" in word for word in words))
+        network = PreActResNet(**RESNET18, mean=CIFAR10[0], std=CIFAR10[1])
+        words += ["--model.classifier.weights", str(save_network(network, tmp_path / "w.safetensors"))]
+        words += ["--model.classifier.width", "4", "--data.root", str(write_cifar10(tmp_path / "data", 20, 20))]
+        return [*words, "--data.test_subset", "null"]
     words += FASTEST
     if "--model.attack" not in words:
         words += attack(Path(words[words.index("-c") + 1]), tmp_path / "attack", **FASTEST_ATTACK)
@@ -119,6 +138,14 @@ def _shrunk(words: list[str], run: Path, weights: dict[str, Path], tmp_path: Pat
     elif any("diffpure" in word for word in words):
         words += ["--model.purifier.denoiser.weights", str(weights["denoiser"]), "--model.purifier.num_steps", "2"]
     return words
+
+
+def _mine(tmp_path: Path, purified: bool) -> list[str]:
+    """Somebody's images and classifier."""
+    root = write_image_folder(tmp_path / "mine", [str(label) for label in range(10)], n=1)
+    weights = save_network(TimmClassifier("resnet10t", 10, 32), tmp_path / "mine.safetensors")
+    small = ["--data.root", str(root), "--model.classifier.weights", str(weights)]
+    return small + (["--allow_untrained=true", *SHRUNK_UNET] if purified else [])
 
 
 def _pairs(words: list[str]) -> list[list[str]]:

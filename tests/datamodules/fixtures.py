@@ -65,3 +65,15 @@ def write_imagenet(
                 name = f"{synset}_{i}.JPEG" if split == train else f"ILSVRC2012_val_{number:04d}{i:04d}.JPEG"
                 (image.convert("L") if i == 0 else image).save(folder / name, quality=90)
     return root
+
+
+def write_image_folder(root: Path, classes: Sequence[str], n: int = 2, size: int = 32) -> Path:
+    """Write ``n`` square PNG images a class into ``root/train/<class>`` and ``root/test/<class>``; returns ``root``."""
+    for number, name in enumerate(classes):
+        for split in ("train", "test"):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(n):
+                rng = np.random.default_rng([number, i, split == "train"])
+                Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return root
