@@ -1,6 +1,7 @@
 """ImageNet classifiers by their timm name."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import timm
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ class TimmClassifier(Classifier):
         return self.network(x)
 
 
-def _size(name: str, image_size: int) -> dict[str, int]:
+def _size(name: str, image_size: int) -> dict[str, Any]:
     """The option of models that are built for one size, such as ViTs, where it is not the usual one."""
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     fixed = config is not None and config.fixed_input_size and config.input_size[-1] != image_size

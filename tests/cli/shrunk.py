@@ -91,7 +91,7 @@ IMAGENET_PIXELS, IMAGENET_DENOISER_PIXELS = 14, 16
 SMALLEST: dict[str, dict[str, Any]] = {
     "WideResNet": {"depth": 10, "width": 1},
     "CifarResNet": {"blocks": [1, 1, 1, 1], "width": 4},
-    "TimmClassifier": {"name": "resnet10t", "num_classes": 3, "image_size": IMAGENET_PIXELS},
+    "TimmClassifier": {"name": "resnet10t", "num_classes": 4, "image_size": IMAGENET_PIXELS},
     "SongUNetDenoiser": {"base_channels": 8, "multipliers": [1, 2], "blocks": 1},
     "UNetDenoiser": {"widths": [8, 16], "attention": [False, True], "blocks": 1, "norm_groups": 4},
     "ADMDenoiser": {
@@ -149,7 +149,7 @@ class Shrinker:
             return ["--data.root", str(root), *small]
         if name == "imagenet":
             if not root.exists():
-                write_imagenet(root, [f"n{number:08d}" for number in range(3)])
+                write_imagenet(root, [f"n{number:08d}" for number in range(4)])
             return ["--data.root", str(root), "--data.image_size", str(IMAGENET_PIXELS), *small]
         return []
 
