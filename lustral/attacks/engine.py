@@ -54,7 +54,7 @@ class Engine:
         defence: the victim.
         rows: R, the rows of every network call. It decides the last bits of every number, so it is part of a
             run's fingerprint; memory budgets never change it.
-        observe: called with (task, step, number of steps) as an attack goes on.
+        observe: called with (task, step, number of steps) as an attack goes on, or another task that has a name.
     """
 
     def __init__(self, defence: Victim, rows: int, observe: Callable[[str, int, int], None] | None = None) -> None:
@@ -86,18 +86,23 @@ class Engine:
         """Share of the present network call's rows that are not padding."""
         return self._used.filled if isinstance(self._used, Pieces) else self._used
 
-    def logits(self, x: Tensor, noise: NoiseStream, draws: int = 1) -> Tensor:
-        """(draws, B, K) logits of ``x`` (B, C, H, W), each draw with its own noise, without a graph."""
-        return self.judge(x, noise, draws)[0]
+    def logits(self, x: Tensor, noise: NoiseStream, draws: int = 1, task: str = "") -> Tensor:
+        """(draws, B, K) logits of ``x`` (B, C, H, W), each draw with its own noise, without a graph. The
+        observer is told of a ``task`` that has a name."""
+        return self.judge(x, noise, draws, task=task)[0]
 
     def judge(
-        self, x: Tensor, noise: NoiseStream, draws: int = 1, follow: Collection[str] = ()
+        self, x: Tensor, noise: NoiseStream, draws: int = 1, follow: Collection[str] = (), task: str = ""
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """`logits`, and (draws, B, ...) of what ``follow`` names, as far as the purifier's trace has it."""
         drawn = self._draws(draws)
         found: dict[str, list[Tensor]] = {}
+        done = 0
         with torch.no_grad():
             for image, stream, used in self._chunks(len(x), noise.repeat(drawn)):
+                if task:
+                    self.observe(task, done, drawn * len(x))
+                done += used
                 judged = self.defence(x[image], stream)
                 followed = {name: judged.trace[name] for name in follow if name in judged.trace}
                 for name, values in {LOGITS: judged.logits, **followed}.items():

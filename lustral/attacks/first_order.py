@@ -189,7 +189,7 @@ class FirstOrderAttack(Attack):
 def likeliest_wrong_classes(engine: Engine, cases: Cases, noise: NoiseStream, draws: int, num_targets: int) -> Tensor:
     """(num_targets, B) the wrong classes of the largest mean logits of the clean images under the defence, the largest
     first."""
-    logits = mean_over_draws(engine.logits(cases.images, noise, draws))
+    logits = mean_over_draws(engine.logits(cases.images, noise, draws, "targets"))
     if num_targets >= logits.shape[-1]:
         raise ValueError(
             f"attack.num_targets is {num_targets}, but a classifier of {logits.shape[-1]} classes has only "

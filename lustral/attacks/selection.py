@@ -42,8 +42,8 @@ def select(
     estimate of anything: the verdict has its own noise.
     """
     found, failed = [], torch.zeros(len(y), dtype=torch.bool, device=y.device)
-    for candidate in candidates:
-        logits = engine.logits(candidate, noise, draws)
+    for number, candidate in enumerate(candidates, 1):
+        logits = engine.logits(candidate, noise, draws, f"selection, candidate {number} of {len(candidates)}")
         failed |= ~logits.isfinite().all(-1).all(0)
         found.append(scored(logits, y))
     scores = torch.stack(found)

@@ -67,11 +67,12 @@ class Evaluator:
         noise = NoiseStream(self.seed, cases.index)
         device = cases.images.device
         if device.type == "cpu" and self.cost.peak_memory == 0:
+            self.engine.observe("peak memory", 0, 1)
             self.cost.peak_memory = self._peak_memory(cases, noise)
         with self.cost.measured(len(cases), _networks(self.defence, self.attack), device, self.engine):
-            clean, clean_trace = self._verdict(cases.images, noise.fork("verdict", "clean"))
+            clean, clean_trace = self._verdict(cases.images, noise, "clean")
             result = self.attack(self.engine, cases, self.threat, noise)
-            adversarial, adversarial_trace = self._verdict(result.images, noise.fork("verdict", "adversarial"))
+            adversarial, adversarial_trace = self._verdict(result.images, noise, "adversarial")
         audits: dict[int, dict[str, float]] = {}
         rows = audited.nonzero().flatten()
         if len(rows):
@@ -112,8 +113,9 @@ class Evaluator:
         described["purifier"] |= self.defence.purifier.derived()
         return described
 
-    def _verdict(self, images: Tensor, noise: NoiseStream) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.engine.judge(images, noise, self.protocol.verdict_draws, FOLLOWED)
+    def _verdict(self, images: Tensor, noise: NoiseStream, kind: str) -> tuple[Tensor, dict[str, Tensor]]:
+        stream, task = noise.fork("verdict", kind), f"verdict on {kind} images"
+        return self.engine.judge(images, stream, self.protocol.verdict_draws, FOLLOWED, task)
 
     def _peak_memory(self, cases: Cases, noise: NoiseStream) -> int:
         """Live bytes at the peak of one full network call and its gradient."""
