@@ -1,5 +1,6 @@
 """The card: everything a reader needs to believe or doubt a robust number, made from a run's files alone."""
 
+import hashlib
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from lustral.evaluation.attacked import differentiated, members
 from lustral.evaluation.audit import audit_records
@@ -99,14 +101,26 @@ def _provenance(starts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _weights(config: Mapping[str, Any], part: str = "") -> dict[str, Any]:
-    """The notes of each weights file of a resolved config, as long as it is there, by the part it belongs to."""
+    """What is known of each weights file of a resolved config, as long as it is there, by the part it belongs to."""
     found = {}
     for name, value in config.items():
         if isinstance(value, Mapping):
             found |= _weights(value, part if name == "init_args" else f"{part}.{name}".lstrip("."))
         elif name == "weights" and isinstance(value, str) and Path(value).is_file():
-            found[part] = {"file": value, "notes": read_notes(value)}
+            found[part] = {"file": value, **_facts(Path(value))}
     return found
+
+
+def _facts(weights: Path) -> dict[str, Any]:
+    """The notes of a weights file; of one that Lustral did not write, its hash."""
+    try:
+        return {"notes": read_notes(weights)}
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError):
+        digest = hashlib.sha256()
+        with weights.open("rb") as file:
+            while piece := file.read(2**20):
+                digest.update(piece)
+        return {"sha256": digest.hexdigest()}
 
 
 def write_card(run: str | Path, indices: Collection[int] | None = None) -> dict[str, Any]:
@@ -123,6 +137,8 @@ def write_card(run: str | Path, indices: Collection[int] | None = None) -> dict[
         raise ValueError(f"{run / 'records'} lacks {len(set(indices)) - len(records)} of the records asked for.")
     costs = [json.loads(path.read_text()) for path in sorted((run / "cost").glob("*.json"))]
     starts = [json.loads(path.read_text()) for path in sorted((run / "provenance").glob("test-*.json"))]
+    # Of another evaluation that was started here too (older versions wrote such files, without the fingerprint's hash).
+    starts = [start for start in starts if start.get("fingerprint") in (None, fingerprint["sha256"])]
     card = make_card(
         list(records.values()),
         fingerprint,

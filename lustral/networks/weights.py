@@ -82,7 +82,10 @@ def save_network(network: nn.Module, path: str | Path, notes: dict[str, str] | N
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(b"")
+        mode = partial.stat().st_mode  # as the umask has it; safetensors makes files that only their owner may read
         save_file(state, partial, metadata={_KEY: json.dumps(record)})
+        partial.chmod(mode)
         partial.replace(path)
     except (SafetensorError, OSError) as error:
         with suppress(OSError):
