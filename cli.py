@@ -35,10 +35,19 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
-from callbacks import AttackRecords, FiniteLoss, InnerProgress, Panels, Predictions, Provenance, WeightExport
+from callbacks import (
+    AttackRecords,
+    DeferredTensorBoard,
+    FiniteLoss,
+    InnerProgress,
+    Panels,
+    Predictions,
+    Provenance,
+    Stopping,
+    WeightExport,
+)
 from callbacks.finish import finish_evaluation
 from lightning_modules import RobustnessEvaluation, ScoreReference
 from torch import OutOfMemoryError
@@ -46,7 +55,7 @@ from yaml import YAMLError
 
 from lustral.complaints import plain
 from lustral.networks.importing.command import run_command as import_weights
-from lustral.recipes import check_layers, check_recipes, claim_folder, forget_weights, run_folder
+from lustral.recipes import check_folder, check_layers, check_recipes, forget_weights, run_folder
 from lustral.reporting.command import run_command as report
 
 BASE = Path(__file__).parent / "configs" / "base.yaml"
@@ -57,6 +66,10 @@ class LustralCLI(LightningCLI):
     """LightningCLI with the guards that an honest evaluation needs."""
 
     card: dict[str, Any] | None = None
+
+    def __init__(self, stopping: Stopping, *args: Any, **options: Any) -> None:
+        self.stopping = stopping
+        super().__init__(*args, **options)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -83,11 +96,12 @@ class LustralCLI(LightningCLI):
         trainer = config.trainer
         if trainer.default_root_dir is None:
             trainer.default_root_dir = str(run_folder([str(path) for path in config.config or []]))
-        claim_folder(trainer.default_root_dir)
+        check_folder(trainer.default_root_dir)
         if trainer.enable_progress_bar is None and config.model.class_path.endswith("RobustnessEvaluation"):
             trainer.enable_progress_bar = False  # InnerProgress shows what happens inside a batch
         if self.subcommand == "test" and config.model.class_path.endswith("RobustnessEvaluation"):
             _refuse_meaningless(config)
+        _refuse_parts(str(self.subcommand), config)
         if trainer.use_distributed_sampler:
             raise ValueError(
                 "trainer.use_distributed_sampler pads the last batch with repeated samples, which makes every number "
@@ -100,11 +114,12 @@ class LustralCLI(LightningCLI):
             trainer.plugins = [SLURMEnvironment(auto_requeue=False)]
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        trainer = super().instantiate_trainer(**kwargs)
+        self.stopping.trainer = trainer = super().instantiate_trainer(**kwargs)
+        config = self.config[str(self.subcommand)].trainer
         if trainer.world_size > 1 and isinstance(trainer.accelerator, CPUAccelerator):
             torch.set_num_threads(1)  # processes share the cores; threads on top of them only fight
-        if self._get(self.config, "trainer.logger") is None:
-            trainer.logger = TensorBoardLogger(trainer.default_root_dir, name="tensorboard", version="")
+        if self._get(self.config, "trainer.logger") is None and not config.fast_dev_run:
+            trainer.logger = DeferredTensorBoard(trainer.default_root_dir, name="tensorboard", version="")
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
@@ -122,7 +137,7 @@ class LustralCLI(LightningCLI):
 
     def after_test(self) -> None:
         if isinstance(self.model, RobustnessEvaluation) and self.trainer.is_global_zero:
-            self.card = finish_evaluation(self.trainer, self.model, self.datamodule)
+            self.card = finish_evaluation(self.trainer, self.model, self.datamodule, self.stopping.advice())
 
     def _refuse_untrained(self) -> None:
         if isinstance(self.model, (RobustnessEvaluation, ScoreReference)):
@@ -153,6 +168,22 @@ def _refuse_meaningless(config: Any) -> None:
         )
 
 
+def _refuse_parts(subcommand: str, config: Any) -> None:
+    """Some batches only, where what is written would be taken for the whole."""
+    trainer = config.trainer
+    if subcommand == "predict" and (trainer.fast_dev_run or trainer.limit_predict_batches is not None):
+        raise ValueError(
+            "trainer.limit_predict_batches and trainer.fast_dev_run would leave out images without a word in the "
+            "predictions: choose how many with --data.num_test."
+        )
+    reference = subcommand == "validate" and config.model.class_path.endswith("ScoreReference")
+    if reference and (trainer.fast_dev_run or trainer.limit_val_batches is not None or trainer.overfit_batches):
+        raise ValueError(
+            "trainer.limit_val_batches, trainer.overfit_batches and trainer.fast_dev_run would make a reference of a "
+            "part of the validation images: leave them out, and choose how many there are with --data.num_val."
+        )
+
+
 def _quieten() -> None:
     """Leave out what Lightning says at every start and nobody can act on."""
     for message in (
@@ -167,7 +198,8 @@ def _quieten() -> None:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run a subcommand; returns the exit code: 0, 1 for an error (told in a sentence), 3 for failed samples."""
+    """Run a subcommand; returns the exit code: 0, 1 for an error (told in a sentence), 3 for failed samples. SIGTERM
+    ends the process with 143."""
     words = sys.argv[1:] if args is None else list(args)
     if not words or words[0] in ("-h", "--help"):
         print(__doc__)
@@ -178,31 +210,37 @@ def main(args: Sequence[str] | None = None) -> int:
             return report(words[1:])
         if words[:1] == ["import"]:
             return import_weights(words[1:])
-        training = [FiniteLoss(), LearningRateMonitor("step"), WeightExport()]
-        defaults = {"callbacks": [*training, AttackRecords(), InnerProgress(), Panels(), Predictions()]}
-        stage = {"default_config_files": [str(BASE)], "exit_on_error": False, "allow_abbrev": False}
-        cli = LustralCLI(
-            LightningModule,
-            LightningDataModule,
-            save_config_callback=Provenance,
-            save_config_kwargs={"save_to_log_dir": False, "overwrite": True},
-            trainer_defaults=defaults,
-            seed_everything_default=0,
-            parser_kwargs={"exit_on_error": False, **dict.fromkeys(LightningCLI.subcommands(), stage)},
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            args=None if args is None else words,
-        )
+        with Stopping(words) as stopping:
+            card = _run(stopping, words, args is None)
     except (ValueError, OSError, ArgumentError, MisconfigurationException, YAMLError, OutOfMemoryError) as error:
         if os.environ.get("LUSTRAL_TRACEBACK"):
             raise
         print(f"error: {plain(error)}", file=sys.stderr)
         return 1
-    if cli.card is not None and cli.card["audit"]["failed_samples"]:
-        return SUSPECT_EXIT_CODE
-    return 0
+    return SUSPECT_EXIT_CODE if card is not None and card["audit"]["failed_samples"] else 0
+
+
+def _run(stopping: Stopping, words: Sequence[str], typed: bool) -> dict[str, Any] | None:
+    """One of Lightning's subcommands; returns the card if it made one. ``typed`` says that words are the process's."""
+    training = [FiniteLoss(), LearningRateMonitor("step"), WeightExport()]
+    defaults = {"callbacks": [*training, AttackRecords(), InnerProgress(), Panels(), Predictions()]}
+    stage = {"default_config_files": [str(BASE)], "exit_on_error": False, "allow_abbrev": False}
+    cli = LustralCLI(
+        stopping,
+        LightningModule,
+        LightningDataModule,
+        save_config_callback=Provenance,
+        save_config_kwargs={"save_to_log_dir": False, "overwrite": True},
+        trainer_defaults=defaults,
+        seed_everything_default=0,
+        parser_kwargs={"exit_on_error": False, **dict.fromkeys(LightningCLI.subcommands(), stage)},
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        args=None if typed else list(words),
+    )
+    return cli.card
 
 
 if __name__ == "__main__":

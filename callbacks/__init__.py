@@ -9,11 +9,14 @@ from callbacks.progress import InnerProgress
 from callbacks.provenance import Provenance
 from callbacks.sample_grid import SampleGrid
 from callbacks.sample_quality import SampleQuality
+from callbacks.stopping import Stopping
+from callbacks.tensorboard import DeferredTensorBoard
 from callbacks.weight_export import WeightExport
 
 __all__ = [
     "EMA",
     "AttackRecords",
+    "DeferredTensorBoard",
     "FiniteLoss",
     "InnerProgress",
     "Panels",
@@ -21,5 +24,6 @@ __all__ = [
     "Provenance",
     "SampleGrid",
     "SampleQuality",
+    "Stopping",
     "WeightExport",
 ]

@@ -3,56 +3,73 @@
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 
-from lustral.evaluation import RecordFolder
+from callbacks.heartbeat import Heartbeat
+from lustral.evaluation import Fingerprint, Record, RecordFolder
 
 
 class AttackRecords(Callback):
-    """Keeps ``records/`` and ``cost/`` in the run folder. Acts on modules that return records.
+    """Keeps ``records/`` and ``cost/`` in the run folder. Acts on modules that hand records on.
 
     No process waits for another here: each writes shards of its own, and the card is made from all of them after
-    the loop has returned.
+    the loop has returned. Of several processes each lets the others see that it is at work.
+
+    Attributes:
+        fingerprint: of the evaluation, once the folder has accepted it; before that nothing is written there.
+        start: a name that all processes of this start share.
     """
 
     def __init__(self) -> None:
         self.folder: RecordFolder | None = None
+        self.fingerprint: Fingerprint | None = None
+        self.start = ""
+        self._heartbeat: Heartbeat | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.start = trainer.strategy.broadcast(f"{time.time_ns():x}-{os.getpid():x}")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         fingerprint = getattr(pl_module, "fingerprint", None)
         if fingerprint is None:
             return
-        records, decides = Path(trainer.default_root_dir) / "records", fingerprint()
+        run, rank = Path(trainer.default_root_dir), trainer.global_rank
+        records, found = run / "records", fingerprint()
         if (records / "fingerprint.json").exists():
-            RecordFolder(records, decides, trainer.global_rank)  # another evaluation's is refused first: it is cheap
+            RecordFolder(records, found, rank)  # another evaluation's is refused first: it is cheap
+        rank_zero_info("checking that no image's bits depend on its neighbours")
         pl_module.check()  # type: ignore[operator]  # and what is about to be refused claims no folder
-        self.folder = RecordFolder(records, decides, trainer.global_rank)
+        self.folder, self.fingerprint = RecordFolder(records, found, rank), found
         pl_module.finished = frozenset(self.folder.indices())  # type: ignore[assignment]
+        cost = run / "cost" / f"rank{rank}-{time.time_ns():x}-{os.getpid():x}.json"
+        pl_module.hand_on(lambda records: self._keep(records, pl_module, cost))  # type: ignore[operator]
+        if trainer.world_size > 1:
+            self._heartbeat = Heartbeat(run, self.start, rank)
+            self._heartbeat.start()
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if self.folder is not None and outputs:
-            self.folder.append(outputs["records"])
+    def _keep(self, records: Sequence[Record], module: Any, file: Path) -> None:
+        """Records, and what all of this process have cost so far: neither is lost if it is killed."""
+        assert self.folder is not None
+        self.folder.append(records)
+        file.parent.mkdir(exist_ok=True)
+        partial = file.with_name(f".{file.name}")
+        partial.write_text(json.dumps(vars(module.evaluator.cost)) + "\n")
+        partial.replace(file)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.folder is None:
-            return
-        self.folder.close()
-        cost: Any = pl_module.evaluator.cost  # type: ignore[union-attr]
-        if cost.images:
-            folder = Path(trainer.default_root_dir) / "cost"
-            folder.mkdir(exist_ok=True)
-            name = f"rank{trainer.global_rank}-{time.time_ns():x}-{os.getpid():x}.json"
-            partial = folder / f".{name}"
-            partial.write_text(json.dumps(vars(cost)) + "\n")
-            partial.replace(folder / name)
+        if self.folder is not None:
+            self.folder.close()
+        self._rest()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._rest()
+
+    def _rest(self) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+            self._heartbeat = None

@@ -10,7 +10,8 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 
 class Predictions(BasePredictionWriter):
-    """Writes ``predictions-rank<r>.csv`` into the run folder: index in the full split, label, predicted class."""
+    """Writes ``predictions-rank<r>.csv`` into the run folder: index in the full split, label, predicted class. A file
+    appears whole or not at all."""
 
     def __init__(self) -> None:
         super().__init__(write_interval="batch")
@@ -32,9 +33,18 @@ class Predictions(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         _, labels, index = batch
-        path = Path(trainer.default_root_dir) / f"predictions-rank{trainer.global_rank}.csv"
+        path = _partial(trainer)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w" if batch_idx == 0 else "a", newline="") as file:
             writer = csv.writer(file)
             if batch_idx == 0:
                 writer.writerow(("index", "label", "prediction"))
             writer.writerows(zip(index.tolist(), labels.tolist(), prediction.tolist(), strict=True))
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if _partial(trainer).exists():  # a process may have had nothing to do
+            _partial(trainer).replace(Path(trainer.default_root_dir) / f"predictions-rank{trainer.global_rank}.csv")
+
+
+def _partial(trainer: Trainer) -> Path:
+    return Path(trainer.default_root_dir) / f".predictions-rank{trainer.global_rank}.csv"

@@ -16,6 +16,10 @@ import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
+
+from callbacks.attack_records import AttackRecords
+from callbacks.tensorboard import DeferredTensorBoard
 
 PACKAGES = (
     "lustral",
@@ -31,15 +35,36 @@ PACKAGES = (
 
 
 class Provenance(SaveConfigCallback):
-    """Saves ``config_<stage>.yaml`` and ``provenance/<stage>-<time>.json`` into the run folder when a stage starts, and
-    shows the config in TensorBoard. Every start keeps its own file: a run may be finished by another machine.
+    """Saves ``config_<stage>.yaml`` and ``provenance/<stage>-<time>.json`` into the run folder when a stage's work
+    starts, and shows the config in TensorBoard. Every start keeps its own file: another machine may finish a run.
 
     Lightning's own callback refuses a second run in a folder; here a second run is how a killed one goes on, so
-    each stage has a file of its own that is written again.
+    each stage has a file of its own that is written again. And it saves before a run can be refused, for weights that
+    do not fit or records of another evaluation; here that leaves the folder as it was. So this stands behind the
+    callbacks that may refuse.
     """
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Nothing yet."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._accepted(trainer, pl_module)
+
+    on_test_start = on_predict_start = on_train_start
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._accepted(trainer, pl_module)
+
+    def _accepted(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                if isinstance(logger, DeferredTensorBoard):
+                    logger.opened = True
+            self.save_config(trainer, pl_module, str(getattr(trainer.state.fn, "value", trainer.state.fn)))
+
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        folder, stage = Path(trainer.default_root_dir), getattr(stage, "value", stage)
+        folder = Path(trainer.default_root_dir)
         text = self.parser.dump(self.config, skip_none=False)
         facts = json.dumps(_facts(trainer, stage, yaml.safe_load(text)), indent=1, default=str) + "\n"
         (folder / "provenance").mkdir(parents=True, exist_ok=True)
@@ -60,6 +85,7 @@ def _facts(trainer: Trainer, stage: str, config: dict[str, Any]) -> dict[str, An
     device = trainer.strategy.root_device
     return {
         "stage": stage,
+        "fingerprint": _fingerprint(trainer),
         "recipe": [str(path) for path in config.get("config") or []],
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": ["cli.py", *sys.argv[1:]],
@@ -70,6 +96,13 @@ def _facts(trainer: Trainer, stage: str, config: dict[str, Any]) -> dict[str, An
         "processes": trainer.world_size,
         "config": config,
     }
+
+
+def _fingerprint(trainer: Trainer) -> str | None:
+    """The hash of the evaluation whose records this start writes; None for other work."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    found = [c.fingerprint for c in callbacks if isinstance(c, AttackRecords)]
+    return found[0].sha256 if found and found[0] is not None else None
 
 
 def _version(package: str) -> str | None:

@@ -10,11 +10,17 @@ from lustral.networks import save_network
 
 class WeightExport(Callback):
     """Writes ``weights.safetensors`` into the run folder when a training ends, with the averaged weights where there
-    is an `EMA` callback (it hands them over before). Acts on modules that have an ``exported`` network."""
+    is an `EMA` callback (it hands them over before). Acts on modules that have an ``exported`` network.
+
+    Lightning also ends a training that made no step (max_epochs 0), or one batch only to see whether all works
+    (fast_dev_run). What would be written then is no trained network, so nothing is."""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         network = getattr(pl_module, "exported", None)
         if network is None or not trainer.is_global_zero:
+            return
+        if trainer.global_step == 0 or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            rank_zero_info("Nothing was trained, so no weights are written.")
             return
         notes = {"step": str(trainer.global_step), "epoch": str(trainer.current_epoch)}
         notes |= {name: f"{float(value):.6g}" for name, value in trainer.callback_metrics.items() if "val/" in name}

@@ -30,15 +30,18 @@ def run_folder(recipes: Sequence[str | Path]) -> Path:
     return Path("runs") / named[0].resolve().parent.name / named[0].stem
 
 
-def claim_folder(folder: str | Path) -> None:
-    """Make the run folder and try to write in it: asked before any work is done.
+def check_folder(folder: str | Path) -> None:
+    """Try whether the run folder can be written, or made and written: asked before any work is done, and leaving
+    nothing behind, since the run may yet be refused.
 
     Raises:
         OSError: if it cannot be written.
     """
+    there = Path(folder)
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        while not there.exists():
+            there = there.parent
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
         raise OSError(

@@ -1,8 +1,11 @@
 """The main table for the console, narrow enough for 80 columns."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -52,6 +55,20 @@ def rich_table(cards: Mapping[str, Card]) -> Table:
         robust = [cell if cell.endswith(TRANSFERRED) else f"{cell} " for cell in robust]
         table.add_row(_description(name, card, word), *(_lines(cells, styles) for cells in (rules, clean, robust)))
     return table
+
+
+def show_card(run: Path, card: Card, figures: Sequence[str] = ()) -> None:
+    """Print what an evaluation ends with: its numbers, where its files are, and what to type next.
+
+    Args:
+        run: its folder.
+        card: the content of ``card.json`` there.
+        figures: the files with pictures there.
+    """
+    Console(file=sys.stdout, highlight=False).print(rich_table({run.name: card}))
+    print(f"{run}: {', '.join(['card.json', 'records', *figures])}")
+    print(f"python cli.py report {run}    tables and figures; name several runs to compare them")
+    print(f"tensorboard --logdir {run}", flush=True)
 
 
 def _description(name: str, card: Card, status: str) -> Text:

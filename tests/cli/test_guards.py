@@ -51,6 +51,7 @@ def test_bad_input_gets_one_sentence(
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert told in errors[0]
+    assert not Path(str(words[words.index("--trainer.default_root_dir") + 1])).exists()
 
 
 def test_help_teaches(cli: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,10 +161,58 @@ def test_records_of_another_run_are_refused_and_kept(
     words: list[object], cli: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli(*words) == 0
-    before = {path: path.read_bytes() for path in (tmp_path / "run" / "records").iterdir()}
+    before = _files(tmp_path / "run")
     assert cli(*words, "--model.attack.num_steps", "3") == 1
     assert "attack.num_steps" in capsys.readouterr().err
-    assert {path: path.read_bytes() for path in (tmp_path / "run" / "records").iterdir()} == before
+    assert _files(tmp_path / "run") == before  # no config, no provenance, nothing for TensorBoard
+
+
+def _files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_evaluation_ends_with_its_card_on_the_screen_however_it_came_by_its_records(
+    words: list[object], cli: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        assert cli(*words) == 0
+        told = capsys.readouterr()
+        for word in ("clean", "under attack", "ok, n = 3", "card.json", f"python cli.py report {tmp_path / 'run'}"):
+            assert word in told.out
+    assert "3 images have a record already" in told.err
+
+
+@pytest.mark.parametrize("option", ["fast_dev_run=true", "max_epochs=0", "max_steps=0", "limit_train_batches=0"])
+def test_a_training_without_a_step_leaves_the_weights_alone(
+    option: str, cli: Callable[..., int], tmp_path: Path
+) -> None:
+    (tmp_path / "weights.safetensors").write_text("trained")
+    words = ("--trainer.default_root_dir", tmp_path, "--trainer.accelerator", "cpu", f"--trainer.{option}")
+    assert cli("fit", "-c", "configs/train/digits_classifier.yaml", *words) == 0
+    assert (tmp_path / "weights.safetensors").read_text() == "trained"
+
+
+@pytest.mark.parametrize(
+    ("command", "recipe", "option"),
+    [
+        ("predict", UNDEFENDED, "limit_predict_batches=1"),
+        ("predict", UNDEFENDED, "fast_dev_run=true"),
+        ("validate", "configs/reference/digits_eps.yaml", "limit_val_batches=1"),
+        ("validate", "configs/reference/digits_eps.yaml", "overfit_batches=1"),
+    ],
+)
+def test_a_part_is_not_written_as_if_it_were_the_whole(
+    command: str,
+    recipe: str,
+    option: str,
+    cli: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+    assert cli(command, "-c", recipe, "--trainer.default_root_dir", run, f"--trainer.{option}") == 1
+    assert "--data.num_" in capsys.readouterr().err
+    assert not run.exists()
 
 
 def test_random_weights_are_not_scored_unless_asked_for(
