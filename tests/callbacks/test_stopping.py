@@ -41,7 +41,8 @@ def test_sigterm_to_one_of_two_processes_ends_an_evaluation_in_the_middle_of_a_b
     """Stock Lightning waits for the batch, here for days; then that process exits with 0, and the other waits on."""
     words = ["test", "-c", "configs/eval/digits_undefended.yaml", "--trainer.default_root_dir", str(tmp_path)]
     words += ["--model.classifier.weights", str(digit_weights["classifier"]), "--data.num_test", "2"]
-    words += ["--model.attack.num_steps", "100000000", "--model.attack.selection", "last"]
+    words += ["--model.attack", "configs/attack/pgd20.yaml", "--model.attack.selection", "last"]
+    words += ["--model.attack.num_steps", "100000000"]
     words += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
 
     def ready() -> bool:
