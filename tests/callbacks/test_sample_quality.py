@@ -74,7 +74,7 @@ def _ratio_and_shares(classifier: Classifier, images: Tensor, digits: dict[str, 
     return judged.frechet(test) / train.frechet(test), judged.class_shares()
 
 
-LARGEST_RATIO, SHARES = 4.0, (0.04, 0.20)
+LARGEST_RATIO, SHARES = 2.25, (0.04, 0.20)  # of a good model 1.7: hands that nobody has seen are a large unit
 
 
 def test_digits_pass_the_check(trained: Classifier, digits: dict[str, Tensor]) -> None:
