@@ -24,7 +24,7 @@ def arguments(component: object, leave_out: Iterable[str] = ()) -> dict[str, Any
     names = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     missing = [name for name in names if not hasattr(component, name)]
     if missing:
-        raise TypeError(
+        raise ValueError(
             f"{type(component).__name__} does not keep its constructor argument(s) {', '.join(missing)} as "
             "attributes of the same names, so its results could not be told from another's: store them."
         )

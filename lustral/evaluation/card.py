@@ -106,8 +106,8 @@ def _weights(config: Mapping[str, Any], part: str = "") -> dict[str, Any]:
     for name, value in config.items():
         if isinstance(value, Mapping):
             found |= _weights(value, part if name == "init_args" else f"{part}.{name}".lstrip("."))
-        elif name == "weights" and isinstance(value, str) and Path(value).is_file():
-            found[part] = {"file": value, **_facts(Path(value))}
+        elif name == "weights" and isinstance(value, str) and Path(value).expanduser().is_file():
+            found[part] = {"file": value, **_facts(Path(value).expanduser())}
     return found
 
 
@@ -123,6 +123,20 @@ def _facts(weights: Path) -> dict[str, Any]:
         return {"sha256": digest.hexdigest()}
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """A file that a process of the run left whole."""
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise TypeError(f"a {type(content).__name__}")
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path} was damaged since it was written ({error}): restore it, or move it away to make the card without "
+            "it."
+        ) from error
+    return content
+
+
 def write_card(run: str | Path, indices: Collection[int] | None = None) -> dict[str, Any]:
     """Make ``run/card.json`` from ``run/records``, ``run/cost`` and ``run/provenance``, and return the card.
 
@@ -135,8 +149,8 @@ def write_card(run: str | Path, indices: Collection[int] | None = None) -> dict[
     records = read_records(run / "records", indices)
     if indices is not None and len(records) < len(set(indices)):
         raise ValueError(f"{run / 'records'} lacks {len(set(indices)) - len(records)} of the records asked for.")
-    costs = [json.loads(path.read_text()) for path in sorted((run / "cost").glob("*.json"))]
-    starts = [json.loads(path.read_text()) for path in sorted((run / "provenance").glob("test-*.json"))]
+    costs = [_read(path) for path in sorted((run / "cost").glob("*.json"))]
+    starts = [_read(path) for path in sorted((run / "provenance").glob("test-*.json"))]
     # Of another evaluation that was started here too (older versions wrote such files, without the fingerprint's hash).
     starts = [start for start in starts if start.get("fingerprint") in (None, fingerprint["sha256"])]
     card = make_card(

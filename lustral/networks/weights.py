@@ -5,8 +5,8 @@ a file cannot run anybody's code.
 """
 
 import json
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from lustral.describe import arguments
 from lustral.diffusion import Denoiser
@@ -76,7 +77,7 @@ def save_network(network: nn.Module, path: str | Path, notes: dict[str, str] | N
     Raises:
         OSError: if the file cannot be written.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     record = {"schema": _SCHEMA, **architecture(network), "notes": notes or {}}
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     partial = path.with_name(path.name + ".partial")
@@ -101,9 +102,15 @@ def read_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if it is cut short, is no Lustral weights file, or holds NaN or Inf.
+        ValueError: if it is cut short, is no Lustral weights file, is of a newer version, or holds NaN or Inf.
     """
-    path = Path(path)
+    record, _ = _header(path)
+    return record, _tensors(path)
+
+
+def _header(path: str | Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+    """The metadata record of a weights file and its tensors' shapes: all that can be known before any is read."""
+    path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(
             f"There is no weights file {path} (looked in {Path.cwd()}): train it with the recipe of the same name "
@@ -113,20 +120,44 @@ def read_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  (no dict)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged or no safetensors file ({error}): copy or train it again.") from error
     if _KEY not in metadata:
         raise ValueError(f"{path} does not say which network it belongs to: it was not written by Lustral; import it.")
+    try:
+        record = json.loads(metadata[_KEY])
+        schema, builder, given = record["schema"], record["builder"], record["arguments"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} does not say in full which network it belongs to ({error!r}): copy, train or import it again."
+        ) from error
+    if schema != _SCHEMA:
+        raise ValueError(
+            f"{path} has schema {schema!r}, and this version of Lustral reads schema {_SCHEMA}: use the version that "
+            "wrote it, or train or import it again."
+        )
+    if not isinstance(builder, str) or not isinstance(given, dict):
+        raise ValueError(f"{path} names no network and its arguments: copy, train or import it again.")
+    return record, shapes
+
+
+def _tensors(path: str | Path) -> dict[str, Tensor]:
+    """The state in a weights file whose header was read."""
+    try:
+        with safe_open(Path(path).expanduser(), framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is damaged or no safetensors file ({error}): copy or train it again.") from error
     bad = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if bad:
         raise ValueError(f"{path} holds NaN or Inf in {bad[0]} ({len(bad)} tensors in all): train it again.")
-    return json.loads(metadata[_KEY]), state
+    return state
 
 
 def read_notes(path: str | Path) -> dict[str, str]:
     """What `save_network` was told to send along with a weights file; its tensors are not read."""
-    with safe_open(path, framework="pt") as file:
+    with safe_open(Path(path).expanduser(), framework="pt") as file:
         return json.loads((file.metadata() or {})[_KEY])["notes"]
 
 
@@ -138,7 +169,7 @@ def load_into(network: nn.Module, path: str | Path | None) -> None:
     """
     if path is None:
         return
-    record, state = read_weights(path)
+    record, shapes = _header(path)
     here = architecture(network)
     if record["builder"] != here["builder"]:
         raise ValueError(f"{path} holds the weights of a {record['builder']}, not of a {here['builder']}.")
@@ -150,22 +181,58 @@ def load_into(network: nn.Module, path: str | Path | None) -> None:
     ]
     if differing:
         raise ValueError(f"{path} holds the weights of another {here['builder']}: {'; '.join(differing)}.")
-    _load_state(network, state, path)
+    _check_shapes(network, shapes, path)
+    _load_state(network, path)
 
 
 def load_network(weights: str | Path, **choices: Any) -> nn.Module:
     """Rebuild the network that a weights file holds; ``choices`` are arguments that no weights depend on."""
-    record, state = read_weights(weights)
+    record, shapes = _header(weights)
     known = builders()
     if record["builder"] not in known:
         raise ValueError(f"{weights} names the network {record['builder']!r}; known are {', '.join(sorted(known))}.")
-    try:
-        network = known[record["builder"]](**record["arguments"], **choices)
-    except TypeError as error:
-        raise ValueError(f"{weights} names arguments that a {record['builder']} does not have ({error}).") from error
-    _load_state(network, state, weights)
+    # First without memory: a few words in a file may ask for a network of any size.
+    # Twice as many tensors as it holds are let pass, since timm makes some heads and then others.
+    with torch.device("meta"), _at_most(2 * len(shapes) + 100):
+        outline = _built(record, weights, choices)
+    _check_shapes(outline, shapes, weights)
+    network = _built(record, weights, choices)
+    _load_state(network, weights)
     network.weights = str(weights)  # type: ignore[assignment]
     return network
+
+
+def _built(record: dict[str, Any], path: str | Path, choices: dict[str, Any]) -> nn.Module:
+    """The network that a record names."""
+    builder = record["builder"]
+    try:
+        if "weights" in record["arguments"]:
+            raise TypeError("weights of their own")
+        return builders()[builder](**record["arguments"], **choices)
+    except Exception as error:  # the arguments may be anything, and so may what they lead to
+        why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ValueError(
+            f"{path} names arguments that a {builder} does not have or cannot take ({why}): copy, train or import it "
+            "again."
+        ) from error
+
+
+@contextmanager
+def _at_most(number: int) -> Iterator[None]:
+    """Stop the building of a network inside at more than so many parameters."""
+    left = number
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ValueError("it would have more tensors than the file")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def load_classifier(weights: str) -> Classifier:
@@ -190,14 +257,17 @@ def _of_kind(network: nn.Module, kind: type[Any], weights: str) -> Any:
     return network
 
 
-def _load_state(network: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
+def _check_shapes(network: nn.Module, shapes: dict[str, tuple[int, ...]], path: str | Path) -> None:
     expected = network.state_dict()
-    missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    reshaped = [name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape]
+    missing, unknown = sorted(expected.keys() - shapes.keys()), sorted(shapes.keys() - expected.keys())
+    reshaped = [name for name in expected.keys() & shapes.keys() if tuple(expected[name].shape) != shapes[name]]
     if missing or unknown or reshaped:
         raise ValueError(
             f"{path} does not fit {type(network).__name__}: {len(missing)} tensors missing {missing[:3]}, "
             f"{len(unknown)} unknown {unknown[:3]}, {len(reshaped)} of another shape {sorted(reshaped)[:3]}."
         )
+
+
+def _load_state(network: nn.Module, path: str | Path) -> None:
     with torch.no_grad():
-        network.load_state_dict(state, strict=True)
+        network.load_state_dict(_tensors(path), strict=True)

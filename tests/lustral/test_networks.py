@@ -346,5 +346,5 @@ def test_a_component_that_forgets_an_argument_is_refused() -> None:
         def __init__(self, kept: int, lost: int) -> None:
             self.kept = kept
 
-    with pytest.raises(TypeError, match=r"does not keep its constructor argument\(s\) lost"):
+    with pytest.raises(ValueError, match=r"does not keep its constructor argument\(s\) lost"):
         describe(Forgetful(1, 2))
