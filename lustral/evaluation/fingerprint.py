@@ -23,7 +23,11 @@ class Fingerprint:
 
     @property
     def sha256(self) -> str:
-        canonical = json.dumps({"schema": SCHEMA, **_plain(self.decides)}, sort_keys=True, separators=(",", ":"))
+        return self.hashed(SCHEMA)
+
+    def hashed(self, schema: int) -> str:
+        """The hash under a schema, which may be that of an older version."""
+        canonical = json.dumps({"schema": schema, **_plain(self.decides)}, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def differences(self, other: dict[str, Any]) -> list[str]:

@@ -2,7 +2,9 @@
 
 A folder holds ``fingerprint.json`` and shards of JSON lines, one shard a process and start. A process never opens
 another's shard for writing, so records that are written stay as they are, whoever dies and whoever starts again;
-a line that a killed process left half-written is the last one of its shard, and is passed over.
+a line that a killed process left half-written is the last one of its shard, and is passed over. Every line ends in a
+checksum of its own, so that a damaged one is told and not counted. Folders that an older version began have lines
+without: those are taken as they are.
 """
 
 import base64
@@ -11,7 +13,8 @@ import json
 import os
 import re
 import time
-from collections.abc import Collection, Sequence
+import zlib
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lustral.evaluation.fingerprint import Fingerprint
+from lustral.evaluation.fingerprint import SCHEMA, Fingerprint
 
-_INDEX = re.compile(r'\{"index": (\d+),')  # a record's first field
+_INDEX = re.compile(rb'\{"index": (\d+),')  # a record's first field
+_CHECKSUM = re.compile(rb', "crc32": "([0-9a-f]{8})"\}$')  # its last one, of all that stands before it
+_CHECKSUM_BYTES = len(', "crc32": "00000000"}')
 
 
 @dataclass(frozen=True)
@@ -53,13 +58,16 @@ class Record:
     audit: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        return json.dumps({k: _pack(v) if isinstance(v, Tensor) else v for k, v in vars(self).items()})
+        """One line, with its checksum."""
+        text = json.dumps({k: _pack(v) if isinstance(v, Tensor) else v for k, v in vars(self).items()})[:-1]
+        return f'{text}, "crc32": "{zlib.crc32(text.encode()):08x}"}}'
 
     @classmethod
-    def from_json(cls, line: str) -> "Record":
+    def from_json(cls, line: str | bytes) -> "Record":
         values: dict[str, Any] = {
             name: _unpack(value) if isinstance(value, dict) and "float32" in value else value
             for name, value in json.loads(line).items()
+            if name != "crc32"
         }
         return cls(**values)
 
@@ -114,7 +122,13 @@ class RecordFolder:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             partial = self.folder / f".fingerprint.{self.rank}.{os.getpid()}"
-            partial.write_text(json.dumps({"sha256": fingerprint.sha256, "decides": fingerprint.decides}, indent=1))
+            content = {
+                "schema": SCHEMA,
+                "checksums": True,
+                "sha256": fingerprint.sha256,
+                "decides": fingerprint.decides,
+            }
+            partial.write_text(json.dumps(content, indent=1))
             with contextlib.suppress(FileExistsError):
                 os.link(partial, path)
             partial.unlink()
@@ -148,41 +162,77 @@ class RecordFolder:
 
 def read_records(folder: str | Path, indices: Collection[int] | None = None) -> dict[int, Record]:
     """The records of a folder by index, ascending: those of ``indices`` that there are, or all. Of several records
-    of one index the first is taken; lines that are not asked for are not decoded."""
+    of one index the first is taken; lines that are not asked for are not decoded.
+
+    Raises:
+        ValueError: naming the file and the line that is damaged.
+    """
     wanted = None if indices is None else set(indices)
     records: dict[int, Record] = {}
-    for line in _lines(Path(folder)):
-        match = _INDEX.match(line)
-        if match is None or ((wanted is None or int(match[1]) in wanted) and int(match[1]) not in records):
-            record = Record.from_json(line)
-            records[record.index] = record
+    for index, line, where in _lines(Path(folder)):
+        if (wanted is None or index in wanted) and index not in records:
+            try:
+                records[index] = Record.from_json(line)
+            except (ValueError, KeyError, TypeError) as error:  # one that an older version wrote, without a checksum
+                raise _damaged(where) from error
     return dict(sorted(records.items()))
 
 
 def record_indices(folder: str | Path) -> set[int]:
-    """The samples that have a record in a folder. Reads the beginning of each line only: images are long."""
-    return {int(match[1]) for line in _lines(Path(folder)) if (match := _INDEX.match(line))}
+    """The samples that have a record in a folder. Nothing is decoded, but every checksum is compared: damage is to be
+    told before the other images are attacked, not after.
+
+    Raises:
+        ValueError: naming the file and the line that is damaged.
+    """
+    return {index for index, _, _ in _lines(Path(folder))}
 
 
 def read_fingerprint(folder: str | Path) -> dict[str, Any]:
-    """The content of a folder's ``fingerprint.json``: "sha256", and what it "decides"."""
+    """The content of a folder's ``fingerprint.json``: "sha256", what it "decides", and whether every line has a
+    checksum ("checksums").
+
+    Raises:
+        ValueError: if it is damaged, or not what its own hash says.
+    """
     path = Path(folder) / "fingerprint.json"
     try:
         kept = json.loads(path.read_text())
-        return {"sha256": kept["sha256"], "decides": kept["decides"]}
-    except (ValueError, KeyError, TypeError) as error:
+        decides, sha256, schema = kept["decides"], kept["sha256"], kept.get("schema", 1)
+        actual = Fingerprint(decides).hashed(schema)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is damaged, so nobody can tell whose records lie beside it: restore it, or move the folder away."
         ) from error
+    if sha256 != actual:
+        raise ValueError(
+            f"{path} was changed since it was written (its hash is of other content), so nobody can tell whose records "
+            "lie beside it: restore it, or move the folder away."
+        )
+    return {"sha256": sha256, "decides": decides, "checksums": bool(kept.get("checksums"))}
 
 
-def _lines(folder: Path) -> list[str]:
-    """Every whole line of every shard."""
-    whole: list[str] = []
-    for shard in sorted(folder.glob("*.jsonl")):
-        *lines, _torn = shard.read_text().split("\n")  # after the last newline: nothing, or a killed write
-        for number, line in enumerate(lines, 1):
-            if not (line.startswith("{") and line.endswith("}")):
-                raise ValueError(f"{shard}, line {number} is no record: the file was changed by hand; restore it.")
-        whole.extend(lines)
-    return whole
+def _lines(folder: Path) -> Iterator[tuple[int, bytes, str]]:
+    """(index, line, where it stands) of every whole line of every shard, each as its checksum says."""
+    shards = sorted(folder.glob("*.jsonl"))
+    checked = bool(shards) and (folder / "fingerprint.json").exists() and read_fingerprint(folder)["checksums"]
+    for shard in shards:
+        with shard.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    break  # a killed write, the last of its shard
+                where = f"{shard}, line {number}"
+                line = line[:-1]
+                index, checksum = _INDEX.match(line), _CHECKSUM.search(line, max(0, len(line) - _CHECKSUM_BYTES))
+                if index is None or not line.endswith(b"}") or (checked and checksum is None):
+                    raise _damaged(where)
+                if checksum is not None and int(checksum[1], 16) != zlib.crc32(memoryview(line)[: checksum.start()]):
+                    raise _damaged(where)
+                yield int(index[1]), line, where
+
+
+def _damaged(where: str) -> ValueError:
+    return ValueError(
+        f"{where} is no record as it was written (its checksum or its form is wrong): restore the file from a copy, or "
+        "move it away to have its images judged again."
+    )

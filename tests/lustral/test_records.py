@@ -2,14 +2,17 @@
 
 import json
 import multiprocessing
+import re
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from lustral.evaluation import Fingerprint, Record, RecordFolder, read_records
+from lustral.evaluation.records import record_indices
 from tests.contracts import generator
 
 FINGERPRINT = Fingerprint({"seed": 0, "attack": {"class": "PGD", "num_steps": 20}, "rows": 64})
@@ -121,8 +124,61 @@ def test_a_broken_line_in_the_middle_is_not_passed_over(tmp_path: Path) -> None:
     (shard,) = _shards(tmp_path)
     lines = shard.read_text().splitlines(keepends=True)
     shard.write_text(lines[0] + lines[1][:30] + "\n" + lines[2])
-    with pytest.raises(ValueError, match=r"line 2 is no record: the file was changed by hand; restore it"):
+    with pytest.raises(ValueError, match=r"line 2 is no record as it was written .*: restore the file"):
         read_records(tmp_path)
+
+
+@pytest.mark.parametrize("read", [read_records, record_indices])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(r'"label": 1', '"label": 2'), (r'"float32": "..', '"float32": "AA'), (r', "crc32": "\w+"', ""), (r"^", "\0\0")],
+    ids=["label", "image", "checksum", "zeros"],
+)
+def test_a_line_that_is_not_as_it_was_written_is_told_by_file_and_number(
+    tmp_path: Path, before: str, after: str, read: Callable[[Path], object]
+) -> None:
+    """Every line ends in a checksum: a changed label or pixel is no record, however well-formed."""
+    folder = RecordFolder(tmp_path, FINGERPRINT)
+    folder.append([_record(i) for i in range(3)])
+    folder.close()
+    (shard,) = _shards(tmp_path)
+    lines = shard.read_text().splitlines(keepends=True)
+    changed = re.sub(before, after, lines[1], count=1)
+    assert changed != lines[1]
+    shard.write_text(lines[0] + changed + lines[2])
+    with pytest.raises(ValueError, match=rf"{shard}, line 2 is no record as it was written"):
+        read(tmp_path)
+    with pytest.raises(ValueError, match=r"line 2 is no record"):
+        RecordFolder(tmp_path, FINGERPRINT).indices()
+
+
+def test_a_folder_that_an_older_version_began_is_taken_as_it_is(tmp_path: Path) -> None:
+    """Its lines have no checksums, and its fingerprint promises none."""
+    folder = RecordFolder(tmp_path, FINGERPRINT)
+    folder.append([_record(i) for i in range(2)])
+    folder.close()
+    (shard,) = _shards(tmp_path)
+    shard.write_text(re.sub(r', "crc32": "\w+"', "", shard.read_text()))
+    (tmp_path / "fingerprint.json").write_text(
+        json.dumps({"sha256": FINGERPRINT.sha256, "decides": FINGERPRINT.decides})
+    )
+    again = RecordFolder(tmp_path, FINGERPRINT)
+    again.append([_record(2)])
+    again.close()
+    assert all(_same(record, _record(index)) for index, record in read_records(tmp_path).items())
+    assert record_indices(tmp_path) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [('"seed": 0', '"seed": 7', "was changed since it was written"), ("{", "[", "is damaged")],
+)
+def test_a_fingerprint_is_compared_with_its_own_hash(tmp_path: Path, before: str, after: str, told: str) -> None:
+    RecordFolder(tmp_path, FINGERPRINT).close()
+    path = tmp_path / "fingerprint.json"
+    path.write_text(path.read_text().replace(before, after, 1))
+    with pytest.raises(ValueError, match=rf"{path} {told}"):
+        RecordFolder(tmp_path, Fingerprint({**FINGERPRINT.decides, "seed": 7}))
 
 
 @pytest.mark.parametrize(
