@@ -35,11 +35,11 @@ def import_weights(form: str, source: str | Path, output: str | Path, /, **optio
         raise ValueError(f"The format {form} needs {' and '.join(f'--set {name}=VALUE' for name in missing)}.")
     if Path(output).suffix != ".safetensors":
         raise ValueError(f"--output is {output}; it must end in .safetensors.")
-    path = existing(source)
-    if path.resolve() == Path(output).resolve():
+    path, output = existing(source), Path(output).expanduser()
+    if path.resolve() == output.resolve():
         raise ValueError(f"--output is the source itself ({output}): choose another --output.")
-    if Path(output).exists():
-        raise ValueError(f"--output {output} is there already: delete it or choose another --output.")
+    if output.exists():
+        raise ValueError(f"--output {output} is there already: move it away or choose another --output.")
     network = chosen.load(path, **options)
     notes = {name: str(value) for name, value in options.items()} | {
         "format": form,

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch._utils import _rebuild_tensor_v2
 
-from lustral.networks.importing.reading import existing
+from lustral.networks.importing.reading import existing, solid
+from lustral.pickle_sizes import refuse_oversized
 
 
 class Held:
@@ -78,6 +79,13 @@ def _storage(content: bytes) -> Any:
         raise _RefusedError("more than numbers inside a tensor") from None
 
 
+def _tensor(*arguments: Any) -> Tensor:
+    tensor = _rebuild_tensor_v2(*arguments)
+    if not solid(tensor):
+        raise _RefusedError(f"a tensor of shape {tuple(tensor.shape)} out of fewer numbers")
+    return tensor
+
+
 def _parameter(data: Tensor, requires_grad: bool, hooks: Any) -> Tensor:
     return data
 
@@ -87,7 +95,7 @@ _NUMPY = ("scalar", "_reconstruct")  # of NumPy 1 and of NumPy 2
 _ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent,
     ("torch.storage", "_load_from_bytes"): _storage,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): _parameter,
     ("collections", "OrderedDict"): OrderedDict,
     ("builtins", "set"): set,
@@ -120,6 +128,7 @@ def read_inert(path: str | Path) -> Any:
             raise ValueError(f"{path} is a file of torch.save and no pickle of a network: check --format.")
         file.seek(0)
         try:
+            refuse_oversized(path)
             return _Unpickler(file).load()
         except _RefusedError as error:
             raise ValueError(

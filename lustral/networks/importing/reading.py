@@ -4,6 +4,7 @@ import hashlib
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def sha256(path: str | Path) -> str:
 
 def existing(path: str | Path) -> Path:
     """``path`` as a file that is there and not empty, or a sentence."""
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path} (looked in {Path.cwd()}): name it with --source.")
     if not path.stat().st_size:
@@ -40,6 +41,7 @@ def read_torch(path: str | Path) -> Any:
         ValueError: if the file is cut short, is none of torch's, or asks for anything else.
     """
     path = existing(path)
+    _refuse_compressed(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the file's kind: if that is wrong, a sentence here says so
@@ -61,6 +63,24 @@ def read_torch(path: str | Path) -> Any:
         ) from error
 
 
+def _refuse_compressed(path: Path) -> None:
+    """``torch.save`` compresses nothing; a compressed file may unpack to any size."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise ValueError(
+            f"{path} is cut short or no file of torch.save ({error}): copy or download it again."
+        ) from error
+    if unpacked > path.stat().st_size:
+        raise ValueError(
+            f"{path} would unpack to {unpacked:,} bytes, which no file of torch.save does: check --format, or copy or "
+            "download it again."
+        )
+
+
 def tensors_of(value: Any, file: str) -> dict[str, Tensor]:
     """``value`` as named tensors, or a sentence that says what it is instead."""
     if not isinstance(value, Mapping):
@@ -73,7 +93,21 @@ def tensors_of(value: Any, file: str) -> dict[str, Tensor]:
             f"{file} holds other things than tensors where tensors were expected ({', '.join(strangers[:6])}): check "
             "--format."
         )
+    blown = [str(name) for name, item in value.items() if not solid(item)]
+    if blown:
+        raise ValueError(
+            f"{file} holds tensors of more numbers than are stored ({', '.join(blown[:6])}): save them contiguous, or "
+            "download it again."
+        )
     return {str(name): item for name, item in value.items()}
+
+
+def solid(tensor: Tensor) -> bool:
+    """Whether a tensor has a number in memory for each of its elements: a stride of zero makes a few bytes look like
+    gigabytes, which the first copy would take."""
+    return (
+        tensor.layout == torch.strided and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    )
 
 
 def without_prefix(tensors: Mapping[str, Tensor], prefix: str = "module.") -> dict[str, Tensor]:

@@ -92,7 +92,9 @@ def test_neither_the_source_nor_another_file_is_written_over(tmp_path: Path) -> 
             import_weights("robustbench-wrn", source, output)
     other = tmp_path / "other.safetensors"
     other.write_text("a day's work")
-    with pytest.raises(ValueError, match=r"other\.safetensors is there already: delete it or choose another --output"):
+    with pytest.raises(
+        ValueError, match=r"other\.safetensors is there already: move it away or choose another --output"
+    ):
         import_weights("robustbench-wrn", source, other)
     assert (source.read_bytes(), other.read_text()) == (before, "a day's work")
 
