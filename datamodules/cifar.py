@@ -75,7 +75,7 @@ class CIFAR10(ImageDataModule):
         super().prepare_data()
 
     def check(self, split: Split = "test") -> None:
-        folder = Path(self.root) / FOLDER
+        folder = Path(self.root).expanduser() / FOLDER
         names = TRAIN_FILES if split == "train" else TEST_FILES
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
@@ -92,7 +92,7 @@ class CIFAR10(ImageDataModule):
         return self._load(TEST_FILES)
 
     def _load(self, names: tuple[str, ...]) -> ArraySource:
-        images, labels = zip(*(read_batch(Path(self.root) / FOLDER / name) for name in names), strict=True)
+        images, labels = zip(*(read_batch(Path(self.root).expanduser() / FOLDER / name) for name in names), strict=True)
         return ArraySource(np.concatenate(images), np.concatenate(labels), self.crop_padding)
 
 
@@ -102,12 +102,15 @@ def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ValueError: if it is not such a file, is damaged, or holds anything but arrays.
     """
-    remedy = f"Delete {path.parent} and run again with --data.download true."
+    remedy = (
+        f"Check that --data.root is right; if the file is a damaged copy, move {path.parent} away and run again with "
+        "--data.download true."
+    )
     try:
         batch = read_array_pickle(path)
         images, labels = np.asarray(batch["data"]), np.asarray(batch["labels"])
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise ValueError(f"{path} is not a batch of CIFAR-10: {error} {remedy}") from error
+        raise ValueError(f"{path} is not a batch of CIFAR-10 ({str(error).rstrip('.')}). {remedy}") from error
     if images.dtype != np.uint8 or images.shape != (len(labels), 3072) or not _are_labels(labels):
         raise ValueError(
             f"{path} is not a batch of CIFAR-10: it should hold N x 3072 bytes and N labels 0..9, and holds "

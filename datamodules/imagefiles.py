@@ -60,8 +60,11 @@ class FileSource(ImageSource):
         try:
             with Image.open(file) as image:
                 return image.convert("RGB")
-        except OSError as error:  # not an image, or cut off
-            raise ValueError(f"{file} cannot be read as an image ({error}): fetch it again.") from error
+        except Exception as error:  # no image, cut off, or a bomb: a damaged file raises nearly anything
+            why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise ValueError(
+                f"{file} cannot be read as an image ({why}): fetch it again, or move it out of the data."
+            ) from error
 
 
 def _images(folder: Path) -> list[str]:

@@ -77,10 +77,10 @@ class ImageNet(ImageDataModule):
         self.resize = resize
         self.augment = augment
         self.name = "imagenet" if subset is None else subset if subset in LISTS else "imagenet_subset"
-        if subset is not None and subset not in LISTS and not Path(subset).is_file():
+        if subset is not None and subset not in LISTS and not Path(subset).expanduser().is_file():
             raise FileNotFoundError(
                 f"data.subset is {subset!r}: that is neither {' nor '.join(LISTS)}, and there is no list of "
-                f"synsets at {Path(subset).absolute()}."
+                f"synsets at {Path(subset).expanduser().absolute()}."
             )
         self._listed = None if subset is None else read_synsets(LISTS.get(subset, subset))
 
@@ -108,8 +108,8 @@ class ImageNet(ImageDataModule):
         return {"resize": self._resize, "interpolation": "bilinear, antialiased", "crop": "center"}
 
     def _split_folders(self, split: Literal["train", "val"]) -> list[Path]:
-        folders = split_folders(self.root, split)
-        root = Path(self.root).absolute()
+        folders = split_folders(Path(self.root).expanduser(), split)
+        root = Path(self.root).expanduser().absolute()
         if not folders:
             raise FileNotFoundError(
                 f"ImageNet is missing: neither {split} nor {split}.X* found in {root}. Give --data.root the "

@@ -24,7 +24,7 @@ def read_lines(path: str | Path, what: str) -> list[tuple[int, str]]:
         FileNotFoundError: if there is no such file.
         ValueError: if it is not text, or nothing is left without the comments.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     try:
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:

@@ -75,7 +75,7 @@ class SVHN(ImageDataModule):
         missing = [path.name for path in paths if not path.is_file()]
         if missing:
             raise FileNotFoundError(
-                f"SVHN is missing: {', '.join(missing)} not found in {Path(self.root).absolute()}. Give "
+                f"SVHN is missing: {', '.join(missing)} not found in {Path(self.root).expanduser().absolute()}. Give "
                 f"--data.root their folder, or --data.download true, or fetch them from {SITE} (format 2, "
                 "cropped digits)."
             )
@@ -95,7 +95,7 @@ class SVHN(ImageDataModule):
         return ("train", "extra") if split == "train" and self.extra else (split,)
 
     def _path(self, name: str) -> Path:
-        return Path(self.root) / f"{name}_32x32.mat"
+        return Path(self.root).expanduser() / f"{name}_32x32.mat"
 
 
 def read_mat(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -104,7 +104,10 @@ def read_mat(path: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ValueError: if it is not such a file, or is damaged.
     """
-    remedy = f"Delete it and run again with --data.download true, or fetch it from {SITE}."
+    remedy = (
+        "Check that --data.root is right; if the file is a damaged copy, move it away and run again with "
+        f"--data.download true, or fetch it from {SITE}."
+    )
     try:
         content = loadmat(path, variable_names=["X", "y"])
         images, labels = content["X"], content["y"].reshape(-1).astype(np.int64)

@@ -88,19 +88,34 @@ class Purifier(nn.Module, ABC):
                 f"{len(noise)} rows."
             )
         if gradient not in ("bpda", "detached"):
-            purified = self.run(x, self.prepare(x, noise, gradient, anchor), noise)
+            purified = self._checked(self.run(x, self.prepare(x, noise, gradient, anchor), noise), x)
         else:
             constant = x.detach()  # a view of x would carry its gradient out of no_grad
             with torch.no_grad():
-                purified = self.run(constant, self.prepare(constant, noise), noise)
+                purified = self._checked(self.run(constant, self.prepare(constant, noise), noise), x)
             if gradient == "bpda":
                 purified = Purified(_straight_through(x, purified.images), purified.trace)
-        assert purified.images.shape[1:] == x.shape, f"{type(self).__name__} changed the shape of its images"
+        return purified
+
+    def _checked(self, purified: Purified, x: Tensor) -> Purified:
+        """What `run` returned, if it is what it should be."""
+        found = getattr(purified, "images", None)
+        if not isinstance(purified, Purified) or not isinstance(found, Tensor):
+            raise ValueError(f"{type(self).__name__}.run returned {_kind(purified)}; it must return Purified(images).")
+        if found.ndim != x.ndim + 1 or found.shape[1:] != x.shape or not len(found) or found.dtype != x.dtype:
+            raise ValueError(
+                f"{type(self).__name__}.run made images of shape {tuple(found.shape)} and type {found.dtype} from "
+                f"{tuple(x.shape)} and {x.dtype}; they must be (V, *x.shape), V views of each, and of the same type."
+            )
         return purified
 
     def unroll(self, step: Step, num_steps: int, x: Tensor, inputs: Sequence[Tensor] = ()) -> Tensor:
         """`lustral.diffusion.unroll` within this purifier's graph budget."""
         return unroll(step, num_steps, x, inputs, self.graph_budget)
+
+
+def _kind(value: object) -> str:
+    return "nothing" if value is None else f"a {type(value).__name__}"
 
 
 class _StraightThrough(torch.autograd.Function):

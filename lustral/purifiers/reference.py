@@ -28,7 +28,7 @@ class StoredScores:
 
     def __init__(self, file: str) -> None:
         self.file = file
-        path = Path(file)
+        path = Path(file).expanduser()
         if not path.is_file():
             raise FileNotFoundError(
                 f"There are no reference scores {path} (looked in {Path.cwd()}): make them with `python cli.py "
@@ -38,8 +38,15 @@ class StoredScores:
             record = json.loads(path.read_text())
             self.scores = torch.tensor(record["scores"], dtype=torch.float64)
             self.made_by: dict[str, Any] = record["made_by"]
-        except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+            schema = record["schema"]
+            if not isinstance(self.made_by, dict) or not {"denoiser", "statistic"} <= self.made_by.keys():
+                raise TypeError("made_by names no denoiser and statistic")
+        except (ValueError, KeyError, TypeError, RuntimeError, RecursionError) as error:
             raise ValueError(f"{path} holds no reference scores ({error!r}): make it again.") from error
+        if schema != _SCHEMA:
+            raise ValueError(
+                f"{path} has schema {schema!r}, and this version of Lustral reads schema {_SCHEMA}: make it again."
+            )
         if self.scores.ndim != 1 or len(self.scores) < 2 or not self.scores.isfinite().all():
             raise ValueError(f"{path} must hold at least two finite scores: make it again.")
 

@@ -45,7 +45,7 @@ def write_report(run_dirs: Sequence[str | Path], folder: str | Path) -> list[Pat
         ValueError: if a card cannot be read.
         OSError: if ``folder`` cannot be written.
     """
-    runs, folder = load_runs(run_dirs), Path(folder)
+    runs, folder = load_runs(run_dirs), Path(folder).expanduser()
     figures = all_figures(runs)
     captions = [(stem, caption) for stem, (_, caption) in figures.items()]
     texts = {

@@ -106,7 +106,7 @@ def load_runs(run_dirs: Sequence[str | Path]) -> list[Run]:
         raise ValueError(f"No run folder is given, so there is nothing to report: {_HOW_TO}.")
     folders: dict[Path, Path] = {}
     for given in run_dirs:
-        for folder in _folders_with_cards(Path(given)):
+        for folder in _folders_with_cards(Path(given).expanduser()):
             folders.setdefault(folder.resolve(), folder)
     names = _unique_names(list(folders))
     return [Run(names[path], folder, read_card(folder / "card.json")) for path, folder in folders.items()]
@@ -117,14 +117,47 @@ def read_card(path: Path) -> Card:
     try:
         card = json.loads(path.read_text())
         schema = card["schema"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} is no card of an evaluation: remove it and {_HOW_TO}.") from error
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{path} is no card of an evaluation: move it away and {_HOW_TO}.") from error
     if schema != SCHEMA:
         raise ValueError(
             f"{path} has schema {schema}, and this version of Lustral reads schema {SCHEMA}: report it with "
             f"the version that wrote it, or move it away and {_HOW_TO}."
         )
+    if lacking := _lacking(card):
+        raise ValueError(
+            f"{path} is damaged (it lacks {lacking}): run its recipe again, which makes the card from the records."
+        )
     return card
+
+
+_PARTS = {
+    "status": str, "n": int, "indices": list, "verdicts": dict, "cost": dict, "audit": dict, "attack": dict,
+    "defence": dict, "protocol": dict, "data": dict, "fingerprint": str,
+}  # fmt: skip
+
+
+def _lacking(card: Card) -> str:
+    """What a damaged card has not, or has in another form; "" for a whole one."""
+    for name, kind in _PARTS.items():
+        if not isinstance(card.get(name), kind):
+            return name
+    numbers = [f"{rule}.{kind}.{end}" for rule in card["verdicts"] for kind in ("clean", "robust") for end in _RATE]
+    wanted = [*(f"verdicts.{name}" for name in numbers), *(f"cost.{name}" for name in _COST), "attack.threat.eps"]
+    wanted += ["attack.class", "attack.threat.norm", "defence.purifier.class", "defence.classifier.class"]
+    wanted += ["protocol.verdict_draws", *(f"verdicts.{rule}.draws" for rule in card["verdicts"])]
+    for path in wanted:
+        value: Any = card
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is None or (path in wanted[: len(numbers) + len(_COST)] and not isinstance(value, (int, float))):
+            return path
+    aimed = [rule for rule, entry in card["verdicts"].items() if entry.get("aimed_at")]
+    return "" if len(aimed) == 1 else "the rule that the attack aimed at"
+
+
+_RATE = ("value", "low", "high")
+_COST = ("network_calls_per_image", "seconds_per_image", "peak_memory_mib")
 
 
 def _folders_with_cards(folder: Path) -> Iterator[Path]:

@@ -102,6 +102,15 @@ def test_a_damaged_image_is_named(tmp_path: Path) -> None:
         list(build(tmp_path).test_dataloader())
 
 
+def test_an_image_bomb_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow refuses it with an error of its own, which is no OSError."""
+    write_imagenet(tmp_path, SYNSETS[:1])
+    file = next((tmp_path / "val" / SYNSETS[0]).iterdir())
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
+    with pytest.raises(ValueError, match=rf"{file.name} cannot be read as an image .*decompression bomb"):
+        _ = next(iter(build(tmp_path).test_dataloader()))
+
+
 @pytest.mark.parametrize("options", [{"image_size": 0}, {"image_size": 32, "resize": 31}])
 def test_bad_sizes_are_refused(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="give 1 <= image_size <= resize"):

@@ -23,6 +23,7 @@ from lustral.diffusion import (
 )
 from lustral.diffusion.perturbation import EPS, SingleScore
 from lustral.networks import UNetDenoiser
+from lustral.noise import NoiseStream
 from lustral.purifiers import (
     GDMP,
     GNSP,
@@ -30,6 +31,7 @@ from lustral.purifiers import (
     Context,
     DiffPure,
     FixedLevels,
+    GradientMode,
     Identity,
     LangevinPurifier,
     LevelRule,
@@ -272,6 +274,27 @@ def test_networks_are_frozen_and_collect_no_gradient(purifier: Purifier) -> None
 
 def _has_weights(module: nn.Module) -> bool:
     return next(module.parameters(), None) is not None
+
+
+@pytest.mark.parametrize("gradient", ["exact", "bpda"])
+@pytest.mark.parametrize(
+    ("run", "told"),
+    [
+        (lambda x: None, "returned nothing; it must return Purified"),
+        (lambda x: x, "returned a Tensor; it must return Purified"),
+        (Purified, "made images of shape"),
+        (lambda x: Purified(x[None, ..., :2]), "made images of shape"),
+        (lambda x: Purified(x[None].double()), "made images of .* type torch.float64"),
+    ],
+)
+def test_what_run_returns_is_checked(run: Callable[[Tensor], Purified], told: str, gradient: GradientMode) -> None:
+    class Wrong(Purifier):
+        def run(self, x: Tensor, context: Context, noise: NoiseStream) -> Purified:
+            return run(x)
+
+    x = torch.zeros(2, *SHAPE)
+    with pytest.raises(ValueError, match=f"^Wrong.run {told}"):
+        Wrong()(x, NoiseStream(0, torch.arange(2)), gradient)
 
 
 def test_views_share_the_straight_through_gradient() -> None:

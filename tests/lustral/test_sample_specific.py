@@ -378,7 +378,15 @@ def test_scores_of_another_denoiser_or_statistic_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "holds no reference scores"), ("{}", "holds no reference scores"), (None, "There are no reference scores")],
+    [
+        ("{", "holds no reference scores"),
+        ("{}", "holds no reference scores"),
+        ("[1]", "holds no reference scores"),
+        ('{"schema": 1, "scores": [[1], [1, 2]], "made_by": {}}', "holds no reference scores"),
+        ('{"schema": 1, "scores": [1, 2], "made_by": [1]}', "holds no reference scores"),
+        ('{"schema": 2, "scores": [1, 2], "made_by": {"denoiser": 1, "statistic": 1}}', "has schema 2"),
+        (None, "There are no reference scores"),
+    ],
 )
 def test_a_damaged_reference_is_told_in_a_sentence(text: str | None, message: str, tmp_path: Path) -> None:
     path = tmp_path / "reference.json"
@@ -391,7 +399,7 @@ def test_a_damaged_reference_is_told_in_a_sentence(text: str | None, message: st
 @pytest.mark.parametrize("scores", [[1.0], [1.0, float("nan")]])
 def test_too_few_or_bad_scores_are_refused(scores: list[float], tmp_path: Path) -> None:
     path = tmp_path / "reference.json"
-    path.write_text(json.dumps({"made_by": {}, "scores": scores}))
+    path.write_text(json.dumps({"schema": 1, "made_by": {"denoiser": 1, "statistic": 1}, "scores": scores}))
     with pytest.raises(ValueError, match="at least two finite scores"):
         StoredScores(str(path))
 
