@@ -22,6 +22,7 @@ from lustral import environment  # noqa: F401, I001  (before torch and torchvisi
 
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, get_loader, set_loader
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.accelerators import CPUAccelerator
@@ -50,10 +51,10 @@ from callbacks import (
 )
 from callbacks.finish import finish_evaluation
 from lightning_modules import RobustnessEvaluation, ScoreReference
-from torch import OutOfMemoryError
+from lightning_modules.checks import check_checkpoint
 from yaml import YAMLError
 
-from lustral.complaints import plain
+from lustral.complaints import plain, surprising
 from lustral.networks.importing.command import run_command as import_weights
 from lustral.recipes import check_folder, check_layers, check_recipes, forget_weights, run_folder
 from lustral.reporting.command import run_command as report
@@ -96,6 +97,10 @@ class LustralCLI(LightningCLI):
         trainer = config.trainer
         if trainer.default_root_dir is None:
             trainer.default_root_dir = str(run_folder([str(path) for path in config.config or []]))
+        trainer.default_root_dir = os.path.expanduser(trainer.default_root_dir)
+        if config.get("ckpt_path"):
+            config.ckpt_path = os.path.expanduser(config.ckpt_path)
+        _check_processes(trainer)
         check_folder(trainer.default_root_dir)
         if trainer.enable_progress_bar is None and config.model.class_path.endswith("RobustnessEvaluation"):
             trainer.enable_progress_bar = False  # InnerProgress shows what happens inside a batch
@@ -128,9 +133,17 @@ class LustralCLI(LightningCLI):
     def before_fit(self) -> None:
         if isinstance(self.model, RobustnessEvaluation):
             raise ValueError("This recipe evaluates and trains nothing: run it with `python cli.py test`.")
+        check_checkpoint(self.model, self._get(self.config, "ckpt_path"), resumes=True)
 
     def before_test(self) -> None:
         self._refuse_untrained()
+        path = self._get(self.config, "ckpt_path")
+        if path is not None and isinstance(self.model, (RobustnessEvaluation, ScoreReference)):
+            raise ValueError(
+                "--ckpt_path is for the recipes in configs/train: the networks of an evaluation name weights files, as "
+                "in --model.classifier.weights."
+            )
+        check_checkpoint(self.model, path, resumes=False)
         self.datamodule.prepare_data()  # missing data is told before any process starts to work
 
     before_validate = before_predict = before_test
@@ -151,6 +164,16 @@ class LustralCLI(LightningCLI):
                 f"The weights of {', '.join(untrained)} are random, so the numbers would mean nothing: name a weights "
                 "file (its `weights` option), or pass --allow_untrained=true to try the machinery."
             )
+
+
+def _check_processes(trainer: Any) -> None:
+    """A number of processes that can be started at all: each is a whole Python with its own networks."""
+    devices, cores = str(trainer.devices), max(2, os.cpu_count() or 1)
+    if not re.fullmatch(r"auto|-1|[1-9]\d*|\[?\d+(, *\d+)*,?\]?", devices):
+        raise ValueError(f"trainer.devices is {devices!r}; it must be a number from 1 on, a list of GPUs, or auto.")
+    on_cpu = trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and not torch.accelerator.is_available())
+    if on_cpu and devices.isdigit() and int(devices) > cores:
+        raise ValueError(f"trainer.devices is {devices}, but this machine has {cores} cores: give at most so many.")
 
 
 def _refuse_meaningless(config: Any) -> None:
@@ -184,6 +207,15 @@ def _refuse_parts(subcommand: str, config: Any) -> None:
         )
 
 
+_yaml_value = get_loader("yaml")
+
+
+def _value(text: str) -> Any:
+    """A word of the command line or a YAML file as its value. The parser hands ``null`` from part to part as Python
+    writes it, and would then take that for a name."""
+    return None if text.strip() == "None" else _yaml_value(text)
+
+
 def _quieten() -> None:
     """Leave out what Lightning says at every start and nobody can act on."""
     for message in (
@@ -205,6 +237,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print(__doc__)
         return 0 if words else 1
     _quieten()
+    set_loader("yaml", _value)
     try:
         if words[:1] == ["report"]:
             return report(words[1:])
@@ -212,10 +245,15 @@ def main(args: Sequence[str] | None = None) -> int:
             return import_weights(words[1:])
         with Stopping(words) as stopping:
             card = _run(stopping, words, args is None)
-    except (ValueError, OSError, ArgumentError, MisconfigurationException, YAMLError, OutOfMemoryError) as error:
+    except (ValueError, OSError, ImportError, ArgumentError, MisconfigurationException, YAMLError) as error:
         if os.environ.get("LUSTRAL_TRACEBACK"):
             raise
         print(f"error: {plain(error)}", file=sys.stderr)
+        return 1
+    except Exception as error:  # foreseen by nobody: told honestly, and in one sentence all the same
+        if os.environ.get("LUSTRAL_TRACEBACK"):
+            raise
+        print(f"error: {surprising(error)}", file=sys.stderr)
         return 1
     return SUSPECT_EXIT_CODE if card is not None and card["audit"]["failed_samples"] else 0
 

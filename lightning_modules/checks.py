@@ -1,9 +1,11 @@
 """Do data and networks fit together? Asked before anything runs."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 def check_fit(datamodule: Any, networks: Iterable[tuple[str, nn.Module]]) -> None:
@@ -31,3 +33,43 @@ def check_fit(datamodule: Any, networks: Iterable[tuple[str, nn.Module]]) -> Non
                 f"The {name} takes images of shape {tuple(image_shape)}, but {data} gives {shape} (C, H, W): set "
                 f"data.image_size and data.channels, or choose another {name}."
             )
+
+
+def check_checkpoint(module: nn.Module, path: str | None, resumes: bool) -> None:
+    """Refuse a --ckpt_path that is no checkpoint, or that of another network.
+
+    Args:
+        module: what the checkpoint is loaded into.
+        path: the file; None or one of Lightning's words ("last", "best" ...) is left to Lightning.
+        resumes: whether the training goes on, which takes more than weights.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is none of Lightning's checkpoints, is damaged, or does not fit.
+    """
+    if path is None or path in ("last", "best", "hpc") or "://" in path:
+        return
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"There is no checkpoint {path!r} (looked in {Path.cwd()}): name one of a training's checkpoints/ folder "
+            "with --ckpt_path."
+        )
+    remedy = "name one of a training's checkpoints/ folder with --ckpt_path, or copy it again"
+    try:
+        content = torch.load(path, map_location="meta", weights_only=True)
+    except Exception as error:  # a damaged file raises nearly anything, and its text advises to load it all the same
+        raise ValueError(f"{path} is damaged or no checkpoint ({type(error).__name__}): {remedy}.") from error
+    needed = ["state_dict", *(["optimizer_states", "lr_schedulers", "epoch", "global_step"] if resumes else [])]
+    lacking = [key for key in needed if not isinstance(content, dict) or key not in content]
+    if lacking or not isinstance(content["state_dict"], dict):
+        raise ValueError(f"{path} is no checkpoint of a training (it lacks {', '.join(lacking)}): {remedy}.")
+    here, there = module.state_dict(), content["state_dict"]
+    missing, unknown = sorted(here.keys() - there.keys()), sorted(map(str, there.keys() - here.keys()))
+    shared = (name for name in here if name in there)
+    reshaped = [n for n in shared if not isinstance(there[n], Tensor) or there[n].shape != here[n].shape]
+    if missing or unknown or reshaped:
+        raise ValueError(
+            f"{path} is the checkpoint of another network: {len(missing)} tensors missing {missing[:3]}, "
+            f"{len(unknown)} unknown {unknown[:3]}, {len(reshaped)} of another shape {reshaped[:3]}; name one that "
+            "this recipe wrote."
+        )

@@ -15,15 +15,30 @@ _MISSING_NAME = re.compile(r"module '([^']+)' has no attribute '([^']+)'")
 _LITERAL = re.compile(r"^Expected a typing\.Literal\[([^\]]+)\](?:\. Got value: | but got |.*?Given value: ?)?(.*)$")
 _UNKNOWN = re.compile(r"^unrecognized arguments: (.+)$")
 _PATH = re.compile(r"^Expected a path but (\S+) either not accessible or invalid")
+_TYPE = re.compile(r"^Expected a <class '(\w+)'>(?:\. Got value: (.*))?$")
+_GIVEN = re.compile(r"^Given value: (.*)$")
+_WORKER = re.compile(r"^Caught (\w+) in |^-- Process \d+ terminated with the following error:")
+_RAISED = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:: |$)")  # the end of a traceback
+_DIED = re.compile(r"DataLoader worker .* (?:exited unexpectedly|is killed by signal)")
+_MEMORY = re.compile(r"can't allocate memory|Unable to allocate|not enough memory|out of memory", re.IGNORECASE)
 
 
-def plain(error: Exception) -> str:
+_WHERE = "LUSTRAL_TRACEBACK=1 shows where."
+
+
+def plain(error: BaseException) -> str:
     """One sentence for an error that a config or a component raised; other errors' own words are kept."""
-    lines = [line.strip().removeprefix("- ").strip() for line in str(error).splitlines()]
+    if _DIED.search(str(error)):
+        return (
+            "A process that loads images died without a word, mostly for want of memory: lower --data.num_workers or "
+            "--data.batch_size, or give it more shared memory."
+        )
+    lines = [line.strip().removeprefix("- ").strip() for line in _cause(str(error)).splitlines()]
     if len(lines) == 1:
         return _mended(lines[0], "")
     keys: list[str] = []
     class_path, causes = "", []
+    given = next((match[1] for line in lines if (match := _GIVEN.match(line))), "")
     for line in lines:
         if _NOISE.match(line):
             continue
@@ -37,7 +52,41 @@ def plain(error: Exception) -> str:
     # A path is only one of the things that a component may be; where something else was tried, that failed later.
     told = [cause for cause in causes if not _PATH.match(cause)] or causes or [str(error)]
     where = ".".join(keys)
+    if (match := _TYPE.match(told[0])) and match[2] is None and given:
+        told[0] = f"Expected a <class '{match[1]}'>. Got value: {given}"
     return (f"{where}: " if where else "") + _mended(told[0], class_path)
+
+
+def _is_memory(error: BaseException) -> bool:
+    """Whether it says that the memory does not suffice."""
+    return isinstance(error, MemoryError) or _MEMORY.search(str(error)) is not None
+
+
+def surprising(error: BaseException) -> str:
+    """One sentence for an error that nobody foresaw, which hides nothing of it."""
+    if _DIED.search(str(error)):
+        return plain(error)
+    if isinstance(error, RecursionError):
+        return (
+            "Something leads back to itself without end: a file that picks itself, or an object that holds itself; "
+            + _WHERE
+        )
+    words = (_cause(str(error)).strip().splitlines() or ["without a word"])[0].rstrip(".")
+    if _is_memory(error):
+        return (
+            f"The memory does not suffice ({words}): lower --data.batch_size, --model.rows or --data.num_workers, or "
+            "choose a smaller network."
+        )
+    return f"This looks like a bug of Lustral or of a class of yours: {type(error).__name__}: {words}; {_WHERE}"
+
+
+def _cause(text: str) -> str:
+    """What was raised in another process, where ``text`` is that process's traceback; else ``text``."""
+    if not _WORKER.match(text):
+        return text
+    lines = text.strip().splitlines()
+    raised = [i for i, line in enumerate(lines) if _RAISED.match(line)]
+    return "\n".join([_RAISED.sub("", lines[raised[-1]]), *lines[raised[-1] + 1 :]]) if raised else lines[-1]
 
 
 def no_such_option(class_path: str, option: str) -> str:
@@ -72,6 +121,10 @@ def _mended(cause: str, class_path: str) -> str:
         return f"{match[2].strip()} is not among {match[1]}."
     if match := _PATH.match(cause):
         return f"there is no file or class {match[1]}."
+    if "argument after ** must be a mapping" in cause:
+        return "null was given for something that has options: give its options, or leave it out."
+    if match := _TYPE.match(cause):
+        return f"{match[2]!r} is no {match[1]}." if match[2] else f"a value of type {match[1]} belongs here."
     return cause
 
 

@@ -175,35 +175,68 @@ def _parts(path: Path) -> Iterator[_Part]:
         content = _read(path)
         if not isinstance(content, dict):
             raise ValueError(f"{path} is no recipe: it holds {'nothing' if content is None else 'no keys'}.")
-        yield from _walk(content, "", path.parent, path)
+        for group in ("trainer", "model", "data"):
+            if not isinstance(content.get(group, {}), (dict, str, type(None))):
+                raise ValueError(
+                    f"{path}: {group} is {content[group]!r}; it must be options with their values, or a file of them."
+                )
+        try:
+            yield from _walk(content, "", path.parent, path)
+        except RecursionError as error:
+            raise ValueError(f"{path} nests too deeply, or an anchor in it holds itself: write it flat.") from error
 
 
 def _read(path: Path) -> Any:
     try:
-        return yaml.safe_load(path.read_text())
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is no text file (in UTF-8), and so no recipe: name another, or save it so."
+        ) from error
+    except RecursionError as error:
+        raise ValueError(f"{path} nests too deeply: write it flat.") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = "" if mark is None else f", line {mark.line + 1}"
         raise ValueError(f"{path}{where}: {getattr(error, 'problem', None) or 'this is no YAML'}.") from error
 
 
-def _walk(value: Any, key: str, folder: Path, source: Path) -> Iterator[_Part]:
+def _walk(value: Any, key: str, folder: Path, source: Path, pickers: tuple[Path, ...] = ()) -> Iterator[_Part]:
+    """``pickers`` are the files on the way from the recipe to ``source``."""
     if isinstance(value, str):
         if value.endswith((".yaml", ".yml")) and (folder / value).is_file():
             picked = Path(os.path.normpath(folder / value))
+            if picked.resolve() in {path.resolve() for path in (*pickers, source)}:
+                raise ValueError(
+                    f"{source} picks {picked} for {key}, which leads back to itself: pick another file there."
+                )
             content = _read(picked)
             if content is None:
                 yield _Part(key, "", frozenset(), picked)
-            yield from _walk(content, key, picked.parent, picked)
+            yield from _walk(content, key, picked.parent, picked, (*pickers, source))
+        elif value.endswith((".yaml", ".yml")):
+            raise ValueError(
+                f"{source} picks {value} for {key}, and there is no such file (looked in {folder.resolve()})."
+            )
         elif _CLASS_PATH.match(value):
             yield _Part(key, value, frozenset(), source)
     elif isinstance(value, dict):
         if "class_path" in value:
-            yield _Part(key, str(value["class_path"]), frozenset(value.get("init_args") or {}), source)
+            yield _Part(key, *_class_and_options(value, key, source), source)
         for name, item in value.items():
             inner = key if name == "init_args" else f"{key}.{name}" if key else str(name)
             if name != "class_path":
-                yield from _walk(item, inner, folder, source)
+                yield from _walk(item, inner, folder, source, pickers)
     elif isinstance(value, list):
         for i, item in enumerate(value):
-            yield from _walk(item, f"{key}[{i}]", folder, source)
+            yield from _walk(item, f"{key}[{i}]", folder, source, pickers)
+
+
+def _class_and_options(value: dict[str, Any], key: str, source: Path) -> tuple[str, frozenset[str]]:
+    """The class path of a part and the names of its options."""
+    class_path, options = value["class_path"], value.get("init_args") or {}
+    if not isinstance(class_path, str):
+        raise ValueError(f"{source}: class_path of {key} is {class_path!r}; it must be the dotted name of a class.")
+    if not isinstance(options, dict):
+        raise ValueError(f"{source}: init_args of {key} is {options!r}; it must be options with their values.")
+    return class_path, frozenset(map(str, options))
