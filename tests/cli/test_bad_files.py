@@ -37,7 +37,8 @@ def words(run: Path, digit_weights: dict[str, Path]) -> list[object]:
     return [
         *("test", "-c", UNDEFENDED, "--trainer.default_root_dir", run, "--trainer.accelerator", "cpu"),
         *("--model.classifier.weights", digit_weights["classifier"], "--data.num_test", "2"),
-        *("--model.attack.num_steps", "1", "--model.protocol.audit_images", "0", "--model.rows", "4"),
+        *("--model.attack", "configs/attack/pgd20.yaml", "--model.attack.num_steps", "1"),
+        *("--model.protocol.audit_images", "0", "--model.rows", "4"),
     ]
 
 
