@@ -14,6 +14,7 @@ from lustral.describe import foreign_source
 from lustral.diffusion import Denoiser
 from lustral.environment import release_heap
 from lustral.evaluation import Defence, Evaluator, Fingerprint, Protocol, Record, self_check
+from lustral.evaluation.audit import audited_indices
 from lustral.evaluation.portions import portions
 from lustral.networks import Classifier
 from lustral.noise import NoiseStream
@@ -87,9 +88,7 @@ class RobustnessEvaluation(LightningModule):
         """What decides the results of this evaluation on the attached data."""
         datamodule = getattr(self.trainer, "datamodule", None)
         data = {**datamodule.fingerprint(), **foreign_source(type(datamodule))} if datamodule is not None else {}
-        audited = [] if self._audited is None else self._audited.tolist()
-        decides = {**self.evaluator.decides(), "data": data, "audited": audited, "untrained": self.untrained()}
-        return Fingerprint(decides)
+        return Fingerprint({**self.evaluator.decides(), "data": data, "untrained": self.untrained()})
 
     def untrained(self) -> list[str]:
         """The parts of the defence, and of what the attack takes in its place, whose weights are random."""
@@ -109,8 +108,8 @@ class RobustnessEvaluation(LightningModule):
         check_fit(datamodule, [("classifier", self.defence.classifier), *(("denoiser", m) for m in denoisers)])
         if datamodule is not None:
             self.evaluator.threat.check((datamodule.channels, datamodule.image_size, datamodule.image_size))
-            first = datamodule.test_set_indices[: self.evaluator.protocol.audit_images]
-            self._audited = torch.tensor(first, dtype=torch.int64)
+            count, seed = self.evaluator.protocol.audit_images, self.evaluator.seed
+            self._audited = torch.tensor(audited_indices(datamodule.test_indices, count, seed), dtype=torch.int64)
         if str(self.trainer.precision) != "32-true":
             raise ValueError(
                 f"trainer.precision is {self.trainer.precision}, but a defence is judged in full precision: set "

@@ -77,8 +77,18 @@ class Engine:
         exchange = getattr(self.defence, "with_purifier", None)
         if exchange is None:
             raise ValueError(f"{type(self.defence).__name__} has no purifier that a surrogate could stand in for.")
-        other = copy.copy(self)  # it tells the first one how full its calls are
-        other._victim(exchange(surrogate))
+        return self.on(exchange(surrogate))
+
+    def on(self, defence: Victim) -> "Engine":
+        """The same engine on another defence. It tells the first one how full its calls are."""
+        other = copy.copy(self)
+        other._victim(defence)
+        return other
+
+    def observed(self, observe: Callable[[str, int, int], None]) -> "Engine":
+        """The same engine, telling another observer."""
+        other = copy.copy(self)
+        other.observe = observe
         return other
 
     @property

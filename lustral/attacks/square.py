@@ -2,6 +2,7 @@
 
 import math
 from functools import lru_cache
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +26,9 @@ class Square(Attack):
     sign a channel. l2: it begins with a grid of tiles, each a pair of opposite bumps (eq. 2 of the paper); a proposal
     clears two windows, and puts what they held of the budget, and what the box left unused of it, into a pair of bumps
     in the first one (Algorithm 3). A square covers a share p of the image's pixels, which is halved after 10, 50, 200,
-    500, 1000, 2000, 4000, 6000 and 8000 of 10,000 iterations, and in proportion for other numbers: the schedule of the
-    authors' code and of AutoAttack (the paper's text has no 500).
+    500, 1000, 2000, 4000, 6000 and 8000 iterations (the paper's text has no 500). Those are of 10,000 and stretched in
+    proportion to other numbers, as in the authors' own code (``schedule: proportional``), or taken as they are, as in
+    AutoAttack (``resc_schedule=False``; here ``absolute``): its 5000 queries end with p_init / 128, not p_init / 512.
 
     A deterministic defence gives the incumbent's loss once and for all, and a case leaves when it is broken. Under a
     random one the best of many losses is the luckiest draw, which no later proposal would beat. So there every
@@ -46,6 +48,7 @@ class Square(Attack):
         objective: what is ascended; Margin if none is named. It must look at logits alone.
         finalists: earlier incumbents an image that are scored again (random defences only).
         selection_draws: draws of that score. They are seen neither by the search nor by the verdict.
+        schedule: whether the iterations at which squares shrink are "proportional" to ``num_queries`` or "absolute".
 
     Raises:
         ValueError: if an option is out of its range, or the objective follows more than logits.
@@ -60,6 +63,7 @@ class Square(Attack):
         objective: Objective | None = None,
         finalists: int = 3,
         selection_draws: int = 16,
+        schedule: Literal["proportional", "absolute"] = "proportional",
     ) -> None:
         counts = {"num_queries": num_queries, "restarts": restarts, "eot": eot, "finalists": finalists}
         for name, value in (counts | {"selection_draws": selection_draws}).items():
@@ -67,6 +71,9 @@ class Square(Attack):
                 raise ValueError(f"{name} is {value}; it must be at least 1.")
         if not 0 < p_init <= 1:
             raise ValueError(f"p_init is {p_init}; it is a share of the image, above 0 and at most 1.")
+        if schedule not in ("proportional", "absolute"):
+            raise ValueError(f"schedule is {schedule!r}; it may be proportional or absolute.")
+        self.schedule: Literal["proportional", "absolute"] = schedule
         self.num_queries, self.p_init, self.restarts, self.eot = num_queries, p_init, restarts, eot
         self.objective = objective or Margin()
         self.finalists, self.selection_draws = finalists, selection_draws
@@ -85,7 +92,7 @@ class Square(Attack):
 
     def share(self, iteration: int) -> float:
         """p, the share of the image's pixels that a square covers at an iteration."""
-        passed = iteration * 10_000 // self.num_queries
+        passed = iteration if self.schedule == "absolute" else iteration * 10_000 // self.num_queries
         return self.p_init / 2 ** sum(passed > halving for halving in _HALVINGS)
 
     @property

@@ -1,38 +1,47 @@
-"""Is the number to be believed? Attacks and statistics that must agree with it, and a plain word if they do not.
+"""The audit of a run: its probes on some of its images, and what they measured. It never changes a number.
 
-The checks follow Carlini et al. 2019 (arXiv 1902.06705), Tramer et al. 2020 (2002.08347) and Pintor et al. 2022
-(2106.09947). A check never changes a number; it can only make a card suspect.
+Every probe's images are judged on the same draws, which nothing else sees, so that results can be compared image by
+image. What they mean is said in `lustral.evaluation.doubts`.
 """
 
-import copy
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from lustral.attacks import Cases, Engine, Ensemble, FirstOrderAttack, RandomDirections
+from lustral.attacks import Cases, Engine, FirstOrderAttack, Margin
 from lustral.attacks.base import Attack, Judged
-from lustral.evaluation.attacked import zero_share
-from lustral.evaluation.intervals import compare
-from lustral.evaluation.records import Record
+from lustral.attacks.objectives import margin
+from lustral.evaluation.probes import Plan, first_order
 from lustral.evaluation.verdicts import Expected
 from lustral.noise import NoiseStream
-from lustral.purifiers import GradientMode, Identity, Purifier
-from lustral.ratio import parse_ratio
+from lustral.purifiers import GradientMode, Purifier
 from lustral.threat import ThreatModel
 
 AUDIT = "audit: "
 """How the tasks of an audit are announced to whoever observes the engine."""
-ZERO_GRADIENTS = 0.01
-"""Largest share of the gradients of draws that are still right that may be zero everywhere."""
-BLIND_GAIN = 0.01
-"""Smallest share of the predicted rise of the loss that must really happen."""
-LARGE_EPS_ACCURACY = 0.05
-"""Largest accuracy that may be left when the budget allows every image."""
+ATTACK, KNOWN_ATTACK = "attack", "attack_known_noise"
+"""Names of the margins of the run's own images, on the audit's draws and on the draw that known noise knows."""
+PREDICTED, ACTUAL = "predicted", "actual"
+_LOOK_DRAWS = 8
 
 
-_WORDS = {"random_directions": "random directions", "bpda": "bpda", "double_eot": "twice the EOT draws"}
+@dataclass
+class Audited:
+    """What an audit measured on one image.
+
+    Attributes:
+        accuracy: by probe, the share of the audit's draws that are right.
+        margins: by probe, the margin (best wrong logit minus true one) of every draw; also those of the run's own
+            images. A probe that met NaN or Inf has none, and an accuracy of 0.
+        steps: "predicted" and "actual" change of the margin over a step along the attack's gradient.
+    """
+
+    accuracy: dict[str, float] = field(default_factory=dict)
+    margins: dict[str, list[float]] = field(default_factory=dict)
+    steps: dict[str, list[float]] = field(default_factory=dict)
 
 
 class KnownNoise:
@@ -55,141 +64,114 @@ class KnownNoise:
 
     def __call__(
         self,
-        x: torch.Tensor,
+        x: Tensor,
         noise: NoiseStream,
         gradient: GradientMode = "exact",
-        anchor: torch.Tensor | None = None,
+        anchor: Tensor | None = None,
     ) -> Judged:
         row = (noise.index[:, None] == self._index[None, :]).int().argmax(1)
         return self._defence(x, self._verdict.select(row), gradient, anchor)
 
 
+def audited_indices(indices: Collection[int], count: int, seed: int) -> list[int]:
+    """The ``count`` of ``indices`` that are audited: those of the smallest keyed numbers.
+
+    An image's number depends on the seed and the image alone. So every process chooses the same ones, they come from
+    everywhere in the test set, and of the images that are audited among many, those that lie in a part are audited in
+    the part as well: a run that is extended has audited all that it needs.
+    """
+    index = torch.tensor(sorted(set(indices)), dtype=torch.int64)
+    if not len(index) or count < 1:
+        return []
+    number = NoiseStream(seed, index).fork("audited").uniform((1,), dtype=torch.float64)[:, 0]
+    return sorted(index[number.argsort(stable=True)[:count]].tolist())
+
+
 def audit_cases(
     engine: Engine,
+    plan: Plan,
     attack: Attack,
+    found: Tensor,
     cases: Cases,
     threat: ThreatModel,
     noise: NoiseStream,
     verdict_draws: int,
-    known_noise: bool,
-) -> list[dict[str, float]]:
-    """Run the audit's own attacks on ``cases``; one dictionary of accuracies (expected over draws) a case."""
+) -> list[Audited]:
+    """Run the probes of ``plan`` on ``cases``, for which ``attack`` found the images ``found`` (B, C, H, W)."""
     stream, observe = noise.fork("audit"), engine.observe
-    engine = Engine(engine.defence, engine.rows, lambda task, step, steps: observe(AUDIT + task, step, steps))
-    rule = Expected(verdict_draws)
-    found: dict[str, torch.Tensor] = {}
+    engine = engine.observed(lambda task, step, steps: observe(AUDIT + task, step, steps))
+    verdict = noise.fork("verdict", "adversarial")
+    known = engine.on(KnownNoise(engine.defence, verdict))
+    audited, rule = [Audited() for _ in range(len(cases))], Expected(verdict_draws)
 
-    def accuracy(name: str, other: Attack, budget: ThreatModel) -> None:
-        result = other(engine, cases, budget, stream.fork(name))
-        logits = engine.logits(result.images, stream.fork(name, "verdict"), verdict_draws)
-        found[name] = rule(logits, cases.labels).masked_fill(result.failed, 0.0)
+    def judge(images: Tensor, with_known_noise: bool = False) -> Tensor:
+        asked, draws = (known, verdict) if with_known_noise else (engine, stream.fork("verdict"))
+        return asked.logits(images, draws, verdict_draws)
 
-    shape = tuple(cases.images.shape[1:])
-    accuracy("random_directions", RandomDirections(), threat)
-    members = _first_order(attack)
-    if members and threat.budget > 0:
-        purifier = getattr(engine.defence, "purifier", None)
-        exact = [member for member in members if member.gradient == "exact"]
-        if exact and not isinstance(purifier, (Identity, type(None))):
-            objective = exact[0].objective.plain if exact[0].objective.needs else exact[0].objective
-            accuracy("bpda", _changed(exact[0], gradient="bpda", objective=objective), threat)
-        if any(member.eot > 1 for member in members) and engine.defence.random:
-            accuracy("double_eot", _each(attack, lambda member: _changed(member, eot=2 * member.eot)), threat)
-        for name, factor in (("double_eps", 2.0), ("large_eps", threat.largest(shape) / threat.budget)):
-            larger = threat.scaled(factor, shape)
-            accuracy(name, _each(attack, partial(_stepping, factor=larger.budget / threat.budget)), larger)
-    if known_noise and engine.defence.random:
-        verdict = noise.fork("verdict", "adversarial")
-        known = Engine(KnownNoise(engine.defence, verdict), engine.rows, engine.observe)
-        result = attack(known, cases, threat, stream.fork("known_noise"))
-        judged = rule(known.logits(result.images, verdict, verdict_draws), cases.labels)
-        found["known_noise"] = judged.masked_fill(result.failed, 0.0)
-    return [{name: float(values[i]) for name, values in found.items()} for i in range(len(cases))]
+    def keep(name: str, logits: Tensor, failed: Tensor | None = None) -> None:
+        margins = margin(logits, cases.labels)
+        if not engine.defence.random or name in (KNOWN_ATTACK, "known_noise"):
+            margins = margins[:1]  # one draw is all there is
+        bad = ~logits.isfinite().all(-1).all(0)
+        bad = bad if failed is None else bad | failed
+        right = rule(logits, cases.labels).masked_fill(bad, 0.0).tolist()
+        for i, each in enumerate(audited):
+            if name not in (ATTACK, KNOWN_ATTACK):
+                each.accuracy[name] = right[i]
+            if not bad[i]:
+                each.margins[name] = margins[:, i].tolist()
 
-
-def _first_order(attack: Attack) -> list[FirstOrderAttack]:
-    """The attack itself or the members of an ensemble, those with gradients."""
-    if isinstance(attack, Ensemble):
-        return [found for member in attack.attacks for found in _first_order(member)]
-    return [attack] if isinstance(attack, FirstOrderAttack) else []
-
-
-def _each(attack: Attack, change: Callable[[FirstOrderAttack], FirstOrderAttack]) -> Attack:
-    """The attack after ``change``; an ensemble is still one, of changed members."""
-    if isinstance(attack, Ensemble):
-        return Ensemble([_each(member, change) for member in attack.attacks], attack.selection_draws)
-    return change(attack) if isinstance(attack, FirstOrderAttack) else attack
+    own = judge(found)
+    keep(ATTACK, own)
+    open_rows = torch.ones_like(cases.labels, dtype=torch.bool)
+    if not engine.defence.random:
+        open_rows = rule(own, cases.labels) > 0
+    for probe in plan.probes:
+        if probe.known_noise:
+            keep(KNOWN_ATTACK, judge(found, True))
+        rows = (open_rows if probe.continues else torch.ones_like(open_rows)).nonzero().flatten()
+        images, failed = found.clone(), torch.zeros_like(open_rows)
+        if len(rows):
+            asked = known if probe.known_noise else engine
+            some = probe.attack(asked, cases.select(rows), probe.threat, stream.fork(probe.name).select(rows))
+            images[rows], failed[rows] = some.images, some.failed
+        keep(probe.name, judge(images, probe.known_noise), failed)
+    if threat.budget > 0:
+        _look_ahead(engine, attack, cases, threat, stream.fork("steps"), audited)
+    return audited
 
 
-def _changed(attack: FirstOrderAttack, **options: Any) -> FirstOrderAttack:
-    other = copy.copy(attack)
-    for name, value in options.items():
-        setattr(other, name, value)
-    return other
+def _look_ahead(
+    engine: Engine, attack: Attack, cases: Cases, threat: ThreatModel, noise: NoiseStream, audited: Sequence[Audited]
+) -> None:
+    """Does a step along the attack's gradient do what the gradient says? At the image, and at a random point of the
+    budget: the change of the margin from half a step behind to half a step ahead, all on the same draws."""
+    members = first_order(attack)
+    if not members:
+        return
+    member = next((each for each in members if each.gradient == "exact" and each.surrogate is None), members[0])
+    source = engine if member.surrogate is None else engine.through(member.surrogate)
+    objective = Margin()
+    if member.gradient not in objective.gradient_modes:
+        return
+    points = (cases.images, threat.random_point(cases.images, noise.fork("start")))
+    for number, point in enumerate(points):
+        draws = noise.at(iteration=number)
+        looks = min(max(member.eot, 1), _LOOK_DRAWS) if engine.defence.random else 1
+        answer = source.answer(point, cases.labels, draws, objective, looks, member.gradient, cases.images)
+        step = 0.5 * _step_length(member, threat) * threat.ascent_direction(answer.gradient)
+        ahead, behind = ((point + sign * step).clamp(*threat.bounds) for sign in (1, -1))
+        predicted = (answer.gradient.double() * (ahead - behind).double()).flatten(1).sum(1)
+        after, before = (
+            margin(engine.logits(images, draws, looks), cases.labels).double().mean(0) for images in (ahead, behind)
+        )
+        for i, each in enumerate(audited):
+            if bool((after - before)[i].isfinite()) and bool(predicted[i].isfinite()):
+                each.steps.setdefault(PREDICTED, []).append(float(predicted[i]))
+                each.steps.setdefault(ACTUAL, []).append(float((after - before)[i]))
 
 
-def _stepping(attack: FirstOrderAttack, factor: float) -> FirstOrderAttack:
-    """The same attack for a budget ``factor`` times as large: an explicit step size grows along, or the budget could
-    not be used up."""
-    step = getattr(attack, "step_size", None)
-    return attack if step is None else _changed(attack, step_size=parse_ratio(step) * factor)
-
-
-def audit_records(records: Sequence[Record], verdict_draws: int) -> tuple[dict[str, Any], list[str]]:
-    """The audit's section of the card, and the reasons to suspect its numbers (none for a healthy run)."""
-    report: dict[str, Any] = {}
-    doubts: list[str] = []
-
-    failed = [record.index for record in records if record.failed]
-    report["failed_samples"] = failed
-    if failed:
-        doubts.append(f"{len(failed)} samples met NaN or Inf and count as broken (first: {failed[0]})")
-    differentiated = [r.statistics for r in records if "zero_gradients" in r.statistics]  # failed samples have none
-    zero = zero_share(differentiated)
-    moved = [s for s in differentiated if s["predicted_gain"] > 0]
-    if moved:
-        gain = sum(s["loss_last"] - s["loss_first"] for s in moved) / len(moved)
-        predicted = sum(s["predicted_gain"] for s in moved) / len(moved)
-        report["zero_gradient_share"] = zero
-        report["loss"] = {"mean_gain": gain, "predicted_gain": predicted, "gain_share": gain / predicted}
-        if zero > ZERO_GRADIENTS:
-            doubts.append(f"{100 * zero:.1f} % of the gradients are zero everywhere")
-        if gain <= 0:
-            doubts.append("the loss does not rise with the attack's steps")
-        elif gain < BLIND_GAIN * predicted:
-            doubts.append("the loss rises by less than 1 % of what its gradient predicts")
-    elif zero > ZERO_GRADIENTS:
-        report["zero_gradient_share"] = zero
-        doubts.append(f"no gradient moved any image: {100 * zero:.1f} % of them are zero everywhere")
-
-    audited = [record for record in records if record.audit]
-    report["num_images"] = len(audited)
-    if audited:
-        rule = Expected(verdict_draws)
-        attacked = [
-            float(rule(r.adversarial_logits[:, None], torch.tensor([r.label]))[0]) if not r.failed else 0.0
-            for r in audited
-        ]
-        names = list(audited[0].audit)
-        report["expected_accuracy"] = {"attack": _mean(attacked)} | {
-            name: _mean([r.audit[name] for r in audited]) for name in names
-        }
-        for name in ("random_directions", "bpda", "double_eot"):
-            if name in names and compare([r.audit[name] for r in audited], attacked).verdict == "better":
-                doubts.append(f"{_WORDS[name]} beats the attack on the audited images")
-        if "large_eps" in names:
-            doubts += _eps_doubts(report["expected_accuracy"])
-    return report, doubts
-
-
-def _eps_doubts(accuracy: dict[str, float]) -> list[str]:
-    doubts = []
-    if accuracy["large_eps"] > LARGE_EPS_ACCURACY:
-        doubts.append(f"{100 * accuracy['large_eps']:.0f} % accuracy is left at a budget that allows every image")
-    if accuracy["double_eps"] > accuracy["attack"] + 0.1:
-        doubts.append("accuracy rises when the budget is doubled")
-    return doubts
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def _step_length(member: FirstOrderAttack, threat: ThreatModel) -> float:
+    """The attack's own, as far as it has one and does not leave the budget; else that of the house's PGD."""
+    own = getattr(member, "step_length", None)
+    return min(own(threat), threat.budget) if own is not None else threat.budget / 8

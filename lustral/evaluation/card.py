@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError
 
 from lustral.evaluation.attacked import differentiated, members
-from lustral.evaluation.audit import audit_records
 from lustral.evaluation.cost import total_cost
+from lustral.evaluation.doubts import audit_records
 from lustral.evaluation.intervals import Rate, bootstrap, wilson
 from lustral.evaluation.levels import level_means
 from lustral.evaluation.records import Record, read_fingerprint, read_records
@@ -64,7 +64,8 @@ def make_card(
             "draws": rule.num_draws,
             "aimed_at": rule.name == decides["attack"]["target"],
         }
-    audit, doubts = audit_records(records, protocol["verdict_draws"])
+    plan, count = decides.get("audit", {}), protocol.get("audit_images", len(records))
+    audit, doubts, undecided = audit_records(records, protocol["verdict_draws"], count, decides["seed"], plan)
     graphs = differentiated(decides["attack"], decides["defence"].get("purifier", {}))
     if graphs and "defence" not in graphs:
         doubts.insert(0, f"the attack follows {' and '.join(graphs)}, which is not the gradient of the defence")
@@ -72,7 +73,7 @@ def make_card(
         doubts.insert(0, f"the weights of {', '.join(decides['untrained'])} are random")
     return {
         "schema": SCHEMA,
-        "status": f"suspect: {'; '.join(doubts)}" if doubts else "ok",
+        "status": _status(doubts, undecided, audit, count),
         "n": len(records),
         "indices": [record.index for record in records],
         "verdicts": table,
@@ -88,6 +89,20 @@ def make_card(
         "fingerprint": fingerprint["sha256"],
         "provenance": provenance or {},
     }
+
+
+def _status(doubts: Sequence[str], undecided: Sequence[str], audit: Mapping[str, Any], count: int) -> str:
+    """`ok`, or a word and the reasons for it: suspect, unaudited, undecided."""
+    why = "protocol.audit_images is 0" if count == 0 else "none of the audited images is among these"
+    unaudited = [] if audit["num_images"] else [f"nothing says whether the attack is strong ({why})"]
+    if doubts:
+        return f"suspect: {'; '.join([*doubts, *(f'unaudited: {word}' for word in unaudited)])}"
+    if unaudited:
+        return f"unaudited: {unaudited[0]}"
+    if undecided:
+        more = f"raise protocol.audit_images to {4 * count}"
+        return f"undecided: {'; '.join(undecided)}, which {audit['num_images']} images cannot tell from chance: {more}"
+    return "ok"
 
 
 def _provenance(starts: Sequence[dict[str, Any]]) -> dict[str, Any]:

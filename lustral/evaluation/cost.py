@@ -54,20 +54,30 @@ class LiveBytes(TorchDispatchMode):
 
 @dataclass
 class Cost:
-    """Sums over a process: rows of network calls by kind, seconds, images, and the peak of one attack step."""
+    """Sums over a process: rows of network calls by kind, seconds, images, and the peak of one attack step. The audit
+    is counted apart: it is no cost of the number."""
 
     images: int = 0
     seconds: float = 0.0
     calls: dict[str, int] = field(default_factory=dict)
     peak_memory: int = 0
+    audit_images: int = 0
+    audit_seconds: float = 0.0
+    audit_calls: dict[str, int] = field(default_factory=dict)
 
     @contextmanager
     def measured(
-        self, images: int, networks: Iterable[tuple[str, nn.Module]], device: torch.device, engine: Engine
+        self,
+        images: int,
+        networks: Iterable[tuple[str, nn.Module]],
+        device: torch.device,
+        engine: Engine,
+        audit: bool = False,
     ) -> Iterator[None]:
-        """Count everything that happens inside as the cost of ``images`` images. Rows that only pad a call to R are
-        left out: how many there are depends on the batch size, and no image needed them."""
-        handles = [network.register_forward_hook(self._counter(name, engine)) for name, network in networks]
+        """Count everything that happens inside as the cost of ``images`` images, or of their audit. Rows that only pad
+        a call to R are left out: how many there are depends on the batch size, and no image needed them."""
+        calls = self.audit_calls if audit else self.calls
+        handles = [network.register_forward_hook(_counter(name, engine, calls)) for name, network in networks]
         if device.type == "cuda":
             torch.cuda.synchronize(device)
             torch.cuda.reset_peak_memory_stats(device)
@@ -78,31 +88,36 @@ class Cost:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
                 self.peak_memory = max(self.peak_memory, torch.cuda.max_memory_allocated(device))
-            self.seconds += time.perf_counter() - start
-            self.images += images
+            seconds = time.perf_counter() - start
+            if audit:
+                self.audit_seconds += seconds
+                self.audit_images += images
+            else:
+                self.seconds += seconds
+                self.images += images
             for handle in handles:
                 handle.remove()
 
-    def _counter(self, name: str, engine: Engine) -> Any:
-        def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
-            rows = round(len(inputs[0]) * engine.filled)
-            self._add(f"{name}_forward", rows)
-            answer = tree_leaves(output)[0]  # diffusers' networks answer with a tuple
-            if answer.requires_grad:
-                answer.register_hook(lambda gradient: self._add(f"{name}_backward", rows))
 
-        return count
+def _counter(name: str, engine: Engine, calls: dict[str, int]) -> Any:
+    def add(key: str, rows: int) -> None:
+        calls[key] = calls.get(key, 0) + rows
 
-    def _add(self, key: str, rows: int) -> None:
-        self.calls[key] = self.calls.get(key, 0) + rows
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+        rows = round(len(inputs[0]) * engine.filled)
+        add(f"{name}_forward", rows)
+        answer = tree_leaves(output)[0]  # diffusers' networks answer with a tuple
+        if answer.requires_grad:
+            answer.register_hook(lambda gradient: add(f"{name}_backward", rows))
+
+    return count
 
 
 def total_cost(costs: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """The card's section from the cost lines of every process and start."""
-    images, seconds, peak, calls = 0, 0.0, 0, {}
+    costs, calls = list(costs), dict[str, int]()
+    images, seconds = (sum(cost[name] for cost in costs) for name in ("images", "seconds"))
     for cost in costs:
-        images, seconds = images + cost["images"], seconds + cost["seconds"]
-        peak = max(peak, cost["peak_memory"])
         for name, rows in cost["calls"].items():
             calls[name] = calls.get(name, 0) + rows
     share = max(images, 1)
@@ -110,5 +125,19 @@ def total_cost(costs: Iterable[dict[str, Any]]) -> dict[str, Any]:
         "network_calls_per_image": sum(calls.values()) / share,
         "calls_per_image": {name: rows / share for name, rows in sorted(calls.items())},
         "seconds_per_image": seconds / share,
-        "peak_memory_mib": peak / MIB,
+        "peak_memory_mib": max((cost["peak_memory"] for cost in costs), default=0) / MIB,
+        "audit": _audit_cost(costs, sum(calls.values()), seconds),
+    }
+
+
+def _audit_cost(costs: list[dict[str, Any]], calls: int, seconds: float) -> dict[str, Any]:
+    """What the audit took, in all and beside the evaluation of all images itself."""
+    own_calls = sum(sum(cost.get("audit_calls", {}).values()) for cost in costs)
+    own_seconds = sum(cost.get("audit_seconds", 0.0) for cost in costs)
+    return {
+        "images": sum(cost.get("audit_images", 0) for cost in costs),
+        "network_calls": own_calls,
+        "seconds": own_seconds,
+        "calls_beside_the_attack": own_calls / max(calls, 1),
+        "seconds_beside_the_attack": own_seconds / seconds if seconds else 0.0,
     }

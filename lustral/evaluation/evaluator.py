@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from lustral.attacks import Attack, Cases, CrossEntropy, Engine, surrogates
 from lustral.describe import describe
 from lustral.diffusion import Denoiser
-from lustral.evaluation.audit import audit_cases
+from lustral.evaluation.audit import Audited, audit_cases
 from lustral.evaluation.cost import Cost, LiveBytes
 from lustral.evaluation.defence import Defence
 from lustral.evaluation.levels import FOLLOWED, level_statistics
+from lustral.evaluation.probes import Plan, make_plan
 from lustral.evaluation.protocol import Protocol
 from lustral.evaluation.records import Record
 from lustral.noise import NoiseStream
@@ -57,9 +58,23 @@ class Evaluator:
             "attack": {**describe(self.attack), "target": self.attack.target},
             "threat": describe(self.threat),
             "protocol": describe(self.protocol),
+            "audit": self._describe_audit(),
             "seed": self.seed,
             "rows": self.rows,
         }
+
+    def plan(self) -> Plan:
+        """What the audit asks."""
+        classifier = self.defence.classifier
+        return make_plan(
+            self.attack,
+            self.defence.purifier,
+            self.defence.random,
+            classifier.num_classes,
+            self.threat,
+            tuple(classifier.image_shape),
+            self.protocol.known_noise,
+        )
 
     def evaluate(self, cases: Cases, audited: Tensor) -> list[Record]:
         """One record a case; ``audited`` (B,) tells which of them are audited as well."""
@@ -73,18 +88,20 @@ class Evaluator:
             clean, clean_trace = self._verdict(cases.images, noise, "clean")
             result = self.attack(self.engine, cases, self.threat, noise)
             adversarial, adversarial_trace = self._verdict(result.images, noise, "adversarial")
-        audits: dict[int, dict[str, float]] = {}
+        audits: dict[int, Audited] = {}
         rows = audited.nonzero().flatten()
         if len(rows):
-            found = audit_cases(
-                self.engine,
-                self.attack,
-                cases.select(rows),
-                self.threat,
-                noise.select(rows),
-                self.protocol.verdict_draws,
-                self.protocol.known_noise,
-            )
+            with self.cost.measured(len(rows), _networks(self.defence, self.attack), device, self.engine, audit=True):
+                found = audit_cases(
+                    self.engine,
+                    self.plan(),
+                    self.attack,
+                    result.images[rows],
+                    cases.select(rows),
+                    self.threat,
+                    noise.select(rows),
+                    self.protocol.verdict_draws,
+                )
             audits = dict(zip(rows.tolist(), found, strict=True))
         told = result.statistics | level_statistics(clean_trace, adversarial_trace)
         statistics = {name: values.tolist() for name, values in told.items()}
@@ -103,10 +120,16 @@ class Evaluator:
                 adversarial_logits=adversarial[:, i],
                 # A failed sample's NaN is no JSON; that it failed says everything.
                 statistics={} if failed[i] else {name: values[i] for name, values in statistics.items()},
-                audit=audits.get(i, {}),
+                audit=audits.get(i, Audited()).accuracy,
+                audit_margins=audits.get(i, Audited()).margins,
+                audit_steps=audits.get(i, Audited()).steps,
             )
             for i in range(len(cases))
         ]
+
+    def _describe_audit(self) -> dict[str, Any]:
+        plan = self.plan()
+        return plan.described() if self.protocol.audit_images else {"reach": plan.reach}
 
     def _describe_defence(self) -> dict[str, Any]:
         described = describe(self.defence)

@@ -8,7 +8,7 @@ from typing import Any
 
 from lustral.ratio import parse_ratio
 
-SCHEMA = 1
+SCHEMA = 2
 """Raised whenever the code changes what a number means; older records are then refused, not blended in."""
 
 

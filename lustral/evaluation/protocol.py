@@ -10,7 +10,8 @@ class Protocol:
     Args:
         verdict_draws: k, draws of logits stored for each clean and each adversarial image; every rule is computed
             from them.
-        audit_images: the first so many images of the test subset are audited with attacks of their own.
+        audit_images: so many images, drawn by key from all that are tested, are audited with attacks of their own. With
+            0 the card says `unaudited`.
         known_noise: on audited images, also attack a defence whose verdict noise the attacker knows.
     """
 

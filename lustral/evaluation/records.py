@@ -44,7 +44,9 @@ class Record:
         adversarial_logits: (k, K) float32, k verdict draws of the adversarial image.
         statistics: what the attack tells the audit, and the noise levels and scores of the verdict draws of a purifier
             that has them (see `level_statistics`).
-        audit: what the audit's own attacks found; empty for samples outside the audited part.
+        audit: what the audit's own attacks left of the accuracy; empty for samples outside the audited part.
+        audit_margins: the margins of every draw that the audit looked at, by probe (see `lustral.evaluation.audit`).
+        audit_steps: what a step along the attack's gradient did, and what the gradient predicted.
     """
 
     index: int
@@ -56,6 +58,8 @@ class Record:
     adversarial_logits: Tensor
     statistics: dict[str, float]
     audit: dict[str, float] = field(default_factory=dict)
+    audit_margins: dict[str, list[float]] = field(default_factory=dict)
+    audit_steps: dict[str, list[float]] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """One line, with its checksum."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from lustral.evaluation import Rate, Record, VerdictRule, all_rules, bootstrap, read_records
 from lustral.evaluation.card import SCHEMA, verdicts
+from lustral.evaluation.doubts import audited_records
 from lustral.ratio import parse_ratio
 
 Card = dict[str, Any]
@@ -69,7 +70,8 @@ class Run:
 
     def audit_rates(self) -> dict[str, Rate]:
         """The audit's accuracies (`expected`) with intervals over the audited images; empty if no records."""
-        audited = [record for record in self.records.values() if record.audit]
+        count, seed = self.card["protocol"]["audit_images"], self.card["seed"]
+        audited = audited_records(list(self.records.values()), count, seed)
         if not audited:
             return {}
         _, attacked = verdicts(audited, self._rule("expected"))

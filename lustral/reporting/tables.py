@@ -25,7 +25,10 @@ TRANSFERRED = "\N{DAGGER}"
 """Marks a robust accuracy under another rule than the attack aimed at."""
 AUDITS = {
     "attack": "the attack",
+    "house": "the house's attack",
+    "double_steps": "2 x steps",
     "random_directions": "random directions",
+    "square": "Square",
     "bpda": "BPDA",
     "known_noise": "known noise",
     "double_eot": "2 x EOT",

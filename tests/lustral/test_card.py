@@ -57,7 +57,8 @@ def test_the_card_has_the_promised_keys(healthy: tuple[list[Record], dict[str, A
             assert 0 <= verdict[kind]["low"] <= verdict[kind]["value"] <= verdict[kind]["high"] <= 1
     assert {"network_calls_per_image", "seconds_per_image", "peak_memory_mib"} <= card["cost"].keys()
     assert all(
-        math.isfinite(card["cost"][key]) and card["cost"][key] > 0 for key in card["cost"] if key != "calls_per_image"
+        math.isfinite(card["cost"][key]) and card["cost"][key] > 0
+        for key in card["cost"].keys() - {"calls_per_image", "audit"}
     )
     for key in ("audit", "attack", "defence", "provenance"):
         assert isinstance(card[key], dict)
@@ -203,7 +204,7 @@ def test_an_attack_weaker_than_chance_is_suspect() -> None:
 
     evaluator = toy_evaluator(NoisyPurifier(0.02), Idle(), ThreatModel("linf", 0.3), audit_images=24)
     _, card = _run_without_description(evaluator)
-    assert "random directions beats the attack" in card["status"]
+    assert "beats the attack" in card["status"]
 
 
 # Synthetic records ------------------------------------------------------------

@@ -171,18 +171,20 @@ def test_an_ensemble_without_budget_keeps_the_clean_numbers() -> None:
 
 
 def test_the_audit_changes_every_member() -> None:
-    """Twice the budget, and twice the EOT draws, of the whole ensemble: seen by the calls that it takes."""
-    asked: list[tuple[int, float]] = []
+    """Twice the steps, the EOT draws and the budget, of the whole ensemble: seen by the calls that it takes."""
+    asked: list[tuple[int, int, float]] = []
 
     class Telling(PGD):
         def run(self, engine, cases, threat, noise):
-            asked.append((self.eot, self.step_length(threat)))
+            asked.append((self.num_steps, self.eot, self.step_length(threat)))
             return super().run(engine, cases, threat, noise)
 
-    members = [Telling(2, eot=3, step_size=0.01, selection_draws=2), Ensemble([Telling(2, step_size=0.02)], 2)]
+    members = [Telling(2, eot=3, step_size=0.1, selection_draws=2), Ensemble([Telling(2, step_size=0.125)], 2)]
     _run(Ensemble(members, 2), NoisyPurifier(0.1), ThreatModel("linf", 0.125))
-    for eot, step in ((3, 0.01), (1, 0.02)):
-        assert {(eot, step), (2 * eot, step), (eot, 2 * step), (eot, 8 * step)} <= set(asked)
+    for eot, step in ((3, 0.1), (1, 0.125)):
+        own, steps, draws = (2, eot, step), (4, eot, step), (2, 2 * eot, step)
+        larger, largest = (2, eot, max(2 * step, 0.25)), (2, eot, max(8 * step, 1.0))
+        assert {own, steps, draws, larger, largest} <= set(asked)
 
 
 def test_a_deterministic_defence_is_broken_where_any_member_breaks_it() -> None:

@@ -152,7 +152,7 @@ def test_a_line_that_is_not_as_it_was_written_is_told_by_file_and_number(
         RecordFolder(tmp_path, FINGERPRINT).indices()
 
 
-def test_a_folder_that_an_older_version_began_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_a_folder_of_an_older_version_is_read_as_it_is_and_not_gone_on_with(tmp_path: Path) -> None:
     """Its lines have no checksums, and its fingerprint promises none."""
     folder = RecordFolder(tmp_path, FINGERPRINT)
     folder.append([_record(i) for i in range(2)])
@@ -160,13 +160,12 @@ def test_a_folder_that_an_older_version_began_is_taken_as_it_is(tmp_path: Path) 
     (shard,) = _shards(tmp_path)
     shard.write_text(re.sub(r', "crc32": "\w+"', "", shard.read_text()))
     (tmp_path / "fingerprint.json").write_text(
-        json.dumps({"sha256": FINGERPRINT.sha256, "decides": FINGERPRINT.decides})
+        json.dumps({"sha256": FINGERPRINT.hashed(1), "decides": FINGERPRINT.decides})
     )
-    again = RecordFolder(tmp_path, FINGERPRINT)
-    again.append([_record(2)])
-    again.close()
     assert all(_same(record, _record(index)) for index, record in read_records(tmp_path).items())
-    assert record_indices(tmp_path) == {0, 1, 2}
+    assert record_indices(tmp_path) == {0, 1}
+    with pytest.raises(ValueError, match="it differs in the version of Lustral"):
+        RecordFolder(tmp_path, FINGERPRINT)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,307 @@
+"""What an audit means: which of its findings make a number suspect, and in which words.
+
+A finding that depends on chance needs two things: it must be **material** (worth points of accuracy) and
+**significant**, paired image by image on the same draws of noise. The levels are chosen so that ten questions about a
+sound run of 16 audited images raise less than one false alarm in twenty.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+
+from lustral.attacks.objectives import margin
+from lustral.evaluation.attacked import zero_share
+from lustral.evaluation.audit import ACTUAL, ATTACK, KNOWN_ATTACK, PREDICTED, audited_indices
+from lustral.evaluation.records import Record
+from lustral.evaluation.verdicts import Expected
+
+ZERO_GRADIENTS = 0.01
+"""Largest share of the gradients of draws that are still right that may be zero everywhere."""
+BLIND_GAIN = 0.01
+"""Smallest share of the predicted rise of the loss that must really happen over an attack."""
+BLIND_STEP = 0.05
+"""Smallest share of the predicted rise of the margin that must really happen over one step (median over images)."""
+RISING_STEPS = 0.75
+"""Smallest share of images whose margin must rise along their own gradient."""
+LARGE_EPS_ACCURACY = 0.1
+"""Largest accuracy that may be left when the budget allows every image."""
+REACH = 2.0
+"""How far an attack must be able to walk, in budgets: from one edge to the other."""
+MATERIAL, POINTS, NEARER = 0.03, 0.02, 0.1
+"""Smallest mean difference (see `rightness`) that counts, if the accuracies differ by so much as well, and if the draws
+that are left are only nearer to wrong."""
+ALPHA = 0.01
+"""Largest chance of a difference as large between two equal attacks (one-sided, paired t-test)."""
+EXAMPLES = 0.02
+"""Share of images that a probe may break on a deterministic defence although the attack did not."""
+FEW = 6
+"""With fewer images nothing is said of the gradient, of a loss that does not rise, or of random directions."""
+
+WORDS = {
+    "house": "the house's attack",
+    "double_steps": "the attack with twice the steps",
+    "double_eot": "the attack with twice the draws",
+    "bpda": "bpda",
+    "square": "a search without gradients",
+    "random_directions": "random directions",
+}
+"""The probes that a sound attack is not beaten by."""
+_OF_THE_DEFENCE = ("bpda", "square", "random_directions")  # they tell a weak attack from a hidden gradient
+
+
+def audited_records(records: Sequence[Record], count: int, seed: int) -> list[Record]:
+    """Those whose audit counts: of all that were audited the ``count`` of smallest keyed numbers (see
+    `audited_indices`). A run that was extended has more than it needs."""
+    audited = {record.index: record for record in records if record.audit}
+    return [audited[index] for index in audited_indices(audited, count, seed)]
+
+
+def audit_records(
+    records: Sequence[Record], verdict_draws: int, count: int, seed: int, plan: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str], list[str]]:
+    """The audit's section of the card; the reasons to suspect its numbers (none for a healthy run); and what is open,
+    since too few images were audited to decide it.
+
+    Args:
+        records: of the whole run.
+        verdict_draws: of the protocol.
+        count: images to audit.
+        seed: the run's.
+        plan: the described `Plan`; empty for records that have none.
+    """
+    report: dict[str, Any] = {}
+    doubts, undecided = [], []
+    failed = [record.index for record in records if record.failed]
+    report["failed_samples"] = failed
+    if failed:
+        doubts.append(f"{len(failed)} samples met NaN or Inf and count as broken (first: {failed[0]})")
+    doubts += _gradient_doubts(records, report)
+    length = plan.get("reach")
+    if length is not None:
+        report["reach"] = length
+        if length < REACH:
+            doubts.append(f"the attack cannot reach the edge of its budget: its steps add up to {length:.2g} eps of 2")
+
+    audited = audited_records(records, count, seed)
+    report |= {"num_images": len(audited), "asked": min(count, len(records))}
+    report |= {name: plan[name] for name in ("house", "skipped") if name in plan}
+    if audited:
+        rule = Expected(verdict_draws)
+        attacked = [0.0 if r.failed else float(rule(r.adversarial_logits[:, None], _label(r))[0]) for r in audited]
+        names = list(audited[0].audit)
+        report["expected_accuracy"] = {ATTACK: _mean(attacked)} | {
+            name: _mean([r.audit[name] for r in audited]) for name in names
+        }
+        doubts += _failed_probes(audited, names)
+        doubts += _unkeyed(audited)
+        doubts += _compared(audited, names, report, undecided)
+        doubts += _step_doubts(audited, report)
+        if report["expected_accuracy"].get("large_eps", 0.0) > LARGE_EPS_ACCURACY:
+            left = 100 * report["expected_accuracy"]["large_eps"]
+            doubts.append(f"{left:.0f} % accuracy is left at a budget that allows every image")
+    return report, doubts, undecided
+
+
+# The attack's own statistics ------------------------------------------------------------
+
+
+def _gradient_doubts(records: Sequence[Record], report: dict[str, Any]) -> list[str]:
+    """Of every record: gradients that are zero, and a loss that does not rise as they predict, image by image."""
+    differentiated = [r.statistics for r in records if "zero_gradients" in r.statistics]  # failed samples have none
+    zero = zero_share(differentiated)
+    moved = [s for s in differentiated if s["predicted_gain"] > 0]
+    if not moved:
+        if zero <= ZERO_GRADIENTS:
+            return []
+        report["zero_gradient_share"] = zero
+        return [f"no gradient moved any image: {100 * zero:.1f} % of them are zero everywhere"]
+    gain = np.array([s["loss_last"] - s["loss_first"] for s in moved])
+    predicted = np.array([s["predicted_gain"] for s in moved])
+    report["zero_gradient_share"] = zero
+    report["loss"] = {
+        "mean_gain": float(gain.mean()),
+        "predicted_gain": float(predicted.mean()),
+        "gain_share": float(gain.mean() / predicted.mean()),
+        "median_share": float(np.median(gain / predicted)),
+    }
+    doubts = []
+    if zero > ZERO_GRADIENTS:
+        doubts.append(f"{100 * zero:.1f} % of the gradients are zero everywhere")
+    if len(moved) >= FEW and _chance_of_larger(BLIND_GAIN * predicted - gain) < 0.01:
+        rises = np.median(gain) > 0
+        doubts.append(
+            "the loss rises by less than 1 % of what its gradient predicts"
+            if rises
+            else "the loss does not rise with the attack's steps"
+        )
+    return doubts
+
+
+def _step_doubts(audited: Sequence[Record], report: dict[str, Any]) -> list[str]:
+    """One step along the gradient, image by image, against what the gradient says."""
+    steps = [(sum(r.audit_steps[ACTUAL]), sum(r.audit_steps[PREDICTED])) for r in audited if r.audit_steps]
+    steps = [(actual, predicted) for actual, predicted in steps if predicted > 0]
+    if not steps:
+        return []
+    share = float(np.median([actual / predicted for actual, predicted in steps]))
+    rising = _mean([float(actual > 0) for actual, _ in steps])
+    report["step"] = {"share_of_predicted": share, "rising": rising, "num_images": len(steps)}
+    if len(steps) < FEW or (rising >= RISING_STEPS and share >= BLIND_STEP):
+        return []
+    return [
+        f"the gradient does not predict what a step does: the margin rises on {100 * rising:.0f} % of the audited "
+        f"images, by a median of {100 * share:.0f} % of what it says"
+    ]
+
+
+# The probes ------------------------------------------------------------
+
+
+def rightness(margins: Sequence[float], scale: float) -> float:
+    """How right a defence is on an image, in [0, 1]: the mean over draws of tanh(-margin / scale), 0 for wrong draws.
+
+    An accuracy that also sees how near to wrong the right draws are; bounded, so that no image rules a mean.
+    """
+    return _mean([math.tanh(max(-value, 0.0) / scale) for value in margins])
+
+
+def _compared(
+    audited: Sequence[Record], names: Sequence[str], report: dict[str, Any], undecided: list[str]
+) -> list[str]:
+    """Every probe against the attack on the same images and draws."""
+    own = [value for r in audited for value in r.audit_margins.get(ATTACK, ()) if value < 0]
+    scale = float(-np.median(own)) if own else 1.0
+    deterministic = all(len(r.audit_margins.get(ATTACK, ())) <= 1 for r in audited)
+    left: dict[str, list[float]] = {}
+    doubts: list[str] = []
+    found: dict[str, Any] = {}
+
+    def against(name: str, other: str) -> tuple[np.ndarray, np.ndarray]:
+        """How right the images are that ``name`` and ``other`` leave, where both are known."""
+        known = [r.audit_margins for r in audited if not r.failed]
+        pairs = [margins for margins in known if name in margins and other in margins]
+        first, second = ([rightness(each[key], scale) for each in pairs] for key in (name, other))
+        return np.array(first), np.array(second)
+
+    def points(name: str) -> float:
+        """By how much of the accuracy ``name`` leaves less than the attack, on the same draws."""
+        known = [r.audit_margins for r in audited if not r.failed and {name, ATTACK} <= r.audit_margins.keys()]
+        return _mean([_mean([float(v < 0) for v in m[ATTACK]]) - _mean([float(v < 0) for v in m[name]]) for m in known])
+
+    for name in names:
+        other = KNOWN_ATTACK if name == "known_noise" else ATTACK
+        probe, attack = against(name, other)
+        if not len(probe):
+            continue
+        left[name] = probe.tolist()
+        gain = attack - probe
+        entry: dict[str, Any] = {"difference": float(gain.mean()), "p": _chance_of_larger(gain)}
+        found[name] = entry
+        if name in WORDS:
+            broken = int(((attack > 0) & (probe == 0)).sum()) if deterministic else 0
+            entry["word"] = _word(gain, points(name), broken, deterministic)
+        elif name == "known_noise" and gain.mean() < -MATERIAL and _chance_of_larger(-gain) < ALPHA:
+            doubts.append("knowing the noise makes the attack worse: the noise of the defence is not keyed")
+        elif name == "double_eps" and gain.mean() < -2 * MATERIAL and _chance_of_larger(-gain) < ALPHA:
+            doubts.append("accuracy rises when the budget is doubled")
+    report["probes"] = found
+    doubts = _beaten(found, left, report["expected_accuracy"], undecided) + doubts
+    if "random_directions" in left and "square" in found:  # which is left out only if the budget is 0
+        random, attack = against("random_directions", ATTACK)
+        either = (random > 0) | (attack > 0)
+        weaker = found["random_directions"]["word"] != "stronger"  # said already
+        if weaker and either.sum() >= FEW and _chance_of_larger((random - attack)[either], rank=True) > 0.05:
+            doubts.append("the attack does no better than random directions")
+    return doubts
+
+
+def _beaten(
+    found: Mapping[str, Any],
+    left: Mapping[str, Sequence[float]],
+    accuracy: Mapping[str, float],
+    undecided: list[str],
+) -> list[str]:
+    """Sentences about the probes that are stronger than the attack. Where the house's attack is, the others say nothing
+    of the gradient unless they beat that as well."""
+    doubts = []
+    for name in WORDS:
+        word = found.get(name, {}).get("word")
+        if word not in ("stronger", "undecided"):
+            continue
+        alike = ""
+        if name in _OF_THE_DEFENCE and "house" in left and _mean(left[name]) > _mean(left["house"]) - MATERIAL:
+            if found["house"]["word"] in ("stronger", "undecided"):
+                continue
+            alike = ", and the house's attack is as strong"
+        rights = f"{100 * accuracy[name]:.0f} against {100 * accuracy[ATTACK]:.0f} % of the audited images stay right"
+        nearer = "" if accuracy[name] < accuracy[ATTACK] else ", but nearer to wrong"
+        sentence = f"{WORDS[name]} beats the attack ({rights}{nearer}){alike}"
+        (doubts if word == "stronger" else undecided).append(sentence)
+    return doubts
+
+
+def _word(gain: np.ndarray, points: float, broken: int, deterministic: bool) -> str:
+    """Is a probe stronger than the attack, which leaves images more right by ``gain``, and the accuracy higher by
+    ``points``? On a deterministic defence an image that it breaks alone (there are ``broken``) is an example, and not
+    chance."""
+    if gain.mean() >= (MATERIAL if points >= POINTS else NEARER) and _chance_of_larger(gain) < ALPHA:
+        return "stronger"
+    if deterministic and broken:
+        if stats.binomtest(broken, len(gain), EXAMPLES, alternative="greater").pvalue < 0.05:
+            return "stronger"
+        if broken / len(gain) >= EXAMPLES:
+            return "undecided"
+    return "no stronger"
+
+
+def _failed_probes(audited: Sequence[Record], names: Sequence[str]) -> list[str]:
+    doubts = []
+    for name in names:
+        count = sum(
+            name in r.audit and name not in r.audit_margins for r in audited if r.audit_margins and not r.failed
+        )
+        if count:
+            doubts.append(f"{count} audited images met NaN or Inf under the audit's {name}")
+    return doubts
+
+
+def _unkeyed(audited: Sequence[Record]) -> list[str]:
+    """The audit has judged the found image once more on the verdict's own draw: it must say the same."""
+    different, seen = 0, 0
+    for r in audited:
+        random = len(r.audit_margins.get(ATTACK, ())) > 1
+        again = r.audit_margins.get(KNOWN_ATTACK if random else ATTACK)
+        if again and not r.failed:
+            first = float(margin(r.adversarial_logits[:1], _label(r))[0])
+            seen += 1
+            different += not math.isclose(first, again[0], rel_tol=1e-3, abs_tol=1e-3)
+    if not different:
+        return []
+    return [f"the same image and noise gave two answers on {different} of {seen} audited images: noise is not keyed"]
+
+
+# Arithmetic ------------------------------------------------------------
+
+
+def _chance_of_larger(values: np.ndarray, rank: bool = False) -> float:
+    """The chance of so large a mean if positive and negative values were alike (one-sided t-test; ``rank``: Wilcoxon's
+    signed ranks, which a few large values do not rule)."""
+    if len(values) < 2 or not np.any(values):
+        return 1.0
+    if np.all(values == values[0]):
+        return 0.5 ** len(values) if values[0] > 0 else 1.0
+    test: Any = stats.wilcoxon if rank else partial(stats.ttest_1samp, popmean=0)
+    return float(test(values, alternative="greater").pvalue)
+
+
+def _label(record: Record) -> torch.Tensor:
+    return torch.tensor([record.label])
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
