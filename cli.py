@@ -231,7 +231,7 @@ def _quieten() -> None:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run a subcommand; returns the exit code: 0, 1 for an error (told in a sentence), 3 for failed samples. SIGTERM
-    ends the process with 143."""
+    ends the process with 143, Ctrl-C with 130."""
     words = sys.argv[1:] if args is None else list(args)
     if not words or words[0] in ("-h", "--help"):
         print(__doc__)

@@ -26,6 +26,8 @@ from callbacks.attack_records import AttackRecords
 
 STOPPED = 128 + signal.SIGTERM
 """The exit code of a process that SIGTERM ended, as a shell gives it: 143."""
+INTERRUPTED = 128 + signal.SIGINT
+"""The same for Ctrl-C: 130."""
 _LAUNCHER = "LUSTRAL_LAUNCHER"
 _LOOK_SECONDS = 0.2
 _CHILD_SECONDS = 3.0  # that a child is given to end by itself
@@ -38,6 +40,8 @@ class Stopping:
     A thread of its own does it, which Python wakes at the signal itself: the main thread may be in a network call or
     wait for another process. Nothing has to be tidied up, for records are handed to the operating system as they are
     made, and every other file appears whole or not at all.
+
+    Ctrl-C is Lightning's and Python's matter; when they have tidied up, the same sentence follows (exit code 130).
 
     Processes that Lightning launches end together: the first one tells its children, a child tells the first one, and
     each looks whether the other is still there. At the end of its own work the first one waits for them.
@@ -64,17 +68,29 @@ class Stopping:
             os.set_blocking(self._writer, False)
             self._fd = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
             self._handler = signal.signal(signal.SIGTERM, lambda number, frame: None)
+            self._interrupt = signal.getsignal(signal.SIGINT)  # Lightning ignores the next ones for good
             self._thread = threading.Thread(target=self._watch, name="stopping", daemon=True)
             self._thread.start()
         return self
 
-    def __exit__(self, kind: object, *exception: object) -> None:
-        if self._thread is None:
-            return
+    def __exit__(self, kind: object, exception: BaseException | None, trace: object) -> None:
+        if self._thread is not None:
+            self._close(kind)
+        # Lightning turns Ctrl-C into an exit with code 1.
+        if isinstance(exception, KeyboardInterrupt) or (
+            isinstance(exception, SystemExit) and isinstance(exception.__context__, KeyboardInterrupt)
+        ):
+            if rank_zero_only.rank == 0:
+                _tell(f"error: Stopped by Ctrl-C. {self.advice()}")
+            raise SystemExit(INTERRUPTED) from None
+
+    def _close(self, kind: object) -> None:
+        assert self._thread is not None
         while kind is None and any(child.poll() is None for child in self._children()):
             time.sleep(_LOOK_SECONDS / 4)  # if one fails now, the thread says so
         self._ended.set()
         signal.signal(signal.SIGTERM, self._handler)
+        signal.signal(signal.SIGINT, self._interrupt)
         signal.set_wakeup_fd(self._fd)
         os.write(self._writer, b"\0")  # no signal's number
         self._thread.join()
@@ -119,7 +135,7 @@ class Stopping:
         _leave(1)
 
     def _lost(self, number: int, code: int) -> None:
-        if code > 0 and self._ended.wait(1):
+        if code > 0 and self._ended.wait(_CHILD_SECONDS if code == INTERRUPTED else 1):
             return  # this process has met the same, and tells it
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         if code == -signal.SIGKILL:

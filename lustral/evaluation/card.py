@@ -1,6 +1,5 @@
 """The card: everything a reader needs to believe or doubt a robust number, made from a run's files alone."""
 
-import hashlib
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from lustral.evaluation.intervals import Rate, bootstrap, wilson
 from lustral.evaluation.levels import level_means
 from lustral.evaluation.records import Record, read_fingerprint, read_records
 from lustral.evaluation.verdicts import VerdictRule, all_rules
+from lustral.networks.importing.reading import sha256
 from lustral.networks.weights import read_notes
 
 SCHEMA = 1
@@ -131,11 +131,7 @@ def _facts(weights: Path) -> dict[str, Any]:
     try:
         return {"notes": read_notes(weights)}
     except (SafetensorError, OSError, ValueError, LookupError, TypeError):
-        digest = hashlib.sha256()
-        with weights.open("rb") as file:
-            while piece := file.read(2**20):
-                digest.update(piece)
-        return {"sha256": digest.hexdigest()}
+        return {"sha256": sha256(weights)}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -144,11 +144,17 @@ class RecordFolder:
 
     def append(self, records: Sequence[Record]) -> None:
         """Write records and hand them to the operating system: a killed process loses none of them."""
-        if self._shard is None:
-            name = f"rank{self.rank}-{time.time_ns():x}-{os.getpid():x}.jsonl"
-            self._shard = (self.folder / name).open("x")
-        self._shard.writelines(record.to_json() + "\n" for record in records)
-        self._shard.flush()
+        try:
+            if self._shard is None:
+                name = f"rank{self.rank}-{time.time_ns():x}-{os.getpid():x}.jsonl"
+                self._shard = (self.folder / name).open("x")
+            self._shard.writelines(record.to_json() + "\n" for record in records)
+            self._shard.flush()
+        except OSError as error:
+            raise OSError(
+                f"Records cannot be written to {self.folder} any more ({error.strerror}): make room or unlock it, and "
+                "start the same command again; what is recorded is kept."
+            ) from error
 
     def read(self) -> dict[int, Record]:
         """All records by index, whoever wrote them; of several of one index the first shard's (they are equal)."""

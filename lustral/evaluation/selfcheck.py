@@ -180,7 +180,7 @@ def _explain(
         )
     if part is not None:
         raise ValueError(
-            f"{start} each time that they are asked for with the same noise stream {part}: draw all noise from the "
+            f"{start} each time that they are asked for with the same noise stream{part}: draw all noise from the "
             "stream that a purifier is given, keep no state between calls, and choose deterministic operations."
         )
     if len(order) == len(another):

@@ -85,6 +85,28 @@ def test_the_context_leaves_signals_as_they_were() -> None:
     assert dict(os.environ) == environment
 
 
+@pytest.mark.parametrize("lightning", [True, False], ids=["at work", "while set up"])
+def test_ctrl_c_tells_how_to_go_on(lightning: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    """Stock Lightning leaves with code 1, says nothing, and ignores every later Ctrl-C of the process."""
+
+    def run() -> None:
+        with Stopping(["test", "-c", "a.yaml"]):
+            try:
+                raise KeyboardInterrupt
+            except KeyboardInterrupt:
+                if not lightning:
+                    raise
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+                sys.exit(1)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as stopped:
+        run()
+    assert stopped.value.code == 130
+    assert "Stopped by Ctrl-C. The same command starts again: python cli.py test -c a.yaml" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGINT) == before
+
+
 def _records(folder: Path, *indices: int) -> Path:
     folder.mkdir()
     (folder / "shard.jsonl").write_text("".join(f'{{"index": {index}, "label": 0}}\n' for index in indices))

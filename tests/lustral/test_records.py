@@ -3,9 +3,11 @@
 import json
 import multiprocessing
 import re
+import resource
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,26 @@ def test_every_append_is_readable_at_once(tmp_path: Path) -> None:
         folder.append([_record(i)])
         assert list(read_records(tmp_path)) == list(range(i + 1))
     folder.close()
+
+
+def test_a_full_disk_is_told_and_what_was_recorded_is_kept(tmp_path: Path) -> None:
+    folder = RecordFolder(tmp_path, FINGERPRINT)
+    folder.append([_record(0)])
+    (shard,) = _shards(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (shard.stat().st_size + 100, hard))
+    try:
+        with pytest.raises(OSError, match=r"cannot be written to .* any more \(File too large\): .* recorded is kept"):
+            folder.append([_record(1), _record(2)])
+        with suppress(OSError):
+            folder.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    again = RecordFolder(tmp_path, FINGERPRINT)
+    assert again.indices() == {0}
+    again.append([_record(1)])
+    again.close()
+    assert all(_same(record, _record(index)) for index, record in again.read().items())
 
 
 def _append_five_and_hang(folder: Path) -> None:

@@ -68,7 +68,7 @@ def test_sound_runs_pass_and_no_generator_is_touched(name: str) -> None:
 REFUSED = [
     (unkeyed.GlobalNoise, r"GlobalNoise .* draws from the global generator of torch \(randn_like\)"),
     (unkeyed.NoiseBySlot, r"purified pixels of image 13 have other bits in another slot of a call"),
-    (unkeyed.NoiseByCall, r"purified pixels .* have other bits each time"),
+    (unkeyed.NoiseByCall, r"purified pixels .* have other bits each time .* the same noise stream: draw"),
     (unkeyed.NoiseOfTheFirst, r"purified pixels .* have other bits (beside other images|in another order)"),
     (unkeyed.OneDraw, r"noise of OneDraw is the same for every draw"),
     (unkeyed.SaysItIsDeterministic, r"SaysItIsDeterministic says random = False"),
@@ -150,6 +150,16 @@ def test_a_tail_is_found_where_a_few_images_miss_it(monkeypatch: pytest.MonkeyPa
         self_check(engine, PGD(1), cases(3), seed=0)
     engine = Engine(Defence(_Activated(torch.Tensor.neg), Identity()), 6)
     assert self_check(engine, PGD(1), cases(3), seed=0) == []
+
+
+def test_a_processor_that_takes_16_elements_at_once_has_no_tail_where_that_divides() -> None:
+    def by_sixteen(x: Tensor) -> Tensor:
+        found, tail = x.clone(), len(x) // 16 * 16
+        found[tail:] *= 1 + 2**-20
+        return found
+
+    sizes = [16, 40, 48, 49, 240, 336]
+    assert [operations._has_tail(by_sixteen, (torch.zeros(n),), {}, n) for n in sizes] == [n % 16 > 0 for n in sizes]
 
 
 @pytest.mark.parametrize(
