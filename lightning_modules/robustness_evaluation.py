@@ -70,6 +70,8 @@ class RobustnessEvaluation(LightningModule):
         self.in_work = 0
         self._takers: list[Callable[[Sequence[Record]], None]] = []
         self._audited: Tensor | None = None
+        self._waiting: list[Cases] = []
+        self._batch_size = 1
         self._checked = False
 
     def observe(self, callback: Callable[[str, int, int], None]) -> None:
@@ -164,20 +166,34 @@ class RobustnessEvaluation(LightningModule):
         return Cases(*(rows.to(self.device) for rows in (cases.images, cases.labels, cases.index)))
 
     def test_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
-        """Hands on a record for each image of the batch that has none, portion by portion."""
+        """Hands on a record for each image of the batch that has none, portion by portion; the audited ones wait."""
         images, labels, index = batch
         todo = torch.tensor([i not in self.finished for i in index.tolist()], device=index.device)
-        if not todo.any():
-            return
-        cases = Cases(images, labels, index).select(todo)
-        audited = torch.zeros(len(cases), dtype=torch.bool, device=index.device)
-        if self._audited is not None:
-            audited = torch.isin(cases.index, self._audited.to(index.device))
+        audited = torch.zeros_like(todo) if self._audited is None else torch.isin(index, self._audited.to(index.device))
+        cases = Cases(images, labels, index)
+        self._waiting.append(cases.select(todo & audited))
+        self._batch_size = max(self._batch_size, len(index))
+        self._evaluate(cases.select(todo & ~audited), audited=False)
+
+    def on_test_epoch_end(self) -> None:
+        """Work on the audited images: few of them come with each batch, and the audit's calls are full if they come
+        together. No more at a time than a batch has."""
+        waiting, self._waiting = self._waiting, []
+        parts = zip(*((cases.images, cases.labels, cases.index) for cases in waiting), strict=True)
+        columns = [torch.cat(part).split(self._batch_size) for part in parts]
+        for images, labels, index in zip(*columns, strict=True):
+            self._evaluate(Cases(images, labels, index), audited=True)
+
+    def _evaluate(self, cases: Cases, audited: bool) -> None:
         evaluator = self.evaluator
         draws = evaluator.protocol.verdict_draws
-        for portion in portions(audited, self.defence, evaluator.attack, draws, evaluator.rows):
-            self.in_work = len(portion)
-            records = evaluator.evaluate(cases.select(portion), audited[portion])
+        for portion in (
+            portions(len(cases), self.defence, evaluator.attack, draws, evaluator.rows) if len(cases) else ()
+        ):
+            some = cases.select(portion.to(cases.index.device))
+            self.in_work = len(some)
+            asked = torch.full((len(some),), audited, device=some.index.device)
+            records = evaluator.evaluate(some, asked)
             self.in_work = 0
             for take in self._takers:
                 take(records)

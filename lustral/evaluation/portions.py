@@ -11,21 +11,20 @@ from lustral.attacks import Attack, Ensemble
 from lustral.evaluation.defence import Defence
 
 
-def portions(audited: Tensor, defence: Defence, attack: Attack, verdict_draws: int, rows: int) -> list[Tensor]:
-    """The rows of a batch, portion by portion; no result depends on them.
+def portions(images: int, defence: Defence, attack: Attack, verdict_draws: int, rows: int) -> list[Tensor]:
+    """The rows of a batch of ``images``, portion by portion; no result depends on them.
 
-    Those that are ``audited`` (B,) come first, so that the audit's calls are full as well. A deterministic defence gets
-    one portion, because images that are broken leave and the others close up; and so does one whose rows differ in
-    cost, as it packs its calls itself.
+    A deterministic defence gets one portion, because images that are broken leave and the others close up; and so does
+    one whose rows differ in cost, as it packs its calls itself.
 
     Args:
         rows: R.
     """
-    order = audited.logical_not().to(torch.int8).argsort(stable=True)
+    order = torch.arange(images)
     if not defence.random or defence.ragged:
         return [order]
     draws = {*_draws(attack), verdict_draws}
-    return list(order.split(smallest_portion(len(order), draws, rows)))
+    return list(order.split(smallest_portion(images, draws, rows)))
 
 
 def smallest_portion(images: int, draws: set[int], rows: int) -> int:

@@ -177,7 +177,14 @@ def test_an_evaluation_ends_with_its_card_on_the_screen_however_it_came_by_its_r
     for _ in range(2):
         assert cli(*words) == 0
         told = capsys.readouterr()
-        for word in ("clean", "under attack", "n = 3", "unaudited", "card.json", f"python cli.py report {tmp_path / 'run'}"):
+        for word in (
+            "clean",
+            "under attack",
+            "n = 3",
+            "unaudited",
+            "card.json",
+            f"python cli.py report {tmp_path / 'run'}",
+        ):
             assert word in told.out
     assert "3 images have a record already" in told.err
 

@@ -20,18 +20,17 @@ def test_the_smallest_portion_costs_no_call_more(images: int, draws: set[int], r
     assert smallest_portion(images, draws, rows) == expected
 
 
-def test_audited_images_come_first_and_every_image_once() -> None:
-    audited = torch.tensor([False, True, False, False, True, False, False, False])
+def test_every_image_comes_once() -> None:
     defence, attack = Defence(ToyClassifier(), NoisyPurifier(0.1)), PGD(2, eot=4, selection_draws=4)
     for whole in (attack, Ensemble([attack, attack], selection_draws=8)):
-        found = portions(audited, defence, whole, verdict_draws=4, rows=8)
-        assert [portion.tolist() for portion in found] == [[1, 4], [0, 2], [3, 5], [6, 7]]
+        found = portions(8, defence, whole, verdict_draws=4, rows=8)
+        assert [portion.tolist() for portion in found] == [[0, 1], [2, 3], [4, 5], [6, 7]]
 
 
 def test_a_deterministic_defence_gets_the_batch_whole() -> None:
     """Its images leave when they are broken, and the others share the calls."""
     defence = Defence(ToyClassifier(), Identity())
-    (found,) = portions(torch.zeros(64, dtype=torch.bool), defence, PGD(2), verdict_draws=4, rows=8)
+    (found,) = portions(64, defence, PGD(2), verdict_draws=4, rows=8)
     assert found.tolist() == list(range(64))
 
 
@@ -45,6 +44,26 @@ def test_records_are_handed_on_before_the_batch_ends_and_are_those_of_the_whole(
     assert [len(records) for records in taken] == [2, 2, 2]
     whole = module.evaluator.evaluate(cases, torch.zeros(6, dtype=torch.bool))
     assert [r.to_json() for records in taken for r in records] == [r.to_json() for r in whole]
+
+
+def test_audited_images_wait_until_they_fill_the_calls_of_the_audit() -> None:
+    """A few of them in each batch would pay for the padding of every call of every probe."""
+    protocol = Protocol(verdict_draws=2, audit_images=3, known_noise=False)
+    attack, threat = PGD(1, eot=2, selection_draws=2), ThreatModel("linf", "8/255")
+    module = RobustnessEvaluation(ToyClassifier(), NoisyPurifier(0.1), attack, threat, protocol, rows=4)
+    cases, taken = right_cases(8), list[list[Record]]()
+    module._audited = cases.index[[1, 4, 7]]
+    module.hand_on(lambda records: taken.append(list(records)))
+    for rows in torch.arange(8).split(4):
+        some = cases.select(rows)
+        module.test_step((some.images, some.labels, some.index), 0)
+    assert not any(record.audit for records in taken for record in records)
+    module.on_test_epoch_end()
+    found = {record.index: bool(record.audit) for records in taken for record in records}
+    assert [found[index] for index in cases.index.tolist()] == [False, True, False, False, True, False, False, True]
+    assert [len(records) for records in taken] == [2, 1, 2, 2, 1]
+    module.on_test_epoch_end()
+    assert len(taken) == 5, "none is handed on twice"
 
 
 def test_every_part_of_the_work_is_told() -> None:
