@@ -185,11 +185,11 @@ class RobustnessEvaluation(LightningModule):
             self._evaluate(Cases(images, labels, index), audited=True)
 
     def _evaluate(self, cases: Cases, audited: bool) -> None:
+        if len(cases) == 0:
+            return
         evaluator = self.evaluator
         draws = evaluator.protocol.verdict_draws
-        for portion in (
-            portions(len(cases), self.defence, evaluator.attack, draws, evaluator.rows) if len(cases) else ()
-        ):
+        for portion in portions(len(cases), self.defence, evaluator.attack, draws, evaluator.rows):
             some = cases.select(portion.to(cases.index.device))
             self.in_work = len(some)
             asked = torch.full((len(some),), audited, device=some.index.device)
