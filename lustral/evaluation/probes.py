@@ -166,7 +166,7 @@ def _same(attack: Attack, house: Attack) -> bool:
     """Whether a run's attack is the house's, or has it among its members."""
     if describe(attack) == describe(house):
         return True
-    if not isinstance(attack, Ensemble):
+    if type(attack) is not Ensemble:  # of a subclass nobody knows what it makes of its members' images
         return False
     own = [describe(member) for member in attack.attacks]
     wanted = house.attacks if isinstance(house, Ensemble) else [house]

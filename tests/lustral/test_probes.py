@@ -44,6 +44,11 @@ def test_what_is_not_asked_is_told_with_its_reason() -> None:
     assert _plan(RandomDirections(), True).skipped["double_steps"] == "the attack takes no steps"
     assert "house" in _plan(Ensemble([PGD(3), *attack.attacks]), False).skipped, "it is a member"
 
+    class Milder(Ensemble):
+        """May make anything of its members' images."""
+
+    assert "house" not in _plan(Milder(attack.attacks), False).skipped
+
 
 @pytest.mark.parametrize(
     ("attack", "reach"),
