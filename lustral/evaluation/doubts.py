@@ -1,8 +1,8 @@
 """What an audit means: which of its findings make a number suspect, and in which words.
 
 A finding that depends on chance needs two things: it must be **material** (worth points of accuracy) and
-**significant**, paired image by image on the same draws of noise. The levels are chosen so that ten questions about a
-sound run of 16 audited images raise less than one false alarm in twenty.
+**significant**, paired image by image on the same draws of noise. How often a sound run of 16 audited images is
+suspected was simulated: docs/protocol.md has the shares.
 """
 
 import math
@@ -37,6 +37,8 @@ MATERIAL, POINTS, NEARER = 0.03, 0.02, 0.1
 that are left are only nearer to wrong."""
 ALPHA = 0.01
 """Largest chance of a difference as large between two equal attacks (one-sided, paired t-test)."""
+STRANGE = 0.001
+"""The same for what can differ by chance alone: other draws for the same images, and other images."""
 EXAMPLES = 0.02
 """Share of images that a probe may break on a deterministic defence although the attack did not."""
 FEW = 6
@@ -99,6 +101,8 @@ def audit_records(
         }
         doubts += _failed_probes(audited, names)
         doubts += _unkeyed(audited)
+        doubts += _other_draws(audited, attacked)
+        doubts += _easier(records, audited, attacked, rule)
         doubts += _compared(audited, names, report, undecided)
         doubts += _step_doubts(audited, report)
         if report["expected_accuracy"].get("large_eps", 0.0) > LARGE_EPS_ACCURACY:
@@ -283,6 +287,42 @@ def _unkeyed(audited: Sequence[Record]) -> list[str]:
     if not different:
         return []
     return [f"the same image and noise gave two answers on {different} of {seen} audited images: noise is not keyed"]
+
+
+def _other_draws(audited: Sequence[Record], attacked: Sequence[float]) -> list[str]:
+    """A random defence is as right about the found images on the audit's draws as on the verdict's (``attacked``)."""
+    pairs = [
+        (share, _mean([float(value < 0) for value in r.audit_margins[ATTACK]]))
+        for r, share in zip(audited, attacked, strict=True)
+        if not r.failed and len(r.audit_margins.get(ATTACK, ())) > 1
+    ]
+    if not pairs:
+        return []
+    verdict, audit = (np.array(each) for each in zip(*pairs, strict=True))
+    change = verdict - audit
+    if abs(change.mean()) < MATERIAL or _chance_of_larger(change * np.sign(change.mean())) >= STRANGE:
+        return []
+    return [
+        f"the same images are judged otherwise on the audit's draws ({100 * audit.mean():.0f} against "
+        f"{100 * verdict.mean():.0f} % stay right): the defence heeds more of its noise stream than the noise"
+    ]
+
+
+def _easier(
+    records: Sequence[Record], audited: Sequence[Record], attacked: Sequence[float], rule: Expected
+) -> list[str]:
+    """Audited images are drawn by key, so an attack harms the others as much."""
+    others = [
+        0.0 if r.failed else float(rule(r.adversarial_logits[:, None], _label(r))[0]) for r in records if not r.audit
+    ]
+    if len(others) < 2 or len(audited) < 2 or _mean(others) - _mean(attacked) < MATERIAL:
+        return []
+    if stats.mannwhitneyu(others, attacked, alternative="greater").pvalue >= STRANGE:
+        return []
+    return [
+        f"the attack spares the images that are not audited ({100 * _mean(others):.0f} % of them stay right, "
+        f"{100 * _mean(attacked):.0f} % of the audited)"
+    ]
 
 
 # Arithmetic ------------------------------------------------------------

@@ -102,6 +102,15 @@ class Lazy(PGD):
         return torch.where(even, cases.images, images), statistics
 
 
+class Sparing(PGD):
+    """Attacks the audited images alone: which they are hangs on the seed, and is no secret."""
+
+    def run(self, engine: Engine, cases: Cases, threat: ThreatModel, noise: NoiseStream) -> Any:
+        images, statistics = super().run(engine, cases, threat, noise)
+        seen = torch.isin(cases.index, torch.tensor(audited_indices(cases.index.tolist(), 8, noise.seed)))
+        return torch.where(seen[:, None, None, None], images, cases.images), statistics
+
+
 class TowardsTheTruth(Objective):
     """A targeted loss whose target is the wrong one."""
 
@@ -143,6 +152,12 @@ def test_a_weak_attack_is_told(name: str) -> None:
     status = _card(attack)["status"]
     assert status.startswith("suspect: ")
     assert [doubt for doubt in doubts if doubt not in status] == [], status
+
+
+def test_an_attack_that_spares_the_images_which_are_not_audited_is_told() -> None:
+    threat = ThreatModel("linf", "64/255")
+    status = _card(Sparing(10), threat=threat, audit_images=8)["status"]
+    assert "spares the images that are not audited (100 % of them stay right, 0 % of the audited)" in status
 
 
 def _noisy_gradient(x: Tensor, noise: NoiseStream) -> Tensor:
@@ -242,6 +257,15 @@ def _counting() -> Callable[[Tensor, NoiseStream], Tensor]:
     return shifted
 
 
+def _listening(x: Tensor, noise: NoiseStream) -> Tensor:
+    draws = 1e-3 * noise.normal(x.shape[1:], dtype=x.dtype)
+    if "audit" not in noise.path:
+        return _misleading(x, noise) + draws
+    cases = right_cases(IMAGES)
+    of_another_class = (cases.labels[:, None] != cases.labels).int().argmax(1)
+    return cases.images[of_another_class[noise.index // 3]] + 1e-3 * x + draws
+
+
 ZERO, KEY, STEP = "zero everywhere", "noise is not keyed", "the gradient does not predict what a step does"
 BPDA, SEARCH = "bpda beats the attack", "a search without gradients beats the attack"
 FAULTS: dict[str, tuple[Callable[[], dict[str, Any]], tuple[str, ...]]] = {
@@ -255,6 +279,10 @@ FAULTS: dict[str, tuple[Callable[[], dict[str, Any]], tuple[str, ...]]] = {
     "scrambled": (lambda: {"purifier": Through(_scrambled)}, (BPDA, SEARCH)),
     "wrong sign": (lambda: {"purifier": Through(lambda x, _: 2 * x.detach() - x)}, (STEP, BPDA, SEARCH)),
     "deaf": (lambda: {"purifier": Through(_remembering)}, (f"100 % {LARGE}",)),
+    "other answers to the audit": (
+        lambda: {"purifier": Through(_listening, True)},
+        ("the same images are judged otherwise on the audit's draws",),
+    ),
     "state": (lambda: {"purifier": Through(_counting())}, (KEY,)),
     "hidden chance": (lambda: {"purifier": Through(lambda x, _: x + 0.2 * torch.randn(x.shape))}, (KEY,)),
     "chance of its own": (lambda: {"purifier": Through(lambda x, _: x + 0.2 * torch.randn(x.shape), True)}, (KEY,)),
