@@ -39,6 +39,8 @@ ALPHA = 0.01
 """Largest chance of a difference as large between two equal attacks (one-sided, paired t-test)."""
 STRANGE = 0.001
 """The same for what can differ by chance alone: other draws for the same images, and other images."""
+OPEN = 0.05
+"""The same for a random defence's difference that more images should decide."""
 EXAMPLES = 0.02
 """Share of images that a probe may break on a deterministic defence although the attack did not."""
 FEW = 6
@@ -96,7 +98,12 @@ def audit_records(
         rule = Expected(verdict_draws)
         attacked = [0.0 if r.failed else float(rule(r.adversarial_logits[:, None], _label(r))[0]) for r in audited]
         names = list(audited[0].audit)
-        report["expected_accuracy"] = {ATTACK: _mean(attacked)} | {
+        # On the draws that the probes are judged on, so that one can be read against the other.
+        alike = [
+            _right(r.audit_margins[ATTACK]) if ATTACK in r.audit_margins else known
+            for r, known in zip(audited, attacked, strict=True)
+        ]
+        report["expected_accuracy"] = {ATTACK: _mean(alike)} | {
             name: _mean([r.audit[name] for r in audited]) for name in names
         }
         doubts += _failed_probes(audited, names)
@@ -195,7 +202,7 @@ def _compared(
     def points(name: str) -> float:
         """By how much of the accuracy ``name`` leaves less than the attack, on the same draws."""
         known = [r.audit_margins for r in audited if not r.failed and {name, ATTACK} <= r.audit_margins.keys()]
-        return _mean([_mean([float(v < 0) for v in m[ATTACK]]) - _mean([float(v < 0) for v in m[name]]) for m in known])
+        return _mean([_right(margins[ATTACK]) - _right(margins[name]) for margins in known])
 
     for name in names:
         other = KNOWN_ATTACK if name == "known_noise" else ATTACK
@@ -255,6 +262,8 @@ def _word(gain: np.ndarray, points: float, broken: int, deterministic: bool) -> 
     chance."""
     if gain.mean() >= (MATERIAL if points >= POINTS else NEARER) and _chance_of_larger(gain) < ALPHA:
         return "stronger"
+    if not deterministic and gain.mean() >= MATERIAL and _chance_of_larger(gain) < OPEN:
+        return "undecided"
     if deterministic and broken:
         if stats.binomtest(broken, len(gain), EXAMPLES, alternative="greater").pvalue < 0.05:
             return "stronger"
@@ -341,6 +350,11 @@ def _chance_of_larger(values: np.ndarray, rank: bool = False) -> float:
 
 def _label(record: Record) -> torch.Tensor:
     return torch.tensor([record.label])
+
+
+def _right(margins: Sequence[float]) -> float:
+    """The share of draws that are right."""
+    return _mean([float(value < 0) for value in margins])
 
 
 def _mean(values: Sequence[float]) -> float:

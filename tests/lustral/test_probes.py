@@ -115,6 +115,15 @@ def test_an_image_of_a_deterministic_defence_is_an_example() -> None:
     assert _word(np.array([0.4] + [0.0] * 15), 0.1, 1, False) == "no stronger", "chance, where there is noise"
 
 
+def test_a_random_defence_that_a_probe_probably_harms_more_is_undecided() -> None:
+    """An attack of one draw on a strongly random defence was `ok`: three probes were stronger, none at 1 %."""
+    pattern = np.array([1.0, -1.0] * 8)
+    assert _word(0.06 + 0.11 * pattern, 0.06, 0, False) == "undecided"
+    assert _word(0.06 + 0.05 * pattern, 0.06, 0, False) == "stronger"
+    assert _word(0.06 + 0.30 * pattern, 0.06, 0, False) == "no stronger"
+    assert _word(0.02 + 0.03 * pattern, 0.02, 0, False) == "no stronger", "too little to matter"
+
+
 def test_rightness_sees_how_near_a_draw_is() -> None:
     assert rightness([1.0, 2.0], 1.0) == 0.0
     assert 0 < rightness([-0.1, 1.0], 1.0) < rightness([-1.0, 1.0], 1.0) < rightness([-1e9, 1.0], 1.0) == 0.5
