@@ -40,8 +40,13 @@ $(RUNS)/eval/%/card.json: configs/eval/%.yaml $(TRAINED)
 	OMP_NUM_THREADS=1 $(BIN)/python cli.py test -c $< --data.num_test 200 --trainer.default_root_dir $(RUNS)/eval/$* \
 	  --model.classifier.weights $(RUNS)/train/digits_classifier/weights.safetensors $(DENOISER_$*) $(ON_CPU)
 
-demo: $(RUNS)/eval/digits_undefended/card.json $(RUNS)/eval/digits_diffpure/card.json
-	@OMP_NUM_THREADS=1 $(BIN)/python cli.py report $(^D) --output $(RUNS)/report
+# The two trainings take a core each.
+.PHONY: trained
+trained: .venv/installed
+	@$(MAKE) --no-print-directory -j2 $(TRAINED)
+
+demo: trained $(RUNS)/eval/digits_undefended/card.json $(RUNS)/eval/digits_diffpure/card.json
+	@OMP_NUM_THREADS=1 $(BIN)/python cli.py report $(RUNS)/eval/digits_undefended $(RUNS)/eval/digits_diffpure --output $(RUNS)/report
 	@echo "The same numbers with figures: $(RUNS)/report/report.md"
 	@echo "Images before and after:       $(RUNS)/eval/digits_diffpure/panels.png"
 	@echo "TensorBoard:                   $(BIN)/tensorboard --logdir $(RUNS)"
