@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lustral.attacks import Attack, Cases, CrossEntropy, Engine, Ensemble, FirstOrderAttack, Objective
+from lustral.attacks import Attack, Cases, CrossEntropy, Engine, Objective
 from lustral.evaluation.operations import VECTOR, Operations, equal_rows
+from lustral.evaluation.probes import first_order
 from lustral.noise import NoiseStream
 from lustral.purifiers import GradientMode, Identity, Purified, Purifier
 
@@ -98,18 +99,12 @@ class _Look:
 def _gradients(engine: Engine, attack: Attack) -> list[_Look]:
     """Every different gradient that the attack asks for; the cross-entropy's if it asks for none."""
     found: dict[object, _Look] = {}
-    for member in _first_order(attack):
+    for member in first_order(attack):
         source = engine if member.surrogate is None else engine.through(member.surrogate)
         key = (id(member.surrogate), member.gradient, type(member.objective), member.objective.needs)
         found.setdefault(key, _Look(source, member.objective, member.gradient))
     plain = _Look(engine, CrossEntropy())
     return list(found.values()) or [plain] * ("exact" in plain.purifier.gradient_modes)
-
-
-def _first_order(attack: Attack) -> list[FirstOrderAttack]:
-    if isinstance(attack, Ensemble):
-        return [member for each in attack.attacks for member in _first_order(each)]
-    return [attack] if isinstance(attack, FirstOrderAttack) else []
 
 
 def _few(cases: Cases) -> Cases:
