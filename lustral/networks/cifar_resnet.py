@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lustral.networks.builders import announced
 from lustral.networks.classifier import Classifier
 from lustral.networks.weights import load_into
 
@@ -38,6 +39,7 @@ class _Block(nn.Module):
         return F.relu(out + x)
 
 
+@announced
 class CifarResNet(Classifier):
     """A residual network whose stem keeps the resolution; every stage after the first halves it and doubles the width.
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lustral.networks.builders import announced
 from lustral.networks.classifier import Classifier
 from lustral.networks.weights import load_into
 
@@ -39,6 +40,7 @@ class _Block(nn.Module):
         return out + (x if self.shortcut is None else self.shortcut(x))
 
 
+@announced
 class CifarMobileNetV2(Classifier):
     """MobileNetV2 in the common form for CIFAR: 2,296,922 parameters for ten classes.
 

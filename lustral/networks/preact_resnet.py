@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from lustral.networks.builders import announced
 from lustral.networks.classifier import Classifier
 from lustral.networks.same_conv import SameConv2d, activation_named
 from lustral.networks.weights import load_into
@@ -37,6 +38,7 @@ def _convolution(width_in: int, width: int, stride: int, same: bool) -> nn.Conv2
     return SameConv2d(width_in, width, stride) if same else nn.Conv2d(width_in, width, 3, stride, 1, bias=False)
 
 
+@announced
 class PreActResNet(Classifier):
     """A pre-activation residual network whose stem keeps the resolution; later stages halve it and double the width.
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lustral.networks.builders import announced
 from lustral.networks.classifier import Classifier
 from lustral.networks.weights import load_into
 
@@ -44,6 +45,7 @@ class _Block(nn.Module):
         return torch.stack(halves, dim=2).flatten(1, 2)
 
 
+@announced
 class ShuffleNetV2(Classifier):
     """ShuffleNetV2; 1,263,854 parameters at scale 1 for ten classes, whatever the stem.
 

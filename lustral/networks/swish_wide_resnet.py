@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lustral.networks.builders import announced
 from lustral.networks.classifier import Classifier
 from lustral.networks.same_conv import SameConv2d
 from lustral.networks.weights import load_into
@@ -27,6 +28,7 @@ class _Block(nn.Module):
         return out + (x if self.shortcut is None else self.shortcut(activated))
 
 
+@announced
 class SwishWideResNet(Classifier):
     """WRN-``depth``-``width`` of Gowal et al. (2020), "Uncovering the limits of adversarial training".
 

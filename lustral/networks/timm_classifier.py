@@ -6,6 +6,7 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
+from lustral.networks.builders import announced
 from lustral.networks.classifier import Classifier
 from lustral.networks.weights import load_into
 
@@ -13,6 +14,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+@announced
 class TimmClassifier(Classifier):
     """A timm architecture, such as ``resnet50`` or ``deit_small_patch16_224``. Never downloads weights.
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lustral.networks.builders import announced
 from lustral.networks.classifier import Classifier
 from lustral.networks.weights import load_into
 
@@ -38,6 +39,7 @@ class _Block(nn.Module):
         return out + (x if self.shortcut is None else self.shortcut(x if self.raw_shortcut else activated))
 
 
+@announced
 class WideResNet(Classifier):
     """WRN-``depth``-``width`` in three stages at full, half and quarter resolution.
 
