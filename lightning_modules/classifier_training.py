@@ -4,13 +4,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_modules.checks import check_fit
 from lightning_modules.dropout import seed_dropout
 from lightning_modules.mixup import mixup_draws
+from lightning_modules.module import LustralModule
 from lightning_modules.schedules import check_warmup, warmup_cosine
 from lustral.networks import Classifier
 from lustral.noise import NoiseStream
@@ -18,7 +18,7 @@ from lustral.noise import NoiseStream
 Batch = tuple[Tensor, Tensor, Tensor]
 
 
-class ClassifierTraining(LightningModule):
+class ClassifierTraining(LustralModule):
     """Cross-entropy on clean images, or on mixtures of two (mixup: Zhang et al. 2018).
 
     Args:

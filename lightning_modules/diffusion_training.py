@@ -1,13 +1,14 @@
 """Training of a diffusion model."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lightning_modules.checks import check_fit
 from lightning_modules.dropout import seed_dropout
+from lightning_modules.module import LustralModule
 from lightning_modules.schedules import check_warmup, warmup_cosine
 from lustral.diffusion import Denoiser, DiffusionLoss, SimpleLoss, to_diffusion
 from lustral.noise import NoiseStream
@@ -15,7 +16,7 @@ from lustral.noise import NoiseStream
 Batch = tuple[Tensor, Tensor, Tensor]
 
 
-class DiffusionTraining(LightningModule):
+class DiffusionTraining(LustralModule):
     """A denoiser and the loss that trains it.
 
     Times and noise are keyed by (seed, sample, step), so a run does not depend on how it is sharded, and
@@ -34,6 +35,11 @@ class DiffusionTraining(LightningModule):
         compile: compile the network (`torch.compile`); weights and results keep their names.
         seed: of times, noise and dropout.
     """
+
+    unsupported: ClassVar[Mapping[str, str]] = {
+        "predict": "A diffusion model has no classes to predict: look at its samples with `python cli.py test` and a "
+        "second -c configs/quality/digits.yaml.",
+    }
 
     def __init__(
         self,
