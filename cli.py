@@ -220,7 +220,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _run(stopping: Stopping, words: Sequence[str], typed: bool) -> dict[str, Any] | None:
     """One of Lightning's subcommands; returns the card if it made one. ``typed`` says that words are the process's."""
-    training = [FiniteLoss(), LearningRateMonitor("step"), WeightExport()]
+    training = [FiniteLoss(), LearningRateMonitor(), WeightExport()]
     defaults = {"callbacks": [*training, AttackRecords(), InnerProgress(), Panels(), Predictions()]}
     stage = {"default_config_files": [str(BASE)], "exit_on_error": False, "allow_abbrev": False}
     cli = LustralCLI(
