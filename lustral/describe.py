@@ -31,6 +31,47 @@ def arguments(component: object, leave_out: Iterable[str] = ()) -> dict[str, Any
     return {name: getattr(component, name) for name in names if name not in set(leave_out)}
 
 
+def rebuilt(component: Any, changes: Mapping[str, Any], always: tuple[type, ...] = ()) -> Any:
+    """``component`` made anew with other values of some constructor arguments; what is not named is shared.
+
+    Args:
+        component: keeps its arguments as attributes of the same names.
+        changes: by name; a dotted name ("purifier.num_steps") changes an argument of an argument, which is then made anew
+            as well. Values are plain data: nothing can be put in the place of a component.
+        always: kinds of arguments that are made anew in any case.
+
+    Raises:
+        ValueError: if a name is not known, a network would have to be made anew, or the class refuses the values.
+    """
+    name_of, given = type(component).__name__, arguments(component)
+    own, inner = dict[str, Any](), dict[str, dict[str, Any]]()
+    for key, value in changes.items():
+        name, _, rest = key.partition(".")
+        if name not in given:
+            raise ValueError(f"{name_of} has no argument {name!r} to change; it has {', '.join(given) or 'none'}.")
+        if isinstance(value, Mapping) and "class_path" in value:
+            raise ValueError(
+                f"{key} is to become a {value['class_path']}, but only plain values can be changed: give the whole "
+                "component with a class path."
+            )
+        if rest:
+            inner.setdefault(name, {})[rest] = value
+        else:
+            own[name] = value
+    for name, value in given.items():
+        if name in inner and isinstance(value, nn.Module) and not isinstance(value, always):
+            raise ValueError(
+                f"{name}.{next(iter(inner[name]))} is an argument of a network, which is shared and not made anew: "
+                "change something else, or give the whole component with a class path."
+            )
+        if name not in own and (name in inner or isinstance(value, always)):
+            own[name] = rebuilt(value, inner.get(name, {}), always)
+    try:
+        return type(component)(**{**given, **own})
+    except TypeError as error:
+        raise ValueError(f"{name_of} cannot take {dict(changes)} ({error}): give values of the right kind.") from error
+
+
 def describe(value: Any) -> Any:
     """``value`` as plain data (numbers, strings, lists, dicts): components by class and arguments.
 
