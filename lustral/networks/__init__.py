@@ -2,7 +2,7 @@
 
 from lustral.networks.adm import ADMDenoiser
 from lustral.networks.cifar_resnet import CifarResNet
-from lustral.networks.classifier import Classifier
+from lustral.networks.classifier import Classifier, Stage
 from lustral.networks.denoisers import PreconditionedDenoiser
 from lustral.networks.mobilenet_v2 import CifarMobileNetV2
 from lustral.networks.preact_resnet import PreActResNet
@@ -25,6 +25,7 @@ __all__ = [
     "ShuffleNetV2",
     "SongUNet",
     "SongUNetDenoiser",
+    "Stage",
     "SwishWideResNet",
     "TimmClassifier",
     "UNetDenoiser",

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lustral.diffusion.schedules import ScheduleName, make_schedule
+from lustral.networks.builders import announced
 from lustral.networks.denoisers import PreconditionedDenoiser
 from lustral.networks.preconditioners import EDM, Consistency, FloorVP, Preconditioner, make_preconditioner
 from lustral.networks.weights import load_into
@@ -47,6 +48,7 @@ def _check_heads(widths: Iterable[int], head_width: int | None, num_heads: int |
         raise ValueError(f"{name} is {divisor}; it must divide the {uneven[0]} channels of a block that attends.")
 
 
+@announced
 class ADMDenoiser(PreconditionedDenoiser):
     """diffusers' UNet2DModel as ADM: scale-shift normalisation, several heads, and a learned variance.
 

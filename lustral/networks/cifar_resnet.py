@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lustral.networks.classifier import Classifier
+from lustral.networks.builders import announced
+from lustral.networks.classifier import Classifier, Stage
 from lustral.networks.weights import load_into
 
 
@@ -38,6 +39,7 @@ class _Block(nn.Module):
         return F.relu(out + x)
 
 
+@announced
 class CifarResNet(Classifier):
     """A residual network whose stem keeps the resolution; every stage after the first halves it and doubles the width.
 
@@ -45,6 +47,8 @@ class CifarResNet(Classifier):
     * ResNet-50 of that form: ``blocks`` (3, 4, 6, 3) and ``bottleneck``, 23,520,842 parameters (DiffPure's).
     * ResNet-56 of He et al. (section 4.2, 6 n + 2 layers): ``blocks`` (9, 9, 9), ``width`` 16 and ``shortcut`` "pad",
       the paper's choice for CIFAR (its option A), 853,018 parameters; "conv" (option B) makes them 855,770.
+
+    Stages: "layer1", "layer2", ..., of which the last is the map whose mean the head is given.
 
     Args:
         blocks: residual blocks of each stage.
@@ -100,3 +104,6 @@ class CifarResNet(Classifier):
 
     def logits(self, x: Tensor) -> Tensor:
         return self.head(self.stages(F.relu(self.norm(self.stem(x)))).mean(dim=(2, 3)))
+
+    def named_stages(self) -> dict[str, Stage]:
+        return {f"layer{number}": Stage(blocks) for number, blocks in enumerate(self.stages, 1)}

@@ -1,14 +1,28 @@
 """The classifier convention: [0, 1] images in, logits out, normalised inside."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 
+class Stage(NamedTuple):
+    """Where a named feature map is read on its way.
+
+    Args:
+        module: called once in a forward pass; its output (B, ...) is the map.
+        then: what follows the module and is none itself, such as an activation.
+    """
+
+    module: nn.Module
+    then: None | Callable[[Tensor], Tensor] = None
+
+
 class Classifier(nn.Module, ABC):
-    """Logits of [0, 1] images. Subclasses give `logits` of normalised images.
+    """Logits of [0, 1] images. Subclasses give `logits` of normalised images, and `named_stages` if they have any.
 
     Args:
         num_classes: how many classes.
@@ -77,3 +91,54 @@ class Classifier(nn.Module, ABC):
         finally:
             hook.remove()
         return found[-1].flatten(1), logits
+
+    def named_stages(self) -> dict[str, Stage]:
+        """The feature maps that `activations` can give, by the names of the published code, in the order in which they
+        are computed."""
+        return {}
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """The names that `activations` knows, in the order in which the maps are computed."""
+        return tuple(self.named_stages())
+
+    def activations(self, x: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+        """The named feature maps of images (B, C, H, W) in [0, 1]: (B, ...) each, as the network has them, in the order
+        of ``names``; differentiable in ``x``.
+
+        The forward pass is a whole one, so that whoever counts calls counts this one.
+
+        Raises:
+            ValueError: for a name that is not in `stage_names`, or if its map is not computed once in a forward pass as
+                one tensor.
+        """
+        return self.activations_and_logits(x, names)[0]
+
+    def activations_and_logits(self, x: Tensor, names: Collection[str]) -> tuple[dict[str, Tensor], Tensor]:
+        """What `activations` gives, and the logits (B, num_classes) of the same call."""
+        stages = self.named_stages()
+        if unknown := [name for name in names if name not in stages]:
+            known = f"its stages are {', '.join(stages)}"
+            none = "it names none at all: override its `named_stages`, or choose another classifier"
+            raise ValueError(f"{type(self).__name__} has no stage {unknown[0]!r}; {known if stages else none}.")
+        found: dict[str, list[Tensor]] = {name: [] for name in names}
+        with ExitStack() as hooks:
+            for name, seen in found.items():
+                hooks.enter_context(stages[name].module.register_forward_hook(_keep_in(seen)))
+            logits = self(x)
+        for name, seen in found.items():
+            if len(seen) != 1 or not isinstance(seen[0], Tensor):
+                what = f"{len(seen)} times" if len(seen) != 1 else f"as a {type(seen[0]).__name__}"
+                raise ValueError(
+                    f"{type(self).__name__} computes its stage {name!r} {what} in a forward pass, and not once as one "
+                    "tensor: choose another stage."
+                )
+        return {name: _finished(stages[name], seen[0]) for name, seen in found.items()}, logits
+
+
+def _keep_in(seen: list[Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    return lambda module, inputs, output: seen.append(output)
+
+
+def _finished(stage: Stage, output: Tensor) -> Tensor:
+    return output if stage.then is None else stage.then(output)

@@ -1,11 +1,13 @@
 """MobileNetV2 (Sandler et al. 2018) for images of 32 x 32 pixels."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lustral.networks.classifier import Classifier
+from lustral.networks.builders import announced
+from lustral.networks.classifier import Classifier, Stage
 from lustral.networks.weights import load_into
 
 _STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -39,12 +41,16 @@ class _Block(nn.Module):
         return out + (x if self.shortcut is None else self.shortcut(x))
 
 
+@announced
 class CifarMobileNetV2(Classifier):
     """MobileNetV2 in the common form for CIFAR: 2,296,922 parameters for ten classes.
 
     It differs from the paper's network in what that form always does: the stem and the second stage keep the
     resolution, the first block expands although its expansion is 1, a block that keeps the resolution and changes the
     width has a convolution as shortcut, and the activation is not cut at 6.
+
+    Stages: "layer1" ... "layer7", the outputs of the paper's seven (table 2), which are linear; and "relu", the last
+    map, of 1280 channels.
 
     Args:
         num_classes: how many classes.
@@ -82,3 +88,8 @@ class CifarMobileNetV2(Classifier):
     def logits(self, x: Tensor) -> Tensor:
         features = self.blocks(F.relu(self.norm(self.stem(x))))
         return self.head(F.relu(self.last_norm(self.last(features))).mean(dim=(2, 3)))
+
+    def named_stages(self) -> dict[str, Stage]:
+        ends = accumulate(count for _, _, count, _ in _STAGES)
+        named = {f"layer{number}": Stage(self.blocks[end - 1]) for number, end in enumerate(ends, 1)}
+        return named | {"relu": Stage(self.last_norm, F.relu)}

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from lustral.networks.classifier import Classifier
+from lustral.networks.builders import announced
+from lustral.networks.classifier import Classifier, Stage
 from lustral.networks.same_conv import SameConv2d, activation_named
 from lustral.networks.weights import load_into
 
@@ -37,6 +38,7 @@ def _convolution(width_in: int, width: int, stride: int, same: bool) -> nn.Conv2
     return SameConv2d(width_in, width, stride) if same else nn.Conv2d(width_in, width, 3, stride, 1, bias=False)
 
 
+@announced
 class PreActResNet(Classifier):
     """A pre-activation residual network whose stem keeps the resolution; later stages halve it and double the width.
 
@@ -44,6 +46,9 @@ class PreActResNet(Classifier):
     * Rice et al. (2020), l2: ``shortcut`` "activated", 11,172,170 parameters.
     * The ResNet-18 of Gowal et al. (2021), Rebuffi et al. (2021) and Rade et al. (2021): ``shortcut`` "same" and
       ``activation`` "silu", 12,548,426 parameters.
+
+    Stages: "layer1", "layer2", ..., and with ``last_norm`` "relu", the last map normalised and activated (by
+    ``activation``, whichever it is).
 
     Args:
         blocks: residual blocks of each stage.
@@ -111,3 +116,7 @@ class PreActResNet(Classifier):
         if self.norm is not None:
             features = self._activate(self.norm(features))
         return self.head(features.mean(dim=(2, 3)))
+
+    def named_stages(self) -> dict[str, Stage]:
+        named = {f"layer{number}": Stage(blocks) for number, blocks in enumerate(self.stages, 1)}
+        return named if self.norm is None else named | {"relu": Stage(self.norm, self._activate)}

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lustral.networks.classifier import Classifier
+from lustral.networks.builders import announced
+from lustral.networks.classifier import Classifier, Stage
 from lustral.networks.weights import load_into
 
 _WIDTHS = {0.5: (48, 96, 192, 1024), 1.0: (116, 232, 464, 1024), 1.5: (176, 352, 704, 1024), 2.0: (244, 488, 976, 2048)}
@@ -44,8 +45,11 @@ class _Block(nn.Module):
         return torch.stack(halves, dim=2).flatten(1, 2)
 
 
+@announced
 class ShuffleNetV2(Classifier):
     """ShuffleNetV2; 1,263,854 parameters at scale 1 for ten classes, whatever the stem.
+
+    Stages, as in the paper's table 5: "stage2", "stage3", "stage4" and "conv5", the last map.
 
     Args:
         scale: of the widths: 0.5, 1, 1.5 or 2 (the paper's table 5).
@@ -101,3 +105,8 @@ class ShuffleNetV2(Classifier):
 
     def logits(self, x: Tensor) -> Tensor:
         return self.head(self.last(self.stages(self.first(x))).mean(dim=(2, 3)))
+
+    def named_stages(self) -> dict[str, Stage]:
+        return {f"stage{number}": Stage(blocks) for number, blocks in enumerate(self.stages, 2)} | {
+            "conv5": Stage(self.last)
+        }

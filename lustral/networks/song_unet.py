@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lustral.diffusion.schedules import ScheduleName, make_schedule
+from lustral.networks.builders import announced
 from lustral.networks.denoisers import PreconditionedDenoiser
 from lustral.networks.preconditioners import make_preconditioner
 from lustral.networks.song_blocks import Block, Pyramid, group_norm
@@ -145,6 +146,7 @@ class SongUNet(nn.Module):
         return self.head(F.silu(self.norm(x)))
 
 
+@announced
 class SongUNetDenoiser(PreconditionedDenoiser):
     """DDPM++ and NCSN++ under the preconditioning they were trained with.
 

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lustral.networks.classifier import Classifier
+from lustral.networks.builders import announced
+from lustral.networks.classifier import Classifier, Stage
 from lustral.networks.same_conv import SameConv2d
 from lustral.networks.weights import load_into
+from lustral.networks.wide_resnet import wide_stages
 
 
 class _Block(nn.Module):
@@ -27,6 +29,7 @@ class _Block(nn.Module):
         return out + (x if self.shortcut is None else self.shortcut(activated))
 
 
+@announced
 class SwishWideResNet(Classifier):
     """WRN-``depth``-``width`` of Gowal et al. (2020), "Uncovering the limits of adversarial training".
 
@@ -34,6 +37,9 @@ class SwishWideResNet(Classifier):
     convolutions with a stride: below and on the right only, as "SAME" padding has it. Gowal et al. (2020, 2021),
     Rebuffi et al. (2021), Pang et al. (2022) and Wang et al. (2023) use it. 28-10 has 36.5 M parameters and 70-16
     266.8 M, as many as `WideResNet`.
+
+    Stages: `WideResNet`'s, under its names. In DeepMind's code "block1" is "layer.0", "block1.relu2" its last block's
+    "relu_1", and "relu" is "relu" too, although it is Swish.
 
     Args:
         depth: 6 n + 4 for n blocks a stage (28, 34, 70, 106 ...).
@@ -84,3 +90,6 @@ class SwishWideResNet(Classifier):
     def logits(self, x: Tensor) -> Tensor:
         features = F.silu(self.norm(self.stages(self.stem(x))))
         return self.head(features.mean(dim=(2, 3)))
+
+    def named_stages(self) -> dict[str, Stage]:
+        return wide_stages(self.stages, self.norm, F.silu)

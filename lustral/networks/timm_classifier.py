@@ -6,15 +6,21 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
-from lustral.networks.classifier import Classifier
+from lustral.networks.builders import announced
+from lustral.networks.classifier import Classifier, Stage
 from lustral.networks.weights import load_into
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+@announced
 class TimmClassifier(Classifier):
     """A timm architecture, such as ``resnet50`` or ``deit_small_patch16_224``. Never downloads weights.
+
+    Stages: the modules that timm lists in the model's ``feature_info``, such as "act1" and "layer1" ... "layer4" of a
+    ResNet, and "blocks.0" ... "blocks.11" of a ViT. Their maps are laid out as the model has them: (B, C, H, W) in most
+    convolutional networks; (B, N, C) of N tokens, those of classes and registers first, in ViTs; (B, H, W, C) in Swin.
 
     Args:
         name: timm's model name.
@@ -48,6 +54,12 @@ class TimmClassifier(Classifier):
 
     def logits(self, x: Tensor) -> Tensor:
         return self.network(x)
+
+    def named_stages(self) -> dict[str, Stage]:
+        # Of some models timm lists names that no module bears, and "" where it means none.
+        modules = {name: module for name, module in self.network.named_modules() if name}
+        listed = [entry["module"] for entry in getattr(self.network, "feature_info", ())]
+        return {name: Stage(modules[name]) for name in listed if name in modules}
 
 
 def _size(name: str, image_size: int) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """A trained classifier for other classes: everything but its last layer is kept."""
 
+from lustral.networks.builders import builders
 from lustral.networks.classifier import Classifier
-from lustral.networks.weights import architecture, builders, load_classifier
+from lustral.networks.weights import architecture, load_classifier
 
 
 def with_new_head(weights: str, num_classes: int, image_size: None | int = None) -> Classifier:

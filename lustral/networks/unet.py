@@ -8,11 +8,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lustral.diffusion.schedules import ScheduleName, make_schedule
+from lustral.networks.builders import announced
 from lustral.networks.denoisers import PreconditionedDenoiser
 from lustral.networks.preconditioners import make_preconditioner
 from lustral.networks.weights import load_into
 
 
+@announced
 class UNetDenoiser(PreconditionedDenoiser):
     """diffusers' UNet2DModel as DDPM's U-Net: 35,746,307 parameters with the defaults, the CIFAR-10 and SVHN model.
 

@@ -1,11 +1,11 @@
 """Weights files that alone rebuild their network: safetensors, with the architecture in the metadata.
 
-The metadata names a builder from the closed list `builders` and its arguments, never a class path, so that opening
-a file cannot run anybody's code.
+The metadata names a builder from the closed list of `lustral.networks.builders` and its arguments, never a class path,
+so that opening a file cannot run anybody's code.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,42 +19,11 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from lustral.describe import arguments
 from lustral.diffusion import Denoiser
 from lustral.diffusion.schedules import ScheduleName
+from lustral.networks.builders import builders
 from lustral.networks.classifier import Classifier
 
 _KEY = "lustral"
 _SCHEMA = 1
-
-
-def builders() -> dict[str, Callable[..., nn.Module]]:
-    """Every network that a weights file may name."""
-    from lustral.networks import (
-        ADMDenoiser,
-        CifarMobileNetV2,
-        CifarResNet,
-        PreActResNet,
-        ShuffleNetV2,
-        SongUNetDenoiser,
-        SwishWideResNet,
-        TimmClassifier,
-        UNetDenoiser,
-        WideResNet,
-    )
-
-    return {
-        builder.__name__: builder
-        for builder in (
-            ADMDenoiser,
-            CifarMobileNetV2,
-            CifarResNet,
-            PreActResNet,
-            ShuffleNetV2,
-            SongUNetDenoiser,
-            SwishWideResNet,
-            TimmClassifier,
-            UNetDenoiser,
-            WideResNet,
-        )
-    }
 
 
 def architecture(network: nn.Module) -> dict[str, Any]:

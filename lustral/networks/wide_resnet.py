@@ -1,11 +1,12 @@
 """Wide residual networks (Zagoruyko and Komodakis 2016), the pre-activation form that CIFAR victims use."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lustral.networks.classifier import Classifier
+from lustral.networks.builders import announced
+from lustral.networks.classifier import Classifier, Stage
 from lustral.networks.weights import load_into
 
 
@@ -38,12 +39,17 @@ class _Block(nn.Module):
         return out + (x if self.shortcut is None else self.shortcut(x if self.raw_shortcut else activated))
 
 
+@announced
 class WideResNet(Classifier):
     """WRN-``depth``-``width`` in three stages at full, half and quarter resolution.
 
     28-10 has 36.5 M parameters and 70-16 266.8 M. It is the function of RobustBench's ``Standard`` (raw images), of
     DiffPure's 70-16 and of the authors' own code. Kim's implementation ("meliketoy"), which GDMP and DAD use, differs
     in the last three options, which are all true there.
+
+    Stages: "block1", "block2", "block3", their outputs; in each its last block's second activation, "block1.relu2" ...;
+    and "relu", the last map, whose mean the head is given. RobustBench's code calls "block1.relu2" of a 28-10
+    "block1.layer.3.relu2".
 
     Args:
         depth: 6 n + 4 for n blocks a stage (10, 16, 28, 70 ...).
@@ -109,3 +115,16 @@ class WideResNet(Classifier):
     def logits(self, x: Tensor) -> Tensor:
         features = F.relu(self.norm(self.stages(self.stem(x))))
         return self.head(features.mean(dim=(2, 3)))
+
+    def named_stages(self) -> dict[str, Stage]:
+        return wide_stages(self.stages, self.norm, F.relu)
+
+
+def wide_stages(stages: nn.Sequential, norm: nn.Module, activation: Callable[[Tensor], Tensor]) -> dict[str, Stage]:
+    """The named stages of a wide residual network with these groups of blocks and this last normalisation."""
+    named = {}
+    for number, blocks in enumerate(stages, 1):
+        *_, last = blocks.children()
+        named[f"block{number}.relu2"] = Stage(last.get_submodule("bn2"), activation)
+        named[f"block{number}"] = Stage(blocks)
+    return named | {"relu": Stage(norm, activation)}
