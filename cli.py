@@ -27,7 +27,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from jsonargparse import ArgumentError, get_loader, set_loader
@@ -50,13 +50,13 @@ from callbacks import (
     WeightExport,
 )
 from callbacks.finish import finish_evaluation
-from lightning_modules import RobustnessEvaluation, ScoreReference
+from lightning_modules import LustralModule
 from lightning_modules.checks import check_checkpoint
 from yaml import YAMLError
 
 from lustral.complaints import plain, surprising
 from lustral.networks.importing.command import run_command as import_weights
-from lustral.recipes import check_folder, check_layers, check_recipes, forget_weights, run_folder
+from lustral.recipes import check_folder, check_layers, check_recipes, forget_weights, imported, run_folder
 from lustral.reporting.command import run_command as report
 
 BASE = Path(__file__).parent / "configs" / "base.yaml"
@@ -102,11 +102,10 @@ class LustralCLI(LightningCLI):
             config.ckpt_path = os.path.expanduser(config.ckpt_path)
         _check_processes(trainer)
         check_folder(trainer.default_root_dir)
-        if trainer.enable_progress_bar is None and config.model.class_path.endswith("RobustnessEvaluation"):
-            trainer.enable_progress_bar = False  # InnerProgress shows what happens inside a batch
-        if self.subcommand == "test" and config.model.class_path.endswith("RobustnessEvaluation"):
-            _refuse_meaningless(config)
-        _refuse_parts(str(self.subcommand), config)
+        kind = _asked(imported(config.model.class_path))
+        if trainer.enable_progress_bar is None and kind.own_progress:
+            trainer.enable_progress_bar = False
+        kind.refuse(str(self.subcommand), config)
         if trainer.use_distributed_sampler:
             raise ValueError(
                 "trainer.use_distributed_sampler pads the last batch with repeated samples, which makes every number "
@@ -131,17 +130,15 @@ class LustralCLI(LightningCLI):
         return trainer
 
     def before_fit(self) -> None:
-        if isinstance(self.model, RobustnessEvaluation):
-            raise ValueError("This recipe evaluates and trains nothing: run it with `python cli.py test`.")
         check_checkpoint(self.model, self._get(self.config, "ckpt_path"), resumes=True)
 
     def before_test(self) -> None:
-        self._refuse_untrained()
         path = self._get(self.config, "ckpt_path")
-        if path is not None and isinstance(self.model, (RobustnessEvaluation, ScoreReference)):
+        untrained = [] if path is not None else _asked(type(self.model)).untrained(self.model)
+        if untrained and not self._get(self.config, "allow_untrained"):
             raise ValueError(
-                "--ckpt_path is for the recipes in configs/train: the networks of an evaluation name weights files, as "
-                "in --model.classifier.weights."
+                f"The weights of {', '.join(untrained)} are random, so the numbers would mean nothing: name a weights "
+                "file (its `weights` option), or pass --allow_untrained=true to try the machinery."
             )
         check_checkpoint(self.model, path, resumes=False)
         self.datamodule.prepare_data()  # missing data is told before any process starts to work
@@ -149,21 +146,15 @@ class LustralCLI(LightningCLI):
     before_validate = before_predict = before_test
 
     def after_test(self) -> None:
-        if isinstance(self.model, RobustnessEvaluation) and self.trainer.is_global_zero:
+        if _asked(type(self.model)).makes_card and self.trainer.is_global_zero:
             self.card = finish_evaluation(self.trainer, self.model, self.datamodule, self.stopping.advice())
 
-    def _refuse_untrained(self) -> None:
-        if isinstance(self.model, (RobustnessEvaluation, ScoreReference)):
-            untrained = self.model.untrained()
-        else:
-            exported = getattr(self.model, "exported", None)
-            given = self._get(self.config, "ckpt_path") or getattr(exported, "weights", "")
-            untrained = [] if given is not None else [type(exported).__name__]
-        if untrained and not self._get(self.config, "allow_untrained"):
-            raise ValueError(
-                f"The weights of {', '.join(untrained)} are random, so the numbers would mean nothing: name a weights "
-                "file (its `weights` option), or pass --allow_untrained=true to try the machinery."
-            )
+
+def _asked(made_by: Any) -> type[LustralModule]:
+    """Who answers for the modules of a class, or for those that a function says it returns: their own class, or
+    LustralModule for a LightningModule from elsewhere."""
+    kind = made_by if isinstance(made_by, type) else get_type_hints(made_by).get("return")
+    return kind if isinstance(kind, type) and issubclass(kind, LustralModule) else LustralModule
 
 
 def _check_processes(trainer: Any) -> None:
@@ -174,37 +165,6 @@ def _check_processes(trainer: Any) -> None:
     on_cpu = trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and not torch.accelerator.is_available())
     if on_cpu and devices.isdigit() and int(devices) > cores:
         raise ValueError(f"trainer.devices is {devices}, but this machine has {cores} cores: give at most so many.")
-
-
-def _refuse_meaningless(config: Any) -> None:
-    """Options that mean something elsewhere, and silently nothing (or too much) for an evaluation."""
-    trainer = config.trainer
-    if trainer.fast_dev_run or trainer.limit_test_batches is not None:
-        raise ValueError(
-            "trainer.limit_test_batches and trainer.fast_dev_run would leave out images that were asked for: choose "
-            "how many with --data.num_test."
-        )
-    if config.seed_everything != 0:
-        raise ValueError(
-            f"seed_everything is {config.seed_everything}, but an evaluation draws nothing from the global generator: "
-            "the seed of its noise is --model.seed."
-        )
-
-
-def _refuse_parts(subcommand: str, config: Any) -> None:
-    """Some batches only, where what is written would be taken for the whole."""
-    trainer = config.trainer
-    if subcommand == "predict" and (trainer.fast_dev_run or trainer.limit_predict_batches is not None):
-        raise ValueError(
-            "trainer.limit_predict_batches and trainer.fast_dev_run would leave out images without a word in the "
-            "predictions: choose how many with --data.num_test."
-        )
-    reference = subcommand == "validate" and config.model.class_path.endswith("ScoreReference")
-    if reference and (trainer.fast_dev_run or trainer.limit_val_batches is not None or trainer.overfit_batches):
-        raise ValueError(
-            "trainer.limit_val_batches, trainer.overfit_batches and trainer.fast_dev_run would make a reference of a "
-            "part of the validation images: leave them out, and choose how many there are with --data.num_val."
-        )
 
 
 _yaml_value = get_loader("yaml")
@@ -260,7 +220,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _run(stopping: Stopping, words: Sequence[str], typed: bool) -> dict[str, Any] | None:
     """One of Lightning's subcommands; returns the card if it made one. ``typed`` says that words are the process's."""
-    training = [FiniteLoss(), LearningRateMonitor("step"), WeightExport()]
+    training = [FiniteLoss(), LearningRateMonitor(), WeightExport()]
     defaults = {"callbacks": [*training, AttackRecords(), InnerProgress(), Panels(), Predictions()]}
     stage = {"default_config_files": [str(BASE)], "exit_on_error": False, "allow_abbrev": False}
     cli = LustralCLI(

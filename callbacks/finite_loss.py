@@ -34,6 +34,6 @@ class FiniteLoss(Callback):
             if first >= 0:
                 raise ValueError(
                     f"The loss became NaN or Inf in batch {first} of epoch {trainer.current_epoch} (seed and sampler "
-                    "give the same batch again): lower model.lr, clip gradients with trainer.gradient_clip_val, or "
-                    "look at that batch's data."
+                    "give the same batch again): lower model.optimizer.lr, clip gradients with "
+                    "trainer.gradient_clip_val, or look at that batch's data."
                 )

@@ -2,7 +2,8 @@
 
 from lightning_modules.classifier_training import ClassifierTraining
 from lightning_modules.diffusion_training import DiffusionTraining
+from lightning_modules.module import LustralModule
 from lightning_modules.robustness_evaluation import RobustnessEvaluation
 from lightning_modules.score_reference import ScoreReference
 
-__all__ = ["ClassifierTraining", "DiffusionTraining", "RobustnessEvaluation", "ScoreReference"]
+__all__ = ["ClassifierTraining", "DiffusionTraining", "LustralModule", "RobustnessEvaluation", "ScoreReference"]

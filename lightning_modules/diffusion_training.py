@@ -1,21 +1,24 @@
 """Training of a diffusion model."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from lightning_modules.checks import check_fit
 from lightning_modules.dropout import seed_dropout
-from lightning_modules.schedules import check_warmup, warmup_cosine
+from lightning_modules.module import LustralModule
+from lightning_modules.optimisation import Interval, Optimisation
 from lustral.diffusion import Denoiser, DiffusionLoss, SimpleLoss, to_diffusion
 from lustral.noise import NoiseStream
+from lustral.training import WarmupConstant
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
 
-class DiffusionTraining(LightningModule):
+class DiffusionTraining(LustralModule):
     """A denoiser and the loss that trains it.
 
     Times and noise are keyed by (seed, sample, step), so a run does not depend on how it is sharded, and
@@ -26,33 +29,37 @@ class DiffusionTraining(LightningModule):
     Args:
         denoiser: the network; exported as ``weights.safetensors`` when training ends.
         loss: SimpleLoss (noise prediction; the default), HybridLoss (learned variance too) or EDMLoss.
-        lr: the highest learning rate (Adam).
-        warmup: share of the steps over which the learning rate rises.
-        cosine: whether a cosine takes the learning rate to zero; else it stays (as published models were trained).
+        optimizer: any of torch.optim, or your own, with its options.
+        lr_scheduler: of the learning rate: lustral.training.WarmupConstant (as published models were trained),
+            WarmupCosine, or any of torch.optim.lr_scheduler.
+        lr_interval: after what the schedule takes a step, "step" (the optimiser's) or "epoch".
         channels_last: keep images and weights with the channels last in memory, which convolutions in half
             precision want on a GPU.
         compile: compile the network (`torch.compile`); weights and results keep their names.
         seed: of times, noise and dropout.
     """
 
+    unsupported: ClassVar[Mapping[str, str]] = {
+        "predict": "A diffusion model has no classes to predict: look at its samples with `python cli.py test` and a "
+        "second -c configs/quality/digits.yaml.",
+    }
+
     def __init__(
         self,
         denoiser: Denoiser,
         loss: None | DiffusionLoss = None,
-        lr: float = 2e-4,
-        warmup: float = 0.05,
-        cosine: bool = False,
+        optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=2e-4, fused=True),
+        lr_scheduler: LRSchedulerCallable = lambda o: WarmupConstant(o, warmup=0.05),
+        lr_interval: Interval = "step",
         channels_last: bool = False,
         compile: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check_warmup(warmup)
-        if not lr > 0:
-            raise ValueError(f"model.lr is {lr}; it must be positive.")
         self.denoiser, self.diffusion_loss = denoiser, loss or SimpleLoss()
         self.diffusion_loss.check(denoiser)
-        self.lr, self.warmup, self.cosine, self.seed = lr, warmup, cosine, seed
+        self.optimisation = Optimisation(optimizer, lr_scheduler, lr_interval)
+        self.seed = seed
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.denoiser.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         if compile:
@@ -92,5 +99,4 @@ class DiffusionTraining(LightningModule):
         self.log("test/loss", loss, batch_size=len(x), sync_dist=True)
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.Adam([p for p in self.parameters() if p.requires_grad], self.lr, fused=True)
-        return warmup_cosine(optimizer, self.warmup, int(self.trainer.estimated_stepping_batches), self.cosine)
+        return self.optimisation.configured(self.parameters(), self.trainer)

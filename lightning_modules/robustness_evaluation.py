@@ -1,14 +1,14 @@
 """The test loop as a robustness evaluation: attack and judge the images that have no record yet."""
 
-from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_modules.checks import check_fit
+from lightning_modules.module import LustralModule
 from lustral.attacks import Attack, Cases, surrogates
 from lustral.describe import foreign_source
 from lustral.diffusion import Denoiser
@@ -27,7 +27,7 @@ def _learns(part: torch.nn.Module) -> bool:
     return next(part.parameters(), None) is not None
 
 
-class RobustnessEvaluation(LightningModule):
+class RobustnessEvaluation(LustralModule):
     """How robust is a frozen defence under an attack that sees it whole? Run with ``cli.py test``.
 
     Args:
@@ -45,6 +45,14 @@ class RobustnessEvaluation(LightningModule):
         finished: indices that already have a record and are skipped.
         in_work: images that are attacked at present.
     """
+
+    unsupported: ClassVar[Mapping[str, str]] = {
+        "fit": "This recipe evaluates and trains nothing: run it with `python cli.py test`.",
+        "validate": "A robustness evaluation has one loop: run it with `python cli.py test`.",
+    }
+    takes_checkpoint = False
+    makes_card = True
+    own_progress = True
 
     def __init__(
         self,
@@ -73,6 +81,21 @@ class RobustnessEvaluation(LightningModule):
         self._waiting: list[Cases] = []
         self._batch_size = 1
         self._checked = False
+
+    @classmethod
+    def refuse(cls, subcommand: str, config: Any) -> None:
+        super().refuse(subcommand, config)
+        trainer = config.trainer
+        if subcommand == "test" and (trainer.fast_dev_run or trainer.limit_test_batches is not None):
+            raise ValueError(
+                "trainer.limit_test_batches and trainer.fast_dev_run would leave out images that were asked for: "
+                "choose how many with --data.num_test."
+            )
+        if subcommand == "test" and config.seed_everything != 0:
+            raise ValueError(
+                f"seed_everything is {config.seed_everything}, but an evaluation draws nothing from the global "
+                "generator: the seed of its noise is --model.seed."
+            )
 
     def observe(self, callback: Callable[[str, int, int], None]) -> None:
         """Have ``callback(task, step, number of steps)`` told of every attack step, and of other work."""
@@ -124,7 +147,7 @@ class RobustnessEvaluation(LightningModule):
             )
 
     def validation_step(self, batch: object, batch_idx: int) -> None:
-        raise ValueError("A robustness evaluation has one loop: run it with `python cli.py test`.")
+        raise ValueError(self.unsupported["validate"])
 
     def on_test_start(self) -> None:
         self.check()
@@ -205,4 +228,4 @@ class RobustnessEvaluation(LightningModule):
         return self.evaluator.engine.logits(images, noise)[0].argmax(1)
 
     def configure_optimizers(self) -> Any:
-        raise ValueError("A robustness evaluation trains nothing: run it with `cli.py test`.")
+        raise ValueError(self.unsupported["fit"])

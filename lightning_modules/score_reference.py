@@ -1,15 +1,16 @@
 """The perturbation scores of held-out images, stored once for SSNI."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_modules.checks import check_fit
+from lightning_modules.module import LustralModule
 from lustral.diffusion import Denoiser, to_diffusion
 from lustral.diffusion.perturbation import PerturbationScore, perturbation
 from lustral.noise import NoiseStream
@@ -18,7 +19,7 @@ from lustral.purifiers.reference import write_scores
 Batch = tuple[Tensor, Tensor, Tensor]
 
 
-class ScoreReference(LightningModule):
+class ScoreReference(LustralModule):
     """Scores the validation images and writes ``reference.json``. Run with ``cli.py validate``.
 
     The validation images are held out from every network that is trained here. On images that the denoiser was trained
@@ -32,11 +33,28 @@ class ScoreReference(LightningModule):
         seed: of the scores' noise.
     """
 
+    unsupported: ClassVar[Mapping[str, str]] = {
+        "fit": "Reference scores train nothing: run this with `python cli.py validate`.",
+        "test": "Reference scores are those of held-out images: run this with `python cli.py validate`.",
+        "predict": "Reference scores predict nothing: run this with `python cli.py validate`.",
+    }
+    takes_checkpoint = False
+
     def __init__(self, denoiser: Denoiser, statistic: PerturbationScore, any_size: bool = False, seed: int = 0) -> None:
         super().__init__()
         self.denoiser, self.statistic, self.seed = denoiser.eval().requires_grad_(False), statistic, seed
         self.any_size = any_size
         self._found: dict[int, float] = {}
+
+    @classmethod
+    def refuse(cls, subcommand: str, config: Any) -> None:
+        super().refuse(subcommand, config)
+        trainer = config.trainer
+        if trainer.fast_dev_run or trainer.limit_val_batches is not None or trainer.overfit_batches:
+            raise ValueError(
+                "trainer.limit_val_batches, trainer.overfit_batches and trainer.fast_dev_run would make a reference of "
+                "a part of the validation images: leave them out, and choose how many there are with --data.num_val."
+            )
 
     def untrained(self) -> list[str]:
         """The parts whose weights are random."""
@@ -74,7 +92,7 @@ class ScoreReference(LightningModule):
             rank_zero_info(f"Scores of {len(found)} images: {path}")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        raise ValueError("Reference scores are those of held-out images: run this with `python cli.py validate`.")
+        raise ValueError(self.unsupported["test"])
 
     def configure_optimizers(self) -> Any:
-        raise ValueError("Reference scores train nothing: run this with `python cli.py validate`.")
+        raise ValueError(self.unsupported["fit"])

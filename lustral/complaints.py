@@ -15,6 +15,13 @@ _MISSING_NAME = re.compile(r"module '([^']+)' has no attribute '([^']+)'")
 _LITERAL = re.compile(r"^Expected a typing\.Literal\[([^\]]+)\](?:\. Got value: | but got |.*?Given value: ?)?(.*)$")
 _UNKNOWN = re.compile(r"^unrecognized arguments: (.+)$")
 _PATH = re.compile(r"^Expected a path but (\S+) either not accessible or invalid")
+# About an optimiser or a schedule, whose first argument is still to come: the cause, between two words of its own.
+_CALLABLE = re.compile(
+    r"^Type typing\.Callable\[.*?\] expects a function or a callable class: (.*?)(?:\. Got value: .*)?$"
+)
+_MADE_OF = re.compile(r"\. Got value: Namespace\(class_path='([^']+)'.*$")
+_REQUIRED = re.compile(r"^the following arguments are required: (.+)$")
+_NO_PATH = re.compile(r"^Expected a dot import path string: (.+)$")
 _TYPE = re.compile(r"^Expected a <class '(\w+)'>(?:\. Got value: (.*))?$")
 _GIVEN = re.compile(r"^Given value: (.*)$")
 _WORKER = re.compile(r"^Caught (\w+) in |^-- Process \d+ terminated with the following error:")
@@ -38,6 +45,10 @@ def plain(error: BaseException) -> str:
         return _mended(lines[0], "")
     keys: list[str] = []
     class_path, causes = "", []
+    made_of: list[str] = []
+    if any(_CALLABLE.match(line) for line in lines):
+        made_of = [match[1] for line in lines if (match := _MADE_OF.search(line))]
+        lines = [_CALLABLE.sub(r"\1", _MADE_OF.sub("", line)) for line in lines]
     given = next((match[1] for line in lines if (match := _GIVEN.match(line))), "")
     for line in lines:
         if _NOISE.match(line):
@@ -54,7 +65,7 @@ def plain(error: BaseException) -> str:
     where = ".".join(keys)
     if (match := _TYPE.match(told[0])) and match[2] is None and given:
         told[0] = f"Expected a <class '{match[1]}'>. Got value: {given}"
-    return (f"{where}: " if where else "") + _mended(told[0], class_path)
+    return (f"{where}: " if where else "") + _mended(told[0], made_of[0] if made_of else class_path)
 
 
 def _is_memory(error: BaseException) -> bool:
@@ -111,6 +122,10 @@ def no_such_class(class_path: str) -> str:
 
 def _mended(cause: str, class_path: str) -> str:
     """The cause with a remedy, where one can be told."""
+    if match := _REQUIRED.match(cause):
+        return f"{class_path.rpartition('.')[2] or 'it'} must be given {match[1]}."
+    if match := _NO_PATH.match(cause):
+        return f"{match[1]} is no class: give its whole dotted name, as in torch.optim.AdamW."
     if match := _OPTION.match(cause):
         return no_such_option(class_path, match[1])
     if match := _MISSING_NAME.search(cause):

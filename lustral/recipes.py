@@ -139,7 +139,7 @@ class _Part:
     def parameters(self) -> set[str]:
         """The arguments of the class or function; none if there is no such thing."""
         try:
-            return set(inspect.signature(_imported(self.class_path)).parameters)
+            return set(inspect.signature(imported(self.class_path)).parameters)
         except (ImportError, AttributeError, ValueError, TypeError):
             return set()
 
@@ -148,14 +148,15 @@ class _Part:
         if not self.class_path:
             return f"{self.key or 'the file'} is empty; it needs a class_path."
         try:
-            _imported(self.class_path)
+            imported(self.class_path)
         except (ImportError, AttributeError, ValueError):
             return no_such_class(self.class_path)
         wrong = sorted(self.options - self.parameters)
         return no_such_option(self.class_path, wrong[0]) if wrong else None
 
 
-def _imported(class_path: str) -> Any:
+def imported(class_path: str) -> Any:
+    """The class or function of a dotted name."""
     module, _, name = class_path.rpartition(".")
     return getattr(importlib.import_module(module), name)
 

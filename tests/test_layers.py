@@ -37,6 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "detectors": BOTTOM | {"diffusion"},
     "metrics": BOTTOM | {"diffusion", "networks"},
     "attacks": BOTTOM | {"diffusion", "networks", "purifiers", "detectors"},
+    "training": BOTTOM | {"diffusion", "networks", "purifiers", "detectors", "attacks", "defence"},
     "evaluation": BOTTOM | {"diffusion", "networks", "purifiers", "detectors", "attacks"},
     "reporting": BOTTOM | {"diffusion", "networks", "purifiers", "detectors", "attacks", "evaluation"},
 }
@@ -116,6 +117,8 @@ def test_imports_run_one_way(path: Path) -> None:
         ("lustral/purifiers/diffpure.py", "def f():\n    from lustral import attacks"),
         ("lustral/attacks/pgd.py", "from lustral.evaluation import Defence"),
         ("lustral/attacks/pgd.py", "if TYPE_CHECKING:\n    from lustral.evaluation.defence import Defence"),
+        ("lustral/attacks/pgd.py", "from lustral.training import ClassifierLoss"),
+        ("lustral/training/clean.py", "from lustral.evaluation import Evaluator"),
         ("lustral/evaluation/card.py", "from lustral.reporting import tables"),
         ("lustral/evaluation/card.py", "import lightning as L"),
         ("lustral/evaluation/card.py", "from torch.utils.tensorboard import SummaryWriter"),

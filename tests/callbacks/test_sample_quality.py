@@ -124,7 +124,9 @@ def _fit(
 
 
 def _module(digit_weights: dict[str, Path]) -> DiffusionTraining:
-    return DiffusionTraining(load_denoiser(str(digit_weights["denoiser"])), lr=5e-3)
+    return DiffusionTraining(
+        load_denoiser(str(digit_weights["denoiser"])), optimizer=lambda p: torch.optim.Adam(p, 5e-3, fused=True)
+    )
 
 
 def _events(folder: Path) -> EventAccumulator:

@@ -57,7 +57,7 @@ def test_sigterm_to_one_of_two_processes_ends_an_evaluation_in_the_middle_of_a_b
 
 def test_sigterm_ends_a_training_and_names_its_checkpoint(tmp_path: Path) -> None:
     words = ["fit", "-c", "configs/train/digits_classifier.yaml", "--trainer.default_root_dir", str(tmp_path)]
-    words += ["--trainer.max_epochs", "100000", "--trainer.limit_train_batches", "1", "--model.lr", "0.0001"]
+    words += ["--trainer.max_epochs", "100000", "--trainer.limit_train_batches", "1", "--model.optimizer.lr", "0.0001"]
     code, told = _killed(words, lambda: any((tmp_path / "checkpoints").glob("*.ckpt")))
     assert code == 143
     (error,) = [line for line in told.splitlines() if line.startswith("error: ")]

@@ -1,6 +1,8 @@
 """Training of classifiers: mixup by key, the last layer alone, and options that must change nothing."""
 
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +12,9 @@ from scipy import stats
 
 from datamodules import Digits
 from lightning_modules import ClassifierTraining
-from lightning_modules.mixup import mixup_draws
 from lustral.networks import WideResNet, load_network, save_network
 from lustral.noise import NoiseStream
+from lustral.training import CleanCrossEntropy, mixup_draws
 from tests.contracts import ToyClassifier, generator, images, randomise, stream
 
 
@@ -20,6 +22,14 @@ def _network(**options: float) -> WideResNet:
     network = WideResNet(10, 1, 10, 1, 8, **options)  # type: ignore[arg-type]
     randomise(network, 0.2)
     return network
+
+
+def _adamw(lr: float) -> Any:
+    return lambda parameters: torch.optim.AdamW(parameters, lr, weight_decay=5e-4)
+
+
+def _sgd(lr: float) -> Any:
+    return lambda parameters: torch.optim.SGD(parameters, lr, 0.9, weight_decay=5e-4, nesterov=True)
 
 
 def _fit(module: ClassifierTraining, folder: Path, steps: int = 6) -> ClassifierTraining:
@@ -66,7 +76,7 @@ def test_shares_are_keyed_by_sample_and_step_and_partners_stay_in_the_batch() ->
 def test_a_mixtures_loss_is_that_of_both_labels_by_share(smoothing: float) -> None:
     """share * CE(own label) + (1 - share) * CE(partner's label), row by row, of the mixed image."""
     toy, x, y, noise = ToyClassifier(), images(6), torch.tensor([0, 1, 2, 1, 0, 2]), stream(6)
-    module = ClassifierTraining(toy, mixup_alpha=0.7, label_smoothing=smoothing)
+    module = ClassifierTraining(toy, CleanCrossEntropy(smoothing, 0.7))
     loss = module.loss(x, y, noise)
     share, partner = mixup_draws(noise, 0.7)
     for row in range(6):
@@ -89,7 +99,7 @@ def test_without_mixup_the_loss_is_that_of_the_clean_images() -> None:
 def test_head_only_training_moves_the_head_and_nothing_else(tmp_path: Path) -> None:
     network = _network(dropout=0.5)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    _fit(ClassifierTraining(network, 0.05, trainable="head", mixup_alpha=0.2), tmp_path)
+    _fit(ClassifierTraining(network, CleanCrossEntropy(mixup_alpha=0.2), _adamw(0.05), trainable="head"), tmp_path)
     moved = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])}
     assert moved == {"head.weight", "head.bias"}
 
@@ -97,7 +107,7 @@ def test_head_only_training_moves_the_head_and_nothing_else(tmp_path: Path) -> N
 def test_training_of_all_layers_moves_statistics_too(tmp_path: Path) -> None:
     network = _network()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    _fit(ClassifierTraining(network, 0.05), tmp_path)
+    _fit(ClassifierTraining(network, optimizer=_adamw(0.05)), tmp_path)
     assert all(not torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
@@ -107,8 +117,8 @@ def test_training_of_all_layers_moves_statistics_too(tmp_path: Path) -> None:
 def test_channels_last_changes_the_layout_only(tmp_path: Path) -> None:
     plain, other = _network(), _network()
     # Not Adam, which turns a rounding error of a tiny gradient into a whole step.
-    _fit(ClassifierTraining(plain, 0.01, optimizer="sgd"), tmp_path, 2)
-    module = _fit(ClassifierTraining(other, 0.01, optimizer="sgd", channels_last=True), tmp_path, 2)
+    _fit(ClassifierTraining(plain, optimizer=_sgd(0.01)), tmp_path, 2)
+    module = _fit(ClassifierTraining(other, optimizer=_sgd(0.01), channels_last=True), tmp_path, 2)
     weight = module.classifier.get_parameter("stages.1.0.conv1.weight")
     assert weight.is_contiguous(memory_format=torch.channels_last)
     for name, tensor in plain.state_dict().items():
@@ -130,7 +140,9 @@ def test_a_compiled_network_keeps_its_names_and_answers(monkeypatch: pytest.Monk
 
 def test_dropout_of_a_step_has_a_seed_of_its_own(tmp_path: Path) -> None:
     first, again, other = (
-        _fit(ClassifierTraining(_network(dropout=0.5), 0.01, seed=seed), tmp_path, 2).classifier.state_dict()
+        _fit(
+            ClassifierTraining(_network(dropout=0.5), optimizer=_adamw(0.01), seed=seed), tmp_path, 2
+        ).classifier.state_dict()
         for seed in (3, 3, 4)
     )
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -142,8 +154,11 @@ def test_dropout_of_a_step_has_a_seed_of_its_own(tmp_path: Path) -> None:
     [
         ({"mixup_alpha": -0.1}, "mixup_alpha is -0.1; it must be positive, or 0"),
         ({"trainable": "body"}, "trainable is 'body'; it may be all or head"),
+        ({"mixup_alpha": math.nan}, "mixup_alpha is nan"),
+        ({"label_smoothing": 1.0}, r"label_smoothing is 1.0; it must lie in \[0, 1\)"),
     ],
 )
 def test_impossible_trainings_are_refused(options: dict, message: str) -> None:
+    shares = {name: value for name, value in options.items() if name != "trainable"}
     with pytest.raises(ValueError, match=message):
-        ClassifierTraining(_network(), **options)
+        ClassifierTraining(_network(), CleanCrossEntropy(**shares), trainable=options.get("trainable", "all"))

@@ -14,6 +14,6 @@ def mixup_draws(noise: NoiseStream, alpha: float) -> tuple[Tensor, Tensor]:
     (the paper draws one for the whole batch). The partners are a permutation of the batch, in the order of another such
     draw, so that they alone depend on the batch.
     """
-    uniform = noise.fork("share").uniform((), dtype=torch.float64)
+    uniform = noise.fork("mixup", "share").uniform((), dtype=torch.float64)
     share = torch.from_numpy(betaincinv(alpha, alpha, uniform.cpu().numpy())).to(uniform.device)
-    return share, noise.fork("partner").uniform((), dtype=torch.float64).argsort()
+    return share, noise.fork("mixup", "partner").uniform((), dtype=torch.float64).argsort()

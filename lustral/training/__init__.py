@@ -1,0 +1,16 @@
+"""What trains a network: losses of classifiers, and learning-rate schedules that know their length."""
+
+from lustral.training.base import ClassifierLoss, evaluating
+from lustral.training.clean import CleanCrossEntropy
+from lustral.training.mixup import mixup_draws
+from lustral.training.schedules import SizedSchedule, WarmupConstant, WarmupCosine
+
+__all__ = [
+    "ClassifierLoss",
+    "CleanCrossEntropy",
+    "SizedSchedule",
+    "WarmupConstant",
+    "WarmupCosine",
+    "evaluating",
+    "mixup_draws",
+]
