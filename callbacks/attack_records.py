@@ -58,7 +58,7 @@ class AttackRecords(Callback):
         self.folder.append(records)
         file.parent.mkdir(exist_ok=True)
         partial = file.with_name(f".{file.name}")
-        partial.write_text(json.dumps(vars(module.evaluator.cost)) + "\n")
+        partial.write_text(json.dumps(module.evaluator.cost.line()) + "\n")
         partial.replace(file)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -62,7 +62,8 @@ def _panel(
     noise: NoiseStream,
 ) -> Figure:
     with torch.no_grad():
-        purified = defence.purifier(adversarial, noise)
+        wants = {"noised"} & set(defence.purifier.offers)
+        purified = defence.purifier(adversarial, noise, wants=wants)
         predicted = defence.classifier(purified.images[0]).argmax(1)
     rows = {"clean": clean, "adversarial": adversarial}
     if "noised" in purified.trace:

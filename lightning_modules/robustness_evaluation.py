@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lightning_modules.checks import check_fit
 from lightning_modules.module import LustralModule
-from lustral.attacks import Attack, Cases, surrogates
+from lustral.attacks import Attack, Cases
+from lustral.defence import Merge
 from lustral.describe import foreign_source
 from lustral.diffusion import Denoiser
 from lustral.environment import release_heap
@@ -40,6 +41,7 @@ class RobustnessEvaluation(LustralModule):
         rows: R, the rows of every network call. It decides the last bits of the results; fill the device with it.
         graph_budget_mib: memory for graphs of reverse steps that are kept instead of run again, in MiB. Changes
             time, never a result.
+        merge: how several views of one draw become one answer, "mean" or "vote" (see `lustral.defence.Defence`).
 
     Attributes:
         finished: indices that already have a record and are skipped.
@@ -64,16 +66,18 @@ class RobustnessEvaluation(LustralModule):
         seed: int = 0,
         rows: int = 64,
         graph_budget_mib: float = 1024.0,
+        merge: Merge = "mean",
     ) -> None:
         super().__init__()
         if graph_budget_mib < 0:
             raise ValueError(f"graph_budget_mib is {graph_budget_mib}; it cannot be negative.")
-        self.defence = Defence(classifier, purifier)
-        self._purifiers = {"purifier": purifier}
-        self._purifiers |= {f"surrogate {i}": surrogate for i, surrogate in enumerate(surrogates(attack))}
-        purifier.graph_budget = graph_budget_mib * 2**20
+        self.defence = Defence(classifier, purifier, merge)
         self._told: Callable[[str, int, int], None] = lambda task, step, num_steps: None
-        self.evaluator = Evaluator(self.defence, attack, threat, protocol, seed, rows, self._step)
+        budget = graph_budget_mib * 2**20
+        self.evaluator = Evaluator(self.defence, attack, threat, protocol, seed, rows, self._step, budget)
+        sources = [source.defence.purifier for source in self.evaluator.sources()]  # type: ignore[attr-defined]
+        others = [other for other in sources if other is not purifier]
+        self._purifiers = {"purifier": purifier, **{f"surrogate {i}": other for i, other in enumerate(others)}}
         self.finished: Collection[int] = frozenset()
         self.in_work = 0
         self._takers: list[Callable[[Sequence[Record]], None]] = []

@@ -1,7 +1,7 @@
 """From a defence and an attack to a number that can be trusted."""
 
+from lustral.defence import Defence
 from lustral.evaluation.card import make_card, write_card
-from lustral.evaluation.defence import Defence
 from lustral.evaluation.evaluator import Evaluator
 from lustral.evaluation.fingerprint import Fingerprint
 from lustral.evaluation.intervals import Rate, bootstrap, compare, wilson

@@ -47,6 +47,7 @@ class Record:
         audit: what the audit's own attacks left of the accuracy; empty for samples outside the audited part.
         audit_margins: the margins of every draw that the audit looked at, by probe (see `lustral.evaluation.audit`).
         audit_steps: what a step along the attack's gradient did, and what the gradient predicted.
+        replicate: the number of the partition into groups that it was judged in; 0 where images are judged alone.
     """
 
     index: int
@@ -60,10 +61,14 @@ class Record:
     audit: dict[str, float] = field(default_factory=dict)
     audit_margins: dict[str, list[float]] = field(default_factory=dict)
     audit_steps: dict[str, list[float]] = field(default_factory=dict)
+    replicate: int = 0
 
     def to_json(self) -> str:
         """One line, with its checksum."""
-        text = json.dumps({k: _pack(v) if isinstance(v, Tensor) else v for k, v in vars(self).items()})[:-1]
+        values = {k: _pack(v) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        if values["replicate"] == 0:
+            del values["replicate"]  # the lines of images that are judged alone stay as they were
+        text = json.dumps(values)[:-1]
         return f'{text}, "crc32": "{zlib.crc32(text.encode()):08x}"}}'
 
     @classmethod
