@@ -348,7 +348,9 @@ def _one_draw(objective: Objective, seen: _Seen, y: Tensor, given: Mapping[str, 
 def _gradient(scalar: Tensor, leaf: Tensor) -> Tensor:
     if not scalar.requires_grad:  # the detached mode: nothing depends on the input
         return torch.zeros_like(leaf)
-    return torch.autograd.grad(scalar, leaf)[0]
+    # A classifier in training has a graph of its own, which may not reach the input.
+    found = torch.autograd.grad(scalar, leaf, allow_unused=True)[0]
+    return torch.zeros_like(leaf) if found is None else found
 
 
 def _add_rows(total: Tensor, rows: Tensor, first: int) -> None:

@@ -84,7 +84,8 @@ class FAB(GradientAttack):
             if not allowed:
                 raise ValueError(f"{name} is {value}; it must be {words}.")
         super().__init__(eot, TargetMargin(), gradient, selection_draws, surrogate, context, ())
-        self.num_steps, self.num_targets, self.alpha_max, self.eta, self.beta = num_targets, alpha_max, eta, beta
+        self.num_steps, self.num_targets = num_steps, num_targets
+        self.alpha_max, self.eta, self.beta = alpha_max, eta, beta
 
     def update(self, state: State, answer: Answer) -> State:
         """x_{k+1}, before the step back."""

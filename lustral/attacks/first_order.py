@@ -110,6 +110,11 @@ class GradientAttack(Attack):
                 "does not choose: use an attack that does, such as lustral.attacks.APGDTargeted for targets, or another "
                 "attack.objective."
             )
+        if objective.needs and gradient != "exact":
+            raise ValueError(
+                f"{type(objective).__name__} follows the {', '.join(objective.needs)}, which the gradient {gradient!r} "
+                "does not see: attack.gradient may be exact, or choose another attack.objective."
+            )
 
     @property
     def target(self) -> str:

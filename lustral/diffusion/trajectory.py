@@ -203,7 +203,11 @@ class _Unrolled(torch.autograd.Function):
                     graph = _Graph(ctx.loop, i, [*ctx.states[i], *ctx.context], ctx.needs)
             found = graph.pull(gradients)
             del graph
-            gradients = found[:size]
+            # A step that ignores its state hands zero on, not nothing.
+            gradients = [
+                torch.zeros_like(t) if g is None and need else g
+                for g, need, t in zip(found[:size], ctx.needs, ctx.states[i], strict=False)
+            ]
             for k, one in enumerate(found[size:]):
                 total = totals[k]
                 if one is not None:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from lustral.attacks import Attack, Cases, CrossEntropy, Engine, gradient_attacks
-from lustral.describe import describe
 from lustral.defence import Defence
+from lustral.describe import describe
 from lustral.diffusion import Denoiser
 from lustral.evaluation.audit import Audited, audit_cases
 from lustral.evaluation.cost import Cost, LiveBytes

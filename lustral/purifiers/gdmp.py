@@ -109,8 +109,11 @@ class GDMP(RoundPurifier):
         if self.guidance is None:
             return super().reverse(step)
         denoise = RememberedDenoiser(self.denoiser)
-        direction = self.guidance(step, denoise)  # first, for it may need a graph where the solver needs none
+        # Without gradients the guidance comes first: it may need a graph of its own, and the solver takes its answer.
+        # With them both share one graph, whose gradients add up in the order in which it was made.
+        direction = None if torch.is_grad_enabled() else self.guidance(step, denoise)
         transition = self.solver.transition(denoise, step.x_t, step.t, step.s, self._before(step.t))
+        direction = self.guidance(step, denoise) if direction is None else direction
         return transition.draw(self.drawn(step)) + transition.guided(self._strength(step.t)) * direction
 
     def finish(self, x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 A new attack joins by one row in `ATTACKS`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 import pytest
@@ -33,7 +33,7 @@ from lustral.attacks import (
 from lustral.diffusion import EulerMaruyama, VPSchedule
 from lustral.evaluation import Defence
 from lustral.noise import NoiseStream
-from lustral.purifiers import DiffPure, GradientMode, Identity, Purifier
+from lustral.purifiers import Context, DiffPure, GradientMode, Identity, Purifier, Variant
 from lustral.threat import ThreatModel
 from tests.contracts import (
     NoisyPurifier,
@@ -151,12 +151,17 @@ def test_a_perturbed_image_is_kept_for_cases_that_hold_out(name: str) -> None:
         random = True
 
         def __call__(
-            self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact", anchor: Tensor | None = None
+            self,
+            x: Tensor,
+            noise: NoiseStream,
+            gradient: GradientMode = "exact",
+            context: Context | None = None,
+            wants: Collection[str] = frozenset(),
         ) -> Judged:
             row = (noise.index[:, None] == chosen.index[None]).int().argmax(1)
             return Judged(right[row] + 0.1 * x.flatten(1)[:, :classes])
 
-        def with_purifier(self, purifier: Purifier) -> "Unbroken":
+        def with_purifier(self, purifier: Purifier | Variant) -> "Unbroken":
             return self
 
     result = build()(Engine(Unbroken(), ROWS), chosen, threat, stream(6))
@@ -240,12 +245,17 @@ def test_nan_in_the_victim_is_reported_and_not_attacked_away(name: str) -> None:
         random = True
 
         def __call__(
-            self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact", anchor: Tensor | None = None
+            self,
+            x: Tensor,
+            noise: NoiseStream,
+            gradient: GradientMode = "exact",
+            context: Context | None = None,
+            wants: Collection[str] = frozenset(),
         ) -> Judged:
             logits = inner(x, noise, gradient).logits
             return Judged(logits * torch.where(noise.index == bad, torch.nan, 1.0)[:, None])
 
-        def with_purifier(self, purifier: Purifier) -> Defence:
+        def with_purifier(self, purifier: Purifier | Variant) -> Defence:
             return inner.with_purifier(purifier)
 
     result = build()(Engine(Broken(), ROWS), chosen, threat, stream(6))
@@ -359,7 +369,12 @@ def test_a_random_defence_is_never_decided_by_one_look() -> None:
         random = True
 
         def __call__(
-            self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact", anchor: Tensor | None = None
+            self,
+            x: Tensor,
+            noise: NoiseStream,
+            gradient: GradientMode = "exact",
+            context: Context | None = None,
+            wants: Collection[str] = frozenset(),
         ) -> Judged:
             recording.append(len(x))
             row = (noise.index[:, None] == chosen.index[None]).int().argmax(1)

@@ -1,6 +1,7 @@
 """FAB: projections against a linear program and bisection, exact distances of linear classifiers, a straight walk."""
 
 import math
+from collections.abc import Collection
 
 import pytest
 import torch
@@ -9,11 +10,11 @@ from torch import Tensor
 
 from lustral.attacks import FAB, Answer, Cases, Engine, Judged, State
 from lustral.attacks.fab import to_hyperplane
-from lustral.attacks.first_order import MEASURES
-from lustral.attacks.objectives import TargetMargin
+from lustral.attacks.first_order import MEASURES, likeliest_wrong_classes
+from lustral.attacks.objectives import TARGET, TargetMargin
 from lustral.evaluation import Defence
 from lustral.noise import NoiseStream
-from lustral.purifiers import GradientMode, Identity
+from lustral.purifiers import Context, GradientMode, Identity
 from lustral.threat import ThreatModel
 from tests.contracts import (
     NoisyPurifier,
@@ -45,7 +46,12 @@ class Linear:
         return x.flatten(1).double() @ self.weights.T + self.offsets
 
     def __call__(
-        self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact", anchor: Tensor | None = None
+        self,
+        x: Tensor,
+        noise: NoiseStream,
+        gradient: GradientMode = "exact",
+        context: Context | None = None,
+        wants: Collection[str] = frozenset(),
     ) -> Judged:
         return Judged(self.logits(x).to(x.dtype))
 
@@ -271,7 +277,7 @@ def test_images_that_are_wrong_at_once_come_back_untouched_and_cost_nothing_more
 def test_targets_are_the_most_likely_wrong_classes() -> None:
     victim = Linear()
     chosen = victim.cases(30)
-    found = FAB(1, 2).targets(Engine(victim, 8), chosen, stream(30))
+    found = likeliest_wrong_classes(Engine(victim, 8), chosen, stream(30), 1, 2)
     for b, logits in enumerate(victim.logits(chosen.images)):
         ranked = [k for k in logits.argsort(descending=True).tolist() if k != int(chosen.labels[b])]
         assert found[:, b].tolist() == ranked
@@ -282,10 +288,11 @@ def test_targets_are_the_most_likely_wrong_classes() -> None:
 def test_the_objective_is_the_targets_logit_minus_the_true_one() -> None:
     logits = torch.tensor([[[1.0, 2.0, 4.0], [0.0, 0.0, 5.0]], [[3.0, 2.0, 0.0], [1.0, 3.0, 5.0]]])
     y, target = torch.tensor([0, 2]), torch.tensor([2, 1])
-    assert TargetMargin().toward(target)(logits, y, {}).tolist() == [0.0, -3.5]
+    assert TargetMargin()(logits, y, {}, {TARGET: target}).tolist() == [0.0, -3.5]
     assert TargetMargin().plain(logits, y, {}).tolist() == [1.0, -3.5]
-    with pytest.raises(ValueError, match="TargetMargin has no target class: use an attack that chooses"):
-        TargetMargin()(logits, y, {})
+    engine, chosen = Engine(Linear(), 8), cases(2)
+    with pytest.raises(ValueError, match="TargetMargin takes the target of each image, which nobody chose: use an attack"):
+        engine.answer(chosen.images, chosen.labels, stream(2), TargetMargin())
 
 
 def test_gradients_of_zero_lead_nowhere_and_are_counted() -> None:
@@ -316,7 +323,12 @@ def test_a_random_defence_without_a_signal_is_not_broken_by_looking_often() -> N
         random = True
 
         def __call__(
-            self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact", anchor: Tensor | None = None
+            self,
+            x: Tensor,
+            noise: NoiseStream,
+            gradient: GradientMode = "exact",
+            context: Context | None = None,
+            wants: Collection[str] = frozenset(),
         ) -> Judged:
             row = (noise.index[:, None] == chosen.index[None]).int().argmax(1)
             signs = torch.where(noise.fork("flicker").uniform((1,)) > 0.024, 1.0, -1.0)

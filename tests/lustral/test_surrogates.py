@@ -1,7 +1,7 @@
 """Surrogates: gradients are those of another purifier, selection and verdict the defence's, and the card says so."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import pytest
 import torch
@@ -13,7 +13,8 @@ from lustral.diffusion import EulerMaruyama, VPSchedule
 from lustral.evaluation import Defence, Fingerprint, Record, make_card
 from lustral.evaluation.audit import KnownNoise
 from lustral.noise import NoiseStream
-from lustral.purifiers import Context, DiffPure, GradientMode, Identity, Purified, Purifier
+from lustral.purifiers import Context, DiffPure, GradientMode, Identity, Purified, Purifier, Variant
+from lustral.rows import Runtime
 from lustral.threat import ThreatModel
 from tests.contracts import (
     NoisyPurifier,
@@ -38,7 +39,7 @@ class Watched(Purifier):
         super().__init__()
         self.map, self.asked = map, {True: 0, False: 0}
 
-    def run(self, x: Tensor, context: Context, noise: NoiseStream) -> Purified:
+    def run(self, x: Tensor, context: Context, noise: NoiseStream, wants: Collection[str]) -> Purified:
         self.asked[x.requires_grad] += len(x)
         return Purified(self.map(x)[None])
 
@@ -62,7 +63,7 @@ def test_gradients_are_the_surrogates_and_selection_is_the_defences() -> None:
     followed = _followed(attack)
     found = attack(Engine(Defence(classifier, real), 12), chosen, LINF, stream(12)).images
     assert len(followed) == 6
-    assert real.asked == {True: 0, False: 12 * (6 + 1)}, "selection is the defence's, and nothing else"
+    assert real.asked == {True: 0, False: 12 * (6 + 1 + 2)}, "selection is the defence's, and nothing else"
     assert surrogate.asked == {True: 12 * 6, False: 0}
     for query, gradient in followed:
         leaf = query.clone().requires_grad_()
@@ -89,8 +90,8 @@ def test_a_deterministic_defence_is_not_decided_by_its_surrogate() -> None:
     attack(Engine(Defence(classifier, real), 10), chosen, ThreatModel("linf", "1/255"), stream(10))
     assert surrogate.asked[True] == 12 * 10
     assert PGD(2).sees_the_defence
-    for gradient in ("frozen", "smooth"):
-        assert not PGD(2, gradient=gradient).sees_the_defence, "such a mode's logits are not the defence's either"
+    for options in ({"context": "clean"}, {"surrogate": Variant({"rounding": False})}, {"carry": ["latents"]}):
+        assert not PGD(2, **options).sees_the_defence, "such an attack's logits are not the defence's either"
 
 
 def test_a_surrogate_that_is_the_defence_changes_nothing() -> None:
@@ -116,12 +117,13 @@ def test_a_diffusion_surrogate_with_fewer_steps_is_differentiated() -> None:
 
 def test_the_exchanged_defence_is_made_once_and_shares_the_budget() -> None:
     defence, surrogate = Defence(ToyClassifier(), NoisyPurifier()), NoisyPurifier(0.5)
-    defence.purifier.graph_budget = 123.0
+    defence.runtime = Runtime(4, 123.0)
     other = defence.with_purifier(surrogate)
     assert other is defence.with_purifier(surrogate)
     assert other.classifier is defence.classifier
     assert other.purifier is surrogate
-    assert surrogate.graph_budget == 123.0
+    assert surrogate.runtime is defence.runtime
+    assert surrogate.runtime.graph_budget == 123.0
     assert set(defence.state_dict()) == set(Defence(ToyClassifier(), NoisyPurifier()).state_dict())
 
 
@@ -138,7 +140,12 @@ def test_a_victim_without_a_purifier_takes_no_surrogate() -> None:
         random = False
 
         def __call__(
-            self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact", anchor: Tensor | None = None
+            self,
+            x: Tensor,
+            noise: NoiseStream,
+            gradient: GradientMode = "exact",
+            context: Context | None = None,
+            wants: Collection[str] = frozenset(),
         ) -> Judged:
             return Judged(x.flatten(1)[:, :3])
 
@@ -217,6 +224,6 @@ def test_calls_behind_a_surrogate_are_counted_in_rows() -> None:
     evaluator.evaluate(right_cases(5), torch.zeros(5, dtype=torch.bool))
     gradients = 3 * 5
     assert evaluator.cost.calls == {
-        "classifier_forward": 2 * 8 * 5 + gradients + (2 + 1) * 4 * 5,
+        "classifier_forward": 2 * 8 * 5 + gradients + (2 + 1 + 2) * 4 * 5,
         "classifier_backward": gradients,
     }
