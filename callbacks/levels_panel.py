@@ -28,8 +28,8 @@ def levels_panel(
     """The adversarial images, then each noised and purified at multiples of the recipe's t*, with the class it is then
     given: blue where it is right, vermilion where not. The noise is the same at every level.
 
-    Where images have levels of their own, a last row is purified at those, which are written above the classes. None for
-    purifiers without levels.
+    Where images have levels of their own, a last row is purified at those, which are written above the classes. None
+    for purifiers without levels.
 
     Args:
         defence: what is shown.

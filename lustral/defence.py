@@ -68,7 +68,7 @@ class Defence(nn.Module):
             own = purifier.of(self.purifier) if isinstance(purifier, Variant) else purifier
             if own.group_size != self.group_size:
                 raise ValueError(
-                    f"The surrogate {type(own).__name__} judges groups of {own.group_size} images, the defence groups of "
+                    f"The surrogate {type(own).__name__} judges groups of {own.group_size} images, the defence of "
                     f"{self.group_size}: choose one with the same."
                 )
             # The key's owner is kept too, or another object could be given its number.

@@ -36,8 +36,8 @@ def rebuilt(component: Any, changes: Mapping[str, Any], always: tuple[type, ...]
 
     Args:
         component: keeps its arguments as attributes of the same names.
-        changes: by name; a dotted name ("purifier.num_steps") changes an argument of an argument, which is then made anew
-            as well. Values are plain data: nothing can be put in the place of a component.
+        changes: by name; a dotted name ("purifier.num_steps") changes an argument of an argument, which is then made
+            anew as well. Values are plain data: nothing can be put in the place of a component.
         always: kinds of arguments that are made anew in any case.
 
     Raises:

@@ -26,7 +26,8 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _COLUMNS = ("iteration", "restart")
 _RESTARTS, _ITERATIONS, DRAWS = 2**16, 2**24, 2**24
-"""How many a stream tells apart. A draw's low 16 bits share a word with the restart, its high 8 one with the iteration."""
+"""How many a stream tells apart. A draw's low 16 bits share a word with the restart, its high 8 one with the
+iteration."""
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:

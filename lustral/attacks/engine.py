@@ -22,8 +22,8 @@ from lustral.rows import Runtime
 from lustral.votes import votes
 
 WORKING_SET = 16
-"""Network calls' worth of rows that are handed to a defence which cuts its calls itself: the more, the fuller its calls.
-Changes time, never a result."""
+"""Network calls' worth of rows that are handed to a defence which cuts its calls itself: the more, the fuller its
+calls. Changes time, never a result."""
 _EMPTY: Mapping[str, Tensor] = {}
 
 
@@ -207,12 +207,14 @@ class Engine:
             if clean is not None:
                 with torch.no_grad():
                     held = {**self.defence.prepare(clean[image], stream), **held}  # type: ignore[attr-defined]
-            options: dict[str, Any] = {"context": held} if held else {}
-            judged = self.defence(leaf, stream, gradient, **options, **({"wants": asked} if asked else {}))
+            options: dict[str, Any] = ({"context": held} if held else {}) | ({"wants": asked} if asked else {})
+            judged = self.defence(leaf, stream, gradient, **options)
             _check_needs(objective, leaf, judged)
             return _Seen(judged.logits[None] if judged.views is None else judged.views, judged.logits, judged.trace)
 
-        loss, seeds = (None, {}) if objective.separable else self._seeds(look, x, y, noise, objective, draws, given, aim)
+        loss, seeds = (
+            (None, {}) if objective.separable else self._seeds(look, x, y, noise, objective, draws, given, aim)
+        )
         total, zero, right = torch.zeros_like(x), x.new_zeros(batch), x.new_zeros(batch)
         losses, chunks, traces, first, voted = [], [], [], 0, False
         for image, stream, used in self._chunks(batch, noise.repeat(draws)):
@@ -260,8 +262,8 @@ class Engine:
         given: Mapping[str, Tensor],
         aim: Tensor | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(B,) losses, and their derivatives by what each draw gave: (V, draws * B, K) by the logits of its views, and by
-        each needed entry of the trace (draws * B, ...)."""
+        """(B,) losses, and their derivatives by what each draw gave: (V, draws * B, K) by the logits of its views, and
+        by each needed entry of the trace (draws * B, ...)."""
         batch, first = len(x), 0
         views: list[Tensor] = []
         traces: dict[str, list[Tensor]] = {name: [] for name in objective.needs}

@@ -115,7 +115,9 @@ class FAB(GradientAttack):
         found: list[_Nearest] = []
         for number in range(self.num_targets):
             stream = noise.at(restart=number).select(rows)
-            found.append(self._walk(engine, source, cases, threat, stream, targets[number, rows], rows, number, statistics))
+            found.append(
+                self._walk(engine, source, cases, threat, stream, targets[number, rows], rows, number, statistics)
+            )
         if random:
             candidates = [threat.project(_scaled(each.image, x, threat), x) for each in found]
             chosen = select(engine, candidates, every, noise.fork("selection"), self.selection_draws, self.score)

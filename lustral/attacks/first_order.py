@@ -70,8 +70,8 @@ class GradientAttack(Attack):
         surrogate: what is differentiated in place of the defence's purifier: a `Variant` of it, or any other purifier,
             usually with fewer steps or at a fixed level. Queries go to the classifier behind it, selection to the
             defence itself, and the card says so. None differentiates the defence.
-        context: "own", or "clean": the purifier is handed what the clean image decides (levels, a mask), so that the attack
-            takes it as fixed.
+        context: "own", or "clean": the purifier is handed what the clean image decides (levels, a mask), so that the
+            attack takes it as fixed.
         carry: entries of the context that the purifier is handed as the last step's trace had them (latents).
 
     Attributes:
@@ -93,7 +93,10 @@ class GradientAttack(Attack):
         for name, value in (("eot", eot), ("selection_draws", selection_draws)):
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1.")
-        for name, given, known in (("gradient", gradient, get_args(GradientMode)), ("context", context, get_args(Held))):
+        for name, given, known in (
+            ("gradient", gradient, get_args(GradientMode)),
+            ("context", context, get_args(Held)),
+        ):
             if given not in known:
                 raise ValueError(
                     f"{name} is {given!r}; it may be {', '.join(known)}. (Other ways of looking are variants of the "
@@ -107,8 +110,8 @@ class GradientAttack(Attack):
         if lacking := [name for name in objective.expects if name not in self.gives]:
             raise ValueError(
                 f"{type(objective).__name__} takes the {', '.join(lacking)} of each image, which {type(self).__name__} "
-                "does not choose: use an attack that does, such as lustral.attacks.APGDTargeted for targets, or another "
-                "attack.objective."
+                "does not choose: use an attack that does, such as lustral.attacks.APGDTargeted for targets, or "
+                "another attack.objective."
             )
         if objective.needs and gradient != "exact":
             raise ValueError(

@@ -35,8 +35,8 @@ def select(
     draws: int,
     scored: Callable[[Tensor, Tensor], Tensor],
 ) -> Selected:
-    """Of ``candidates`` (B, C, H, W) each, image by image the one that is most wrong; among equals, of higher loss. Where
-    images are judged together, group by group: what counts is the sum over the images that are aimed at.
+    """Of ``candidates`` (B, C, H, W) each, image by image the one that is most wrong; among equals, of higher loss.
+    Where images are judged together, group by group: what counts is the sum over the images that are aimed at.
 
     Every candidate is scored on the same draws, which makes the comparison sharper and the winner's own score no
     estimate of anything: the verdict has its own noise.

@@ -32,7 +32,13 @@ class Judged:
 class Victim(Protocol):
     """What an attack may know of a defence: the very thing that is judged, its noise apart."""
 
-    runtime: Runtime
+    @property
+    def runtime(self) -> Runtime:
+        """How networks are called; the engine sets it."""
+        ...
+
+    @runtime.setter
+    def runtime(self, runtime: Runtime) -> None: ...
 
     @property
     def random(self) -> bool:
@@ -99,8 +105,8 @@ def group_sum(values: Tensor, size: int, aim: Tensor | None) -> Tensor:
 
 
 def whole_groups(rows: Tensor, size: int, aim: Tensor | None = None) -> Tensor:
-    """(B,) bool: for each row whether all rows of its group that are aimed at are among ``rows`` (B,) bool, and there are
-    any."""
+    """(B,) bool: for each row whether all rows of its group that are aimed at are among ``rows`` (B,) bool, and there
+    are any."""
     if size == 1 and aim is None:
         return rows
     wanted = torch.ones_like(rows) if aim is None else aim

@@ -56,6 +56,8 @@ class RememberedDenoiser(Denoiser):
         denoiser: who is asked; not registered as a part.
     """
 
+    denoiser: Denoiser
+
     def __init__(self, denoiser: Denoiser) -> None:
         super().__init__()
         object.__setattr__(self, "denoiser", denoiser)

@@ -121,7 +121,8 @@ class _Graph:
 def _refuse_strangers(outputs: Sequence[Tensor], leaves: Sequence[Tensor]) -> None:
     """Refuse a graph that ends elsewhere than at ``leaves``."""
     own = {id(leaf) for leaf in leaves}
-    waiting, seen = [output.grad_fn for output in outputs if output.grad_fn is not None], set()
+    waiting: list[Any] = [output.grad_fn for output in outputs]
+    seen: set[Any] = set()
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
@@ -131,8 +132,8 @@ def _refuse_strangers(outputs: Sequence[Tensor], leaves: Sequence[Tensor]) -> No
         if leaf is not None and id(leaf) not in own:
             if isinstance(leaf, torch.nn.Parameter):
                 raise ValueError(
-                    f"A parameter of shape {tuple(leaf.shape)} inside an unrolled process wants a gradient, which would "
-                    "be lost: freeze the networks of a purifier (requires_grad_(False)) before it is differentiated."
+                    f"A parameter of shape {tuple(leaf.shape)} inside an unrolled process wants a gradient, which "
+                    "would be lost: freeze the networks of a purifier (requires_grad_(False)) before it is differentiated."
                 )
             raise ValueError(
                 f"A step of an unrolled process captured a tensor of shape {tuple(leaf.shape)}, or one that depends on "

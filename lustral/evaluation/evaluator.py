@@ -92,8 +92,8 @@ class Evaluator:
         )
 
     def evaluate(self, cases: Cases, audited: Tensor, replicate: int = 0) -> list[Record]:
-        """One record a case; ``audited`` (B,) tells which of them are audited as well. ``replicate`` is the number of the
-        partition into groups that the cases are from: each has noise of its own."""
+        """One record a case; ``audited`` (B,) tells which of them are audited as well. ``replicate`` is the number of
+        the partition into groups that the cases are from: each has noise of its own."""
         self.threat.check(tuple(cases.images.shape[1:]))
         noise = self.noise(cases.index, replicate)
         device = cases.images.device

@@ -199,8 +199,8 @@ def changed(attack: Attack, options: Mapping[str, Any]) -> Attack:
 
 
 def on_the_defence(attack: Attack, modes: Sequence[str]) -> Attack:
-    """The same attack on the defence itself: without a surrogate, and with nothing held. As it is where the purifier does
-    not offer its gradient in ``modes``, or its objective follows what only a variant differentiates."""
+    """The same attack on the defence itself: without a surrogate, and with nothing held. As it is where the purifier
+    does not offer its gradient in ``modes``, or its objective follows what only a variant differentiates."""
     if not isinstance(attack, GradientAttack) or attack.sees_the_defence:
         return attack
     if attack.gradient not in modes or attack.objective.needs:

@@ -88,8 +88,8 @@ class Purifier(nn.Module, ABC):
 
     @abstractmethod
     def run(self, x: Tensor, context: Context, noise: NoiseStream, wants: Collection[str]) -> Purified:
-        """Purify ``x``, (B, C, H, W) in [0, 1], with every random draw taken from ``noise`` (B rows); the trace has what
-        ``wants`` names, each of it offered."""
+        """Purify ``x``, (B, C, H, W) in [0, 1], with every random draw taken from ``noise`` (B rows); the trace has
+        what ``wants`` names, each of it offered."""
 
     def forward(
         self,
@@ -119,8 +119,8 @@ class Purifier(nn.Module, ABC):
             )
         if len(x) % self.group_size:
             raise ValueError(
-                f"{type(self).__name__} purifies groups of {self.group_size} images together, and {len(x)} are no whole "
-                f"number of groups: hand over a multiple of {self.group_size}."
+                f"{type(self).__name__} purifies groups of {self.group_size} images together, and {len(x)} are no "
+                f"whole number of groups: hand over a multiple of {self.group_size}."
             )
         if gradient == "exact":
             return self._checked(self.run(x, self._context(x, noise, context), noise, wants), x, wants)

@@ -19,8 +19,8 @@ class GDMP(RoundPurifier):
     """Rounds of DDPM sampling whose mean is pulled towards the input: mean + variance * s_t * grad of D(x_t, input).
 
     The variance is the step's own, as ``variance`` makes it. D is the guidance's: minus the mean squared error, or the
-    SSIM, over the pixels of one image; s_t = (sigma / alpha) / m with m = 2 ``budget`` / (3 ``scale``) (the paper's equations 5 to 9).
-    The estimate of x_0 is clamped to [-1, 1], the purified image to [0, 1].
+    SSIM, over the pixels of one image; s_t = (sigma / alpha) / m with m = 2 ``budget`` / (3 ``scale``) (the paper's
+    equations 5 to 9). The estimate of x_0 is clamped to [-1, 1], the purified image to [0, 1].
 
     Args:
         denoiser: the diffusion model; the paper's is on the table of 1000 levels.

@@ -39,9 +39,9 @@ class Guidance(ABC):
 
     @abstractmethod
     def __call__(self, step: Step, denoise: RememberedDenoiser) -> Tensor:
-        """(B, C, H, W), the direction of ascent at ``step.x_t``: of each image by itself, and differentiable. A gradient is
-        taken by `lustral.diffusion.inner.inner_gradient`. ``denoise(x_t, t)`` is remembered within the step, so that
-        guidance and solver share one network call."""
+        """(B, C, H, W), the direction of ascent at ``step.x_t``: of each image by itself, and differentiable. A
+        gradient is taken by `lustral.diffusion.inner.inner_gradient`. ``denoise(x_t, t)`` is remembered within the
+        step, so that guidance and solver share one network call."""
 
 
 class _Likeness(Guidance):
@@ -49,8 +49,8 @@ class _Likeness(Guidance):
 
     Args:
         reference: whether x_t is compared with that image "noised" to the same level (CIFAR-10) or "clean" (ImageNet).
-        reference_batch: what the guidance is divided by. The reference implementation takes the mean over the batch too,
-            so its strength fell with the batch size: 100 is how its CIFAR-10 numbers were made; 1 is the formula.
+        reference_batch: what the guidance is divided by. The reference implementation takes the mean over the batch
+            too, so its strength fell with the batch size: 100 is how its CIFAR-10 numbers were made; 1 is the formula.
     """
 
     def __init__(self, reference: Reference = "noised", reference_batch: int = 100) -> None:

@@ -1,7 +1,7 @@
 """What all noise-and-denoise purifiers share: rounds of noising to a level and coming back."""
 
 from abc import ABC
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -44,7 +44,7 @@ class RoundPurifier(Purifier, ABC):
     noising: NoiseSchedule
     layout: Layout = "clock"
     resize_to: int | None = None
-    offers = {
+    offers: Mapping[str, str] = {
         "noised": "the image noised to the level of the first round, in [0, 1], without a graph",
         "deviation": "(B,) how far the reverse process strays from the forward one (see `walk`), differentiable",
     }
@@ -97,12 +97,12 @@ class RoundPurifier(Purifier, ABC):
         return self.walk(x, None, noise, wants)
 
     def walk(self, x: Tensor, levels: Tensor | None, noise: NoiseStream, wants: Collection[str]) -> Purified:
-        """Purify images ``x`` (B, C, H, W) in [0, 1], each at its own ``levels`` (B, number of rounds), in noising steps
-        out of 1000 and differentiable; None are those of the rounds.
+        """Purify images ``x`` (B, C, H, W) in [0, 1], each at its own ``levels`` (B, number of rounds), in noising
+        steps out of 1000 and differentiable; None are those of the rounds.
 
-        The trace's "deviation" is the squared distance, a pixel's mean, between the state after each reverse step and the
-        round's image noised to the same level with the round's own noise; summed over the steps that a row takes, over
-        the number of steps at the full levels.
+        The trace's "deviation" is the squared distance, a pixel's mean, between the state after each reverse step and
+        the round's image noised to the same level with the round's own noise; summed over the steps that a row takes,
+        over the number of steps at the full levels.
         """
         state = to_diffusion(_resized(x, self.resize_to))
         followed = self.follow(state)
@@ -142,9 +142,7 @@ class RoundPurifier(Purifier, ABC):
             return own_grid(self.denoiser.schedule, len(grid) - 1, levels)
         return clock(grid, levels)
 
-    def _reverse(
-        self, x: Tensor, number: int, levels: Tensor | None, noise: NoiseStream, followed: Context
-    ) -> Tensor:
+    def _reverse(self, x: Tensor, number: int, levels: Tensor | None, noise: NoiseStream, followed: Context) -> Tensor:
         slots, stream = self._slots(number, levels), noise.at(round=number)
 
         def step(i: int, state: Tensor, context: Context) -> Tensor:

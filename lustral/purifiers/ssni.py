@@ -66,8 +66,8 @@ class SSNI(Purifier):
         self.random = purifier.random or (levels.looks and self.statistic.random) or levels.random
         if rounding == "straight_through" and isinstance(purifier.denoiser.schedule, DiscreteSchedule):
             raise ValueError(
-                "rounding is straight_through, but between the levels of a table there is nothing to differentiate: ask "
-                "the purifier's denoiser on a continuous schedule (schedule_type: vp), or leave levels rounded."
+                "rounding is straight_through, but between the levels of a table there is nothing to differentiate: "
+                "ask the purifier's denoiser on a continuous schedule (schedule_type: vp), or leave levels rounded."
             )
         own = {"levels": "(B, rounds) the level of each round, in noising steps out of 1000, without a graph"}
         if levels.looks:

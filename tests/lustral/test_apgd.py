@@ -16,16 +16,19 @@ from lustral.attacks import (
     APGDTargeted,
     Attack,
     Cases,
+    Deviation,
     DifferenceOfLogitsRatio,
     Engine,
     FirstOrderAttack,
     MeanLogitCrossEntropy,
+    Objective,
     RandomDirections,
     State,
     TargetedDifferenceOfLogitsRatio,
 )
 from lustral.attacks.apgd import checkpoints
-from lustral.attacks.objectives import TARGET
+from lustral.attacks.first_order import likeliest_wrong_classes
+from lustral.attacks.objectives import TARGET, TargetMargin
 from lustral.evaluation import Defence, Fingerprint, make_card
 from lustral.noise import NoiseStream
 from lustral.purifiers import Identity, Purifier
@@ -394,6 +397,40 @@ def test_impossible_options_are_refused(build: Callable[[], Attack], message: st
 def test_attacks_that_the_classes_are_too_few_for_are_refused(
     attack: Attack | Callable[[], Attack], classes: int, message: str
 ) -> None:
-    with pytest.raises(ValueError, match=message):
+    def run() -> None:
         built = attack if isinstance(attack, Attack) else attack()
         built(_engine(classes=classes), cases(3, classes=classes), LINF, NoiseStream(0, cases(3).index))
+
+    with pytest.raises(ValueError, match=message):
+        run()
+
+
+@pytest.mark.parametrize(
+    "objective", [TargetedDifferenceOfLogitsRatio(), TargetMargin(), Deviation(TargetMargin(), 1.0)]
+)
+@pytest.mark.parametrize("kind", [PGD, APGD])
+def test_what_an_objective_expects_is_asked_for_at_construction(kind: type[PGD | APGD], objective: Objective) -> None:
+    """Before any image; a steered objective expects what the one inside expects. An attack that gives it is not refused."""
+    name = f"{type(objective).__name__} takes the target of each image, which {kind.__name__} does not choose"
+    with pytest.raises(ValueError, match=name):
+        kind(2, objective=objective)
+
+    class Choosing(kind):  # type: ignore[misc, valid-type]
+        gives = (TARGET,)
+
+        def targets(self, engine: Engine, cases: Cases, noise: NoiseStream) -> Tensor:
+            return likeliest_wrong_classes(engine, cases, noise, 1, 1)
+
+    if not objective.needs:
+        attack = Choosing(4, objective=objective)
+        updates = _watched(attack)
+        engine = _engine(NoisyPurifier(0.02), 5)
+        attack(engine, _right(engine, 6), LINF, stream(6))
+        assert all(TARGET in state.given for state, _, _ in updates)
+        assert updates[-1][1].loss.mean() > updates[0][1].loss.mean()
+
+
+def test_a_query_without_what_the_objective_expects_is_refused() -> None:
+    engine, chosen = _engine(classes=5), cases(3, classes=5)
+    with pytest.raises(ValueError, match="takes the target of each image, which nobody chose: use an attack that does"):
+        engine.answer(chosen.images, chosen.labels, stream(3), TargetedDifferenceOfLogitsRatio())
