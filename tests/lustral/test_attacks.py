@@ -354,8 +354,8 @@ class Smoothed(PGD):
 
 
 def test_an_attack_may_ask_twice_a_step() -> None:
-    """Its steps are those of the mean gradient, put together by hand from the engine's answers; what ranks an iterate is the
-    loss of the query alone, and everything else is the base's."""
+    """Its steps are those of the mean gradient, put together by hand from the engine's answers; what ranks an iterate
+    is the loss of the query alone, and everything else is the base's."""
     chosen, recording = cases(9), Recording(DEFENCES["noisy"]())
     engine, attack, steps = Engine(recording, ROWS), Smoothed(4, eot=3, random_start=False, selection="last"), []
     update = attack.update

@@ -28,7 +28,7 @@ from lustral.attacks.objectives import TARGET, TargetMargin
 from lustral.evaluation import Defence
 from lustral.evaluation.probes import on_the_defence, twice_the_steps
 from lustral.noise import NoiseStream
-from lustral.purifiers import Context, GradientMode, Identity
+from lustral.purifiers import Context, GradientMode, Identity, Variant
 from lustral.threat import ThreatModel
 from tests.contracts import (
     NoisyPurifier,

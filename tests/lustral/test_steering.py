@@ -389,7 +389,7 @@ def test_the_audit_of_a_steered_attack_runs_bpda_without_what_steers() -> None:
 
 
 def test_the_audit_looks_at_the_defence_itself_besides_what_an_attack_holds() -> None:
-    """The defence's answers to the direct probes have levels of their own; known noise is known to the clean image too."""
+    """The defence's answers to the direct probes have levels of their own; known noise is known to the clean image."""
     attack = PGD(2, eot=2, context="clean", selection_draws=2)
     evaluator = toy_evaluator(_ssni(_diffpure().float()), attack, audit_images=2)
     records = evaluator.evaluate(right_cases(2), torch.ones(2, dtype=torch.bool))
