@@ -271,8 +271,8 @@ def _at_import(source: str) -> Iterator[ast.stmt]:
 
 
 def _wanted(path: Path, name: str, modules: dict[str, Path]) -> set[str]:
-    """The modules inside one part of `lustral` that module ``name`` needs to be imported; a part's `__init__` hands names
-    on and is no need of those inside it."""
+    """The modules that module ``name`` of `lustral` needs to be imported; a part's `__init__` hands names on and is no
+    need of those inside it."""
     wanted = set()
     for node in _at_import(path.read_text()):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
@@ -321,9 +321,9 @@ def _strangers(source: str, path: Path) -> list[str]:
     if str(path) in SSNI_OWN:
         return found
     for name, line in _imports(source, ".".join(path.parent.parts)):
-        if name.rpartition(".")[0] in SSNI_MODULES or name in SSNI_MODULES:
-            found.append(f"line {line} imports {name}")
-        elif name.startswith("lustral.purifiers.") and name.rpartition(".")[2] in SSNI_NAMES:
+        package, _, last = name.rpartition(".")
+        handed_on = package == "lustral.purifiers" and last in SSNI_NAMES
+        if package in SSNI_MODULES or name in SSNI_MODULES or handed_on:
             found.append(f"line {line} imports {name}")
     if path.parts[:2] in (("lustral", "purifiers"), ("lustral", "diffusion")):
         return found  # a method's own context, or that of a loop

@@ -119,6 +119,13 @@ class GradientAttack(Attack):
                 "does not see: attack.gradient may be exact, or choose another attack.objective."
             )
 
+        ranks = objective.plain
+        if ranks.needs or ranks.expects:
+            raise ValueError(
+                f"{type(objective).__name__} ranks iterates by {type(ranks).__name__}, which takes more than logits "
+                "and labels: give it a `plain` objective that does not."
+            )
+
     @property
     def target(self) -> str:
         return self.objective.target
@@ -150,6 +157,11 @@ class GradientAttack(Attack):
                 raise ValueError(
                     f"attack.context is clean, but nothing that {type(purifier).__name__} decides can be handed over: "
                     "leave it own."
+                )
+            if steered := sorted(set(self.objective.needs) & set(held)):
+                raise ValueError(
+                    f"{type(self.objective).__name__} follows the {', '.join(steered)}, which attack.context clean "
+                    "holds fixed: leave attack.context own, or choose another attack.objective."
                 )
             purifier.check(self.gradient, (*held, *self.carry), (*self.objective.needs, *self.carry))
         return source

@@ -133,7 +133,7 @@ def _refuse_strangers(outputs: Sequence[Tensor], leaves: Sequence[Tensor]) -> No
             if isinstance(leaf, torch.nn.Parameter):
                 raise ValueError(
                     f"A parameter of shape {tuple(leaf.shape)} inside an unrolled process wants a gradient, which "
-                    "would be lost: freeze the networks of a purifier (requires_grad_(False)) before differentiating it."
+                    "would be lost: freeze the networks of a purifier (requires_grad_(False)) and attack it then."
                 )
             raise ValueError(
                 f"A step of an unrolled process captured a tensor of shape {tuple(leaf.shape)}, or one that depends on "

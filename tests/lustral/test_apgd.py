@@ -410,7 +410,7 @@ def test_attacks_that_the_classes_are_too_few_for_are_refused(
 )
 @pytest.mark.parametrize("kind", [PGD, APGD])
 def test_what_an_objective_expects_is_asked_for_at_construction(kind: type[PGD | APGD], objective: Objective) -> None:
-    """Before any image; a steered objective expects what the one inside does. An attack that gives it is not refused."""
+    """Before any image; a steered objective expects what the one inside does. One that gives it is not refused."""
     name = f"{type(objective).__name__} takes the target of each image, which {kind.__name__} does not choose"
     with pytest.raises(ValueError, match=name):
         kind(2, objective=objective)
