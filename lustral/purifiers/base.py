@@ -1,7 +1,7 @@
 """The seam of every purification method: the base class verifies, the method computes."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -72,10 +72,10 @@ class Purifier(nn.Module, ABC):
 
     def bind(self, classifier: nn.Module) -> None:
         """Show the victim to methods that look at it (masks, guidance), and to every purifier inside this one. Called
-        once, before any image."""
-        for part in self.modules():
-            if isinstance(part, Purifier):
-                object.__setattr__(part, "victim", classifier)  # nn.Module would make it a part
+        before any image. A method that asks something of the victim (a stage's name) extends it, and refuses here."""
+        object.__setattr__(self, "victim", classifier)  # nn.Module would make it a part
+        for inner in _outermost(self):
+            inner.bind(classifier)
 
     def derived(self) -> dict[str, float]:
         """Quantities that follow from the arguments and that a reader wants to see on the card (a sigma)."""
@@ -196,6 +196,15 @@ def _kind(value: object) -> str:
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
+def _outermost(module: nn.Module) -> Iterator[Purifier]:
+    """The purifiers inside ``module``, those inside them left out."""
+    for part in module.children():
+        if isinstance(part, Purifier):
+            yield part
+        else:
+            yield from _outermost(part)
+
+
     def forward(ctx, x: Tensor, images: Tensor) -> Tensor:  # type: ignore[override]
         return images.clone()
 
