@@ -36,7 +36,8 @@ class Purifier(nn.Module, ABC):
 
     Attributes:
         random: whether two calls with other noise give other images.
-        gradient_modes: the modes this method can answer honestly.
+        gradient_modes: the modes this method can answer honestly. (Judging takes no gradient, and needs none.)
+        instead: a sentence for whoever asks for another mode: what to differentiate (a `Variant`, by its changes).
         ragged: whether rows differ in how many network calls they need. It is then worth handing over many more rows
             than one network call takes.
         group_size: m, how many images are purified together; 1 if an image's answer is its own. Rows come in contiguous
@@ -49,6 +50,7 @@ class Purifier(nn.Module, ABC):
 
     random: bool = True
     gradient_modes: tuple[GradientMode, ...] = get_args(GradientMode)
+    instead: str = ""
     ragged: bool = False
     group_size: int = 1
     holds: frozenset[str] = frozenset()
@@ -111,7 +113,9 @@ class Purifier(nn.Module, ABC):
         Raises:
             ValueError: if a mode, an entry or a shape is not what this method knows.
         """
-        self.check(gradient, context or (), wants)
+        # Whoever takes no gradient is refused none: the default is "exact", and verdicts ask for nothing else.
+        taken = gradient if gradient != "exact" or torch.is_grad_enabled() else None
+        self.check(taken, context or (), wants)
         if x.ndim != 4 or len(noise) != len(x):
             raise ValueError(
                 f"A purifier takes images (B, C, H, W) and a noise stream of B rows, not {tuple(x.shape)} and "
@@ -132,15 +136,17 @@ class Purifier(nn.Module, ABC):
             purified = Purified(_straight_through(x, purified.images), purified.trace)
         return purified
 
-    def check(self, gradient: str = "exact", held: Collection[str] = (), wants: Collection[str] = ()) -> None:
-        """Refuse a gradient mode, held entries of the context or wanted ones of the trace that this method lacks.
+    def check(self, gradient: str | None = None, held: Collection[str] = (), wants: Collection[str] = ()) -> None:
+        """Refuse a gradient mode (None: no gradient is taken), held entries of the context or wanted ones of the trace
+        that this method lacks.
 
         Raises:
             ValueError: naming what there is.
         """
         name = type(self).__name__
-        if gradient not in self.gradient_modes:
-            raise ValueError(f"{name} has no {gradient!r} gradient; it offers {', '.join(self.gradient_modes)}.")
+        if gradient is not None and gradient not in self.gradient_modes:
+            offered = f"{name} has no {gradient!r} gradient; it offers {', '.join(self.gradient_modes)}."
+            raise ValueError(f"{offered} {self.instead}".rstrip())
         if unknown := sorted(set(held) - self.holds):
             raise ValueError(
                 f"{name} has no {', '.join(unknown)} that an attack could hand over; it holds "
