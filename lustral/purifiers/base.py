@@ -127,10 +127,10 @@ class Purifier(nn.Module, ABC):
                 f"whole number of groups: hand over a multiple of {self.group_size}."
             )
         if gradient == "exact":
-            return self._checked(self.run(x, self._context(x, noise, context), noise, wants), x, wants)
+            return self._checked(self.run(x, self.complete(x, noise, dict(context or {})), noise, wants), x, wants)
         constant = x.detach()  # a view of x would carry its gradient out of no_grad
         with torch.no_grad():
-            found = self.run(constant, self._context(constant, noise, context), noise, wants)
+            found = self.run(constant, self.complete(constant, noise, dict(context or {})), noise, wants)
         purified = self._checked(found, x, wants)
         if gradient == "bpda":
             purified = Purified(_straight_through(x, purified.images), purified.trace)
@@ -156,9 +156,9 @@ class Purifier(nn.Module, ABC):
             offered = "; ".join(f"{key} ({sentence})" for key, sentence in self.offers.items())
             raise ValueError(f"The trace of {name} has no {', '.join(unknown)}; it offers {offered or 'nothing'}.")
 
-    def _context(self, x: Tensor, noise: NoiseStream, given: Context | None) -> Context:
-        """What is handed over, and what ``x`` decides for the rest."""
-        given = dict(given or {})
+    def complete(self, x: Tensor, noise: NoiseStream, given: Context) -> Context:
+        """What `run` is told: what is handed over, and what ``x`` decides for the rest. A method made of others hands
+        ``given`` on, for each of them completes its own from the image that reaches it."""
         if self.holds and self.holds <= given.keys():
             return given
         context = {**self.prepare(x, noise), **given}
@@ -196,12 +196,6 @@ class Purifier(nn.Module, ABC):
         return unroll(step, num_steps, state, context, self._runtime.graph_budget)
 
 
-def _kind(value: object) -> str:
-    return "nothing" if value is None else f"a {type(value).__name__}"
-
-
-class _StraightThrough(torch.autograd.Function):
-    @staticmethod
 def _outermost(module: nn.Module) -> Iterator[Purifier]:
     """The purifiers inside ``module``, those inside them left out."""
     for part in module.children():
@@ -211,6 +205,12 @@ def _outermost(module: nn.Module) -> Iterator[Purifier]:
             yield from _outermost(part)
 
 
+def _kind(value: object) -> str:
+    return "nothing" if value is None else f"a {type(value).__name__}"
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
     def forward(ctx, x: Tensor, images: Tensor) -> Tensor:  # type: ignore[override]
         return images.clone()
 
