@@ -20,6 +20,7 @@ from lustral.attacks.victim import Cases, group_sum, whole_groups
 from lustral.noise import NoiseStream
 from lustral.purifiers import GradientMode, Purifier, Variant
 from lustral.threat import ThreatModel
+from lustral.votes import strictly_right
 
 MEASURES = ("zero_gradients", "right_draws", "loss_first", "loss_last", "predicted_gain")
 """The statistics of an attack that follows gradients."""
@@ -328,7 +329,7 @@ class _Leaderboard:
         self.images[slot, rows] = torch.where(better[:, None, None, None], query, self.images[slot, rows])
         self.losses[slot, rows] = torch.where(better, loss, self.losses[slot, rows])
         if self.may_decide:
-            wrong = whole_groups(answer.logits[0].argmax(-1) != y, self._group_size, aim)
+            wrong = whole_groups(~strictly_right(answer.logits[0], y), self._group_size, aim)
             broken = wrong & ~self.decided[rows]
             self.broken[rows] = torch.where(broken[:, None, None, None], query, self.broken[rows])
             self.decided[rows] |= broken
