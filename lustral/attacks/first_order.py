@@ -229,6 +229,11 @@ class FirstOrderAttack(GradientAttack):
         """(restarts, B) the class that each restart leads an image to; None if any wrong one will do."""
         return None
 
+    def told(self, source: Engine, cases: Cases, noise: NoiseStream) -> dict[str, Tensor]:
+        """What the objective is told of each image from the first query on, (B, ...) each: clean logits, multipliers.
+        The names are among those that the attack `gives`."""
+        return {}
+
     def run(
         self, engine: Engine, cases: Cases, threat: ThreatModel, noise: NoiseStream
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -238,6 +243,7 @@ class FirstOrderAttack(GradientAttack):
         source = self.source(engine)
         honest = self.sees_the_defence
         targets = self.targets(engine, cases, noise.fork("targets"))
+        told = self.told(source, cases, noise.fork("told"))
         board = _Leaderboard(cases, self.finalists, honest and not engine.defence.random, engine.group_size)
         statistics = GradientStatistics(cases.images)
         last = cases.images
@@ -246,6 +252,7 @@ class FirstOrderAttack(GradientAttack):
             rows = torch.arange(len(cases), device=cases.images.device)
             stream, some = noise.at(restart=restart), cases
             state = self.start(cases.images, cases.labels, threat, stream.fork("start"))
+            state = replace(state, given={**state.given, **told})
             if targets is not None:
                 state = replace(state, given={**state.given, TARGET: targets[restart]})
             state = replace(state, query=cases.confined(state.query))

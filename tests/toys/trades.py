@@ -1,12 +1,11 @@
 """TRADES (Zhang et al. 2019), small: a classifier is trained where an attack on itself leads."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lustral.attacks import PGD, Answer, Cases, CrossEntropy, Engine, Objective, State
+from lustral.attacks import PGD, Cases, CrossEntropy, Engine, Objective
 from lustral.attacks.objectives import mean_over_draws
 from lustral.defence import Defence
 from lustral.noise import NoiseStream
@@ -50,9 +49,8 @@ class TradesPGD(PGD):
     def __init__(self, num_steps: int = 3) -> None:
         super().__init__(num_steps, objective=Divergence(), selection="last")
 
-    def ask(self, source: Engine, state: State, noise: NoiseStream, aim: Tensor | None) -> Answer:
-        clean = source.logits(state.x, noise.fork("clean"))[0]
-        return super().ask(source, replace(state, given={**state.given, CLEAN: clean}), noise, aim)
+    def told(self, source: Engine, cases: Cases, noise: NoiseStream) -> dict[str, Tensor]:
+        return {CLEAN: source.logits(cases.images, noise)[0]}
 
 
 class Trades(ClassifierLoss):
