@@ -121,6 +121,10 @@ class Purifier(nn.Module, ABC):
                 f"A purifier takes images (B, C, H, W) and a noise stream of B rows, not {tuple(x.shape)} and "
                 f"{len(noise)} rows."
             )
+        if wrong := sorted(name for name, value in (context or {}).items() if len(value) != len(x)):
+            raise ValueError(
+                f"The {', '.join(wrong)} handed to {type(self).__name__} must have a row for each of {len(x)} images."
+            )
         if len(x) % self.group_size:
             raise ValueError(
                 f"{type(self).__name__} purifies groups of {self.group_size} images together, and {len(x)} are no "
