@@ -11,7 +11,7 @@ import sysconfig
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -37,13 +37,15 @@ def rebuilt(component: Any, changes: Mapping[str, Any], always: tuple[type, ...]
     Args:
         component: keeps its arguments as attributes of the same names.
         changes: by name; a dotted name ("purifier.num_steps") changes an argument of an argument, which is then made
-            anew as well. Values are plain data: nothing can be put in the place of a component.
+            anew as well; parts of a list are called by their numbers ("purifiers.0.num_steps"). Values are plain data:
+            nothing can be put in the place of a component.
         always: kinds of arguments that are made anew in any case.
 
     Raises:
         ValueError: if a name is not known, a network would have to be made anew, or the class refuses the values.
     """
-    name_of, given = type(component).__name__, arguments(component)
+    name_of, listed = type(component).__name__, _is_list(component)
+    given = {str(k): part for k, part in enumerate(component)} if listed else arguments(component)
     own, inner = dict[str, Any](), dict[str, dict[str, Any]]()
     for key, value in changes.items():
         name, _, rest = key.partition(".")
@@ -64,12 +66,19 @@ def rebuilt(component: Any, changes: Mapping[str, Any], always: tuple[type, ...]
                 f"{name}.{next(iter(inner[name]))} is an argument of a network, which is shared and not made anew: "
                 "change something else, or give the whole component with a class path."
             )
-        if name not in own and (name in inner or isinstance(value, always)):
+        anew = any(isinstance(part, always) for part in value) if _is_list(value) else isinstance(value, always)
+        if name not in own and (name in inner or anew):
             own[name] = rebuilt(value, inner.get(name, {}), always)
+    if listed:
+        return type(component)({**given, **own}.values())
     try:
         return type(component)(**{**given, **own})
     except TypeError as error:
         raise ValueError(f"{name_of} cannot take {dict(changes)} ({error}): give values of the right kind.") from error
+
+
+def _is_list(value: Any) -> TypeGuard[list[Any] | tuple[Any, ...]]:
+    return isinstance(value, (list, tuple)) and not hasattr(value, "_fields")
 
 
 def describe(value: Any) -> Any:

@@ -19,7 +19,7 @@ from lustral.diffusion import Context
 from lustral.noise import DRAWS, NoiseStream
 from lustral.purifiers import GradientMode, Purifier, Variant
 from lustral.rows import Runtime
-from lustral.votes import votes
+from lustral.votes import strictly_right, votes
 
 WORKING_SET = 16
 """Network calls' worth of rows that are handed to a defence which cuts its calls itself: the more, the fuller its
@@ -239,7 +239,7 @@ class Engine:
             chunks.append(logits)
             traces.append({name: seen.trace[name][:used].detach() for name in asked})
             _add_rows(total, found[:used], first)
-            still = logits.argmax(-1) == y[image[:used]]
+            still = strictly_right(logits, y[image[:used]])
             _add_rows(right, still.to(x.dtype), first)
             _add_rows(zero, (still & (found[:used].flatten(1) == 0).all(1)).to(x.dtype), first)
             first += used

@@ -13,6 +13,7 @@ from lustral.attacks.victim import Cases, whole_groups
 from lustral.noise import NoiseStream
 from lustral.purifiers import Purifier, Variant
 from lustral.threat import ThreatModel
+from lustral.votes import strictly_right
 
 WINNER = "winner"
 """The statistic that holds the number of the member which an image is from."""
@@ -92,7 +93,7 @@ class Ensemble(Attack):
             results.append(result := _spread(some, attack.measures, rows, images, cases, threat))
             if not engine.defence.random and number + 1 < len(self.attacks) and len(rows):
                 stream = noise.fork("looks").select(rows)  # of no consequence: the defence draws nothing
-                missed = engine.logits(result.images[rows], stream)[0].argmax(-1) != cases.labels[rows]
+                missed = ~strictly_right(engine.logits(result.images[rows], stream)[0], cases.labels[rows])
                 wrong = whole_groups(missed, engine.group_size, cases.select(rows).aim)
                 broken_by[rows[wrong]] = number
                 images, rows = images.index_copy(0, rows, result.images[rows]), rows[~wrong]

@@ -20,6 +20,7 @@ from lustral.attacks.victim import Cases, group_sum, whole_groups
 from lustral.noise import NoiseStream
 from lustral.purifiers import GradientMode, Purifier, Variant
 from lustral.threat import ThreatModel
+from lustral.votes import strictly_right
 
 MEASURES = ("zero_gradients", "right_draws", "loss_first", "loss_last", "predicted_gain")
 """The statistics of an attack that follows gradients."""
@@ -240,6 +241,11 @@ class FirstOrderAttack(GradientAttack):
         """(restarts, B) the class that each restart leads an image to; None if any wrong one will do."""
         return None
 
+    def told(self, source: Engine, cases: Cases, noise: NoiseStream) -> dict[str, Tensor]:
+        """What the objective is told of each image from the first query on, (B, ...) each: clean logits, multipliers.
+        The names are among those that the attack `gives`."""
+        return {}
+
     def run(
         self, engine: Engine, cases: Cases, threat: ThreatModel, noise: NoiseStream
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -249,6 +255,7 @@ class FirstOrderAttack(GradientAttack):
         source = self.source(engine)
         honest = self.sees_the_defence
         targets = self.targets(engine, cases, noise.fork("targets"))
+        told = self.told(source, cases, noise.fork("told"))
         board = _Leaderboard(cases, self.finalists, honest and not engine.defence.random, engine.group_size)
         statistics = GradientStatistics(cases.images)
         last = cases.images
@@ -257,6 +264,7 @@ class FirstOrderAttack(GradientAttack):
             rows = torch.arange(len(cases), device=cases.images.device)
             stream, some = noise.at(restart=restart), cases
             state = self.start(cases.images, cases.labels, threat, stream.fork("start"))
+            state = replace(state, given={**state.given, **told})
             if targets is not None:
                 state = replace(state, given={**state.given, TARGET: targets[restart]})
             state = replace(state, query=cases.confined(state.query))
@@ -340,7 +348,7 @@ class _Leaderboard:
         self.images[slot, rows] = torch.where(better[:, None, None, None], query, self.images[slot, rows])
         self.losses[slot, rows] = torch.where(better, loss, self.losses[slot, rows])
         if self.may_decide:
-            wrong = whole_groups(answer.logits[0].argmax(-1) != y, self._group_size, aim)
+            wrong = whole_groups(~strictly_right(answer.logits[0], y), self._group_size, aim)
             broken = wrong & ~self.decided[rows]
             self.broken[rows] = torch.where(broken[:, None, None, None], query, self.broken[rows])
             self.decided[rows] |= broken

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lustral.votes import strictly_right
+
 TARGET = "target"
 """What an attack gives along: (B,) int64, the class that each image is led to."""
 _NOTHING: Mapping[str, Tensor] = {}
@@ -46,8 +48,8 @@ class Objective(ABC):
 
     def wrongness(self, logits: Tensor, y: Tensor) -> Tensor:
         """(B,) float64 in [0, 1]: how wrong ``logits`` (N draws, B, K) are under the rule aimed at. By default the
-        share of wrong draws."""
-        return (logits.argmax(-1) != y).double().mean(0)
+        share of wrong draws; ties are wrong, as in every verdict (votes of a few views often tie)."""
+        return (~strictly_right(logits, y)).double().mean(0)
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
@@ -162,7 +164,7 @@ class _OfMeanLogits(Objective):
     target = "mean_logit"
 
     def wrongness(self, logits: Tensor, y: Tensor) -> Tensor:
-        return (mean_over_draws(logits).argmax(-1) != y).double()
+        return (~strictly_right(mean_over_draws(logits), y)).double()
 
 
 class MeanLogitMargin(_OfMeanLogits):

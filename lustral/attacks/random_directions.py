@@ -9,6 +9,7 @@ from lustral.attacks.objectives import Margin
 from lustral.attacks.victim import Cases, group_sum
 from lustral.noise import NoiseStream
 from lustral.threat import ThreatModel
+from lustral.votes import strictly_right
 
 
 class RandomDirections(Attack):
@@ -38,7 +39,7 @@ class RandomDirections(Attack):
             found = cases.confined(found)
             logits = engine.logits(found, noise.fork("selection"), self.selection_draws)
             bad |= ~logits.isfinite().all(-1).all(0)
-            wrong = (logits.argmax(-1) != cases.labels).double().mean(0)
+            wrong = (~strictly_right(logits, cases.labels)).double().mean(0)
             # Wrong draws first; the bounded margin only breaks ties between equal shares.
             score = wrong * 4 + torch.tanh(objective(logits, cases.labels).double())
             score = group_sum(score, engine.group_size, cases.aim)

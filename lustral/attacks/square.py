@@ -15,6 +15,7 @@ from lustral.attacks.selection import score, select
 from lustral.attacks.victim import Cases, group_sum, whole_groups
 from lustral.noise import NoiseStream
 from lustral.threat import ThreatModel
+from lustral.votes import strictly_right
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # iterations out of 10,000 after which p is halved
 _COMPACT_EVERY = 5  # queries between looks at which cases are decided: a look waits for the device
@@ -200,7 +201,7 @@ class _Found:
         for each in logits:
             self.bad[rows] |= ~each.isfinite().all(-1).all(0)
         if decides:
-            wrong = whole_groups(logits[-1][0].argmax(-1) != y, self._group_size, self._aimed(rows))
+            wrong = whole_groups(~strictly_right(logits[-1][0], y), self._group_size, self._aimed(rows))
             broken = wrong & still
             self.broken[rows] = torch.where(_pixels(broken), queries[-1], self.broken[rows])
             self.decided[rows] |= broken

@@ -1,7 +1,7 @@
 """The seam of every purification method: the base class verifies, the method computes."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -36,7 +36,8 @@ class Purifier(nn.Module, ABC):
 
     Attributes:
         random: whether two calls with other noise give other images.
-        gradient_modes: the modes this method can answer honestly.
+        gradient_modes: the modes this method can answer honestly. (Judging takes no gradient, and needs none.)
+        instead: a sentence for whoever asks for another mode: what to differentiate (a `Variant`, by its changes).
         ragged: whether rows differ in how many network calls they need. It is then worth handing over many more rows
             than one network call takes.
         group_size: m, how many images are purified together; 1 if an image's answer is its own. Rows come in contiguous
@@ -49,6 +50,7 @@ class Purifier(nn.Module, ABC):
 
     random: bool = True
     gradient_modes: tuple[GradientMode, ...] = get_args(GradientMode)
+    instead: str = ""
     ragged: bool = False
     group_size: int = 1
     holds: frozenset[str] = frozenset()
@@ -72,10 +74,10 @@ class Purifier(nn.Module, ABC):
 
     def bind(self, classifier: nn.Module) -> None:
         """Show the victim to methods that look at it (masks, guidance), and to every purifier inside this one. Called
-        once, before any image."""
-        for part in self.modules():
-            if isinstance(part, Purifier):
-                object.__setattr__(part, "victim", classifier)  # nn.Module would make it a part
+        before any image. A method that asks something of the victim (a stage's name) extends it, and refuses here."""
+        object.__setattr__(self, "victim", classifier)  # nn.Module would make it a part
+        for inner in _outermost(self):
+            inner.bind(classifier)
 
     def derived(self) -> dict[str, float]:
         """Quantities that follow from the arguments and that a reader wants to see on the card (a sigma)."""
@@ -111,11 +113,17 @@ class Purifier(nn.Module, ABC):
         Raises:
             ValueError: if a mode, an entry or a shape is not what this method knows.
         """
-        self.check(gradient, context or (), wants)
+        # Whoever takes no gradient is refused none: the default is "exact", and verdicts ask for nothing else.
+        taken = gradient if gradient != "exact" or torch.is_grad_enabled() else None
+        self.check(taken, context or (), wants)
         if x.ndim != 4 or len(noise) != len(x):
             raise ValueError(
                 f"A purifier takes images (B, C, H, W) and a noise stream of B rows, not {tuple(x.shape)} and "
                 f"{len(noise)} rows."
+            )
+        if wrong := sorted(name for name, value in (context or {}).items() if len(value) != len(x)):
+            raise ValueError(
+                f"The {', '.join(wrong)} handed to {type(self).__name__} must have a row for each of {len(x)} images."
             )
         if len(x) % self.group_size:
             raise ValueError(
@@ -123,24 +131,26 @@ class Purifier(nn.Module, ABC):
                 f"whole number of groups: hand over a multiple of {self.group_size}."
             )
         if gradient == "exact":
-            return self._checked(self.run(x, self._context(x, noise, context), noise, wants), x, wants)
+            return self._checked(self.run(x, self.complete(x, noise, dict(context or {})), noise, wants), x, wants)
         constant = x.detach()  # a view of x would carry its gradient out of no_grad
         with torch.no_grad():
-            found = self.run(constant, self._context(constant, noise, context), noise, wants)
+            found = self.run(constant, self.complete(constant, noise, dict(context or {})), noise, wants)
         purified = self._checked(found, x, wants)
         if gradient == "bpda":
             purified = Purified(_straight_through(x, purified.images), purified.trace)
         return purified
 
-    def check(self, gradient: str = "exact", held: Collection[str] = (), wants: Collection[str] = ()) -> None:
-        """Refuse a gradient mode, held entries of the context or wanted ones of the trace that this method lacks.
+    def check(self, gradient: str | None = None, held: Collection[str] = (), wants: Collection[str] = ()) -> None:
+        """Refuse a gradient mode (None: no gradient is taken), held entries of the context or wanted ones of the trace
+        that this method lacks.
 
         Raises:
             ValueError: naming what there is.
         """
         name = type(self).__name__
-        if gradient not in self.gradient_modes:
-            raise ValueError(f"{name} has no {gradient!r} gradient; it offers {', '.join(self.gradient_modes)}.")
+        if gradient is not None and gradient not in self.gradient_modes:
+            offered = f"{name} has no {gradient!r} gradient; it offers {', '.join(self.gradient_modes)}."
+            raise ValueError(f"{offered} {self.instead}".rstrip())
         if unknown := sorted(set(held) - self.holds):
             raise ValueError(
                 f"{name} has no {', '.join(unknown)} that an attack could hand over; it holds "
@@ -150,9 +160,9 @@ class Purifier(nn.Module, ABC):
             offered = "; ".join(f"{key} ({sentence})" for key, sentence in self.offers.items())
             raise ValueError(f"The trace of {name} has no {', '.join(unknown)}; it offers {offered or 'nothing'}.")
 
-    def _context(self, x: Tensor, noise: NoiseStream, given: Context | None) -> Context:
-        """What is handed over, and what ``x`` decides for the rest."""
-        given = dict(given or {})
+    def complete(self, x: Tensor, noise: NoiseStream, given: Context) -> Context:
+        """What `run` is told: what is handed over, and what ``x`` decides for the rest. A method made of others hands
+        ``given`` on, for each of them completes its own from the image that reaches it."""
         if self.holds and self.holds <= given.keys():
             return given
         context = {**self.prepare(x, noise), **given}
@@ -188,6 +198,15 @@ class Purifier(nn.Module, ABC):
     def unroll(self, step: Step[State], num_steps: int, state: State, context: Context | None = None) -> State:
         """`lustral.diffusion.unroll` within the run's graph budget."""
         return unroll(step, num_steps, state, context, self._runtime.graph_budget)
+
+
+def _outermost(module: nn.Module) -> Iterator[Purifier]:
+    """The purifiers inside ``module``, those inside them left out."""
+    for part in module.children():
+        if isinstance(part, Purifier):
+            yield part
+        else:
+            yield from _outermost(part)
 
 
 def _kind(value: object) -> str:
