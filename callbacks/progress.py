@@ -30,6 +30,7 @@ class InnerProgress(Callback):
         self.seconds = seconds
         self._robust, self._judged = 0.0, 0
         self._todo, self._done, self._share = 0, 0, 0.0
+        self._alone = True
         self._task, self._since = "starting", 0.0
         self._start = self._printed = 0.0
         self._module: Any = None
@@ -42,6 +43,7 @@ class InnerProgress(Callback):
         self._module = pl_module
         self._robust, self._judged, self._done, self._share = 0.0, 0, 0, 0.0
         dealing: Dealing = pl_module.dealing  # type: ignore[assignment]
+        self._alone = dealing.size == 1
         own = dealing.shares(trainer.world_size)[trainer.global_rank]
         self._todo = len(dealing.unfinished(own, self._module.finished))
         self._start = self._printed = time.monotonic()
@@ -100,7 +102,10 @@ class InnerProgress(Callback):
         if self._task:
             parts += [self._task, f"{_clock(now - self._since)} at it"]
         if self._judged:
-            parts.append(f"robust so far {wilson(self._robust, self._judged)} (n = {self._judged})")
+            share = f"{100 * self._robust / self._judged:.1f} %"
+            # Images that are judged together are not independent: no interval before the card's.
+            robust = str(wilson(self._robust, self._judged)) if self._alone else share
+            parts.append(f"robust so far {robust} (n = {self._judged})")
         spent, worked = now - self._start, self._done or self._share
         left = spent / worked * (self._todo - worked) if worked else 0.0
         parts.append(f"{_clock(spent)} spent" + (f", {_clock(left)} left" if left >= 1 else ""))

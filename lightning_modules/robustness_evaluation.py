@@ -226,8 +226,8 @@ class RobustnessEvaluation(LustralModule):
             self._evaluate(cases.select(todo & ~audited), audited=False, replicate=replicate)
 
     def _by_replicate(self, batch: Sequence[Tensor]) -> Iterator[tuple[int, Cases]]:
-        """The batch's cases of each replicate, whole groups. (A batch is a fixed number of images, so a replicate may end
-        in the midst of one.)
+        """The batch's cases of each replicate, whole groups. (A batch is a fixed number of images, so a replicate may
+        end in the midst of one.)
 
         Raises:
             ValueError: if a group is not whole.

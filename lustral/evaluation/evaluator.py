@@ -55,7 +55,7 @@ class Evaluator:
         if protocol.replicates > 1 and defence.group_size == 1:
             raise ValueError(
                 f"protocol.replicates is {protocol.replicates}, but this defence judges every image alone, in "
-                "the one partition into groups of one that there is: set it to 1 (protocol.verdict_draws are more draws)."
+                "the only partition into groups of one: set it to 1 (protocol.verdict_draws are more draws)."
             )
         # A judged defence learns nothing: no parameter keeps a gradient, no layer looks at the batch.
         defence.eval().requires_grad_(False)

@@ -105,9 +105,12 @@ def resampled(values: np.ndarray, resamples: int = 2_000, labels: Sequence[Hasha
         n = len(values)
         return np.stack([values[generator.integers(n, size=n)].mean(0) for _ in range(resamples)])
     sums, counts = _cluster_sums(values, labels)
-    n = len(counts)
-    drawn = (generator.integers(n, size=n) for _ in range(resamples))
-    return np.stack([sums[chosen].sum(0) / counts[chosen].sum() for chosen in drawn])
+    n, found = len(counts), []
+    block = max(1, 2**20 // (n * sums.shape[1]))  # as many at once as are a few MiB
+    for first in range(0, resamples, block):
+        chosen = generator.integers(n, size=(min(block, resamples - first), n))
+        found.append(sums[chosen].sum(1) / counts[chosen].sum(1)[:, None])
+    return np.concatenate(found)
 
 
 def _interval(sample: np.ndarray, clusters: Clusters) -> tuple[float, float]:
