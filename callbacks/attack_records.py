@@ -45,7 +45,7 @@ class AttackRecords(Callback):
         rank_zero_info("checking that no image's bits depend on its neighbours")
         pl_module.check()  # type: ignore[operator]  # and what is about to be refused claims no folder
         self.folder, self.fingerprint = RecordFolder(records, found, rank), found
-        pl_module.finished = frozenset(self.folder.indices())  # type: ignore[assignment]
+        pl_module.finished = frozenset(self.folder.keys())  # type: ignore[assignment]
         cost = run / "cost" / f"rank{rank}-{time.time_ns():x}-{os.getpid():x}.json"
         pl_module.hand_on(lambda records: self._keep(records, pl_module, cost))  # type: ignore[operator]
         if trainer.world_size > 1:

@@ -37,7 +37,8 @@ class Evaluator:
         graph_budget: bytes for graphs of reverse steps that are kept instead of run again. Changes no result.
 
     Raises:
-        ValueError: if the attack asks for something that the defence, or what stands in for it, does not have.
+        ValueError: if the attack asks for something that the defence, or what stands in for it, does not have; or if
+            images that are judged alone are to be judged in several partitions into groups.
     """
 
     def __init__(
@@ -51,6 +52,11 @@ class Evaluator:
         observe: Callable[[str, int, int], None] | None = None,
         graph_budget: float = 0.0,
     ) -> None:
+        if protocol.replicates > 1 and defence.group_size == 1:
+            raise ValueError(
+                f"protocol.replicates is {protocol.replicates}, but this defence judges every image alone, in "
+                "the only partition into groups of one: set it to 1 (protocol.verdict_draws are more draws)."
+            )
         # A judged defence learns nothing: no parameter keeps a gradient, no layer looks at the batch.
         defence.eval().requires_grad_(False)
         self.defence, self.attack, self.threat, self.protocol = defence, attack, threat, protocol
@@ -67,12 +73,14 @@ class Evaluator:
         return list({id(source.defence): source for source in found}.values())
 
     def decides(self) -> dict[str, Any]:
-        """Everything that decides a record, the data apart, as plain data."""
+        """Everything that decides a record, the data apart, as plain data. The number of replicates decides none."""
+        protocol = describe(self.protocol)
+        del protocol["replicates"]
         return {
             "defence": self._describe_defence(),
             "attack": {**describe(self.attack), "target": self.attack.target},
             "threat": describe(self.threat),
-            "protocol": describe(self.protocol),
+            "protocol": protocol,
             "audit": self._describe_audit(),
             "seed": self.seed,
             "rows": self.rows,
@@ -93,7 +101,8 @@ class Evaluator:
 
     def evaluate(self, cases: Cases, audited: Tensor, replicate: int = 0) -> list[Record]:
         """One record a case; ``audited`` (B,) tells which of them are audited as well. ``replicate`` is the number of
-        the partition into groups that the cases are from: each has noise of its own."""
+        the partition into groups that the cases, whole groups of it, are from: each has noise of its own."""
+        size = self.defence.group_size
         self.threat.check(tuple(cases.images.shape[1:]))
         noise = self.noise(cases.index, replicate)
         device = cases.images.device
@@ -141,6 +150,7 @@ class Evaluator:
                 audit_margins=audits.get(i, Audited()).margins,
                 audit_steps=audits.get(i, Audited()).steps,
                 replicate=replicate,
+                group=None if size == 1 else index[i // size * size],
             )
             for i in range(len(cases))
         ]

@@ -116,7 +116,7 @@ def test_records_with_and_without_levels_make_a_card(tmp_path) -> None:
     folder.append([Record(**{**vars(records[0]), "statistics": old}), *records[1:]])
     folder.close()
     read = read_records(tmp_path / "records")
-    assert [read[r.index].statistics for r in records[1:]] == [r.statistics for r in records[1:]]
+    assert [read[r.key].statistics for r in records[1:]] == [r.statistics for r in records[1:]]
     content = {"sha256": fingerprint.sha256, "decides": json.loads(json.dumps(fingerprint.decides))}
     card = make_card(list(read.values()), content)
     assert card["n"] == 5

@@ -316,7 +316,7 @@ def test_a_score_that_is_held_cannot_be_followed() -> None:
     engine = Engine(Defence(ToyClassifier(), _ssni(_diffpure().float())), 8)
     PGD(1, objective=WithScore(CrossEntropy(), -1.0), selection_draws=1)(engine, cases(2), LINF, stream(2))
     attack = PGD(1, objective=WithScore(CrossEntropy(), -1.0), context="clean")
-    with pytest.raises(ValueError, match="WithScore follows the score, but this purifier takes it as a constant"):
+    with pytest.raises(ValueError, match=r"WithScore follows the score, which attack\.context clean holds fixed"):
         attack(engine, cases(2), LINF, stream(2))
 
 
