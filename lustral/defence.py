@@ -75,7 +75,7 @@ class Defence(nn.Module):
             self._exchanged[id(purifier)] = (purifier, Defence(self.classifier, own, self.merge))
         exchanged = self._exchanged[id(purifier)][1]
         device = next((parameter.device for parameter in self.classifier.parameters()), None)
-        exchanged.purifier.to(device).train(self.purifier.training).runtime = self.runtime
+        exchanged.purifier.to(device).eval().runtime = self.runtime
         return exchanged
 
     def prepare(self, x: Tensor, noise: NoiseStream) -> Context:
