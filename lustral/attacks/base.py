@@ -24,7 +24,8 @@ class AttackResult:
     Attributes:
         images: (B, C, H, W), within the threat model. Where ``failed``, the clean image.
         distance: (B,) norm of the perturbation.
-        failed: (B,) whether NaN or Inf turned up, in any image of its group: no image to judge, and counted as broken by the evaluation.
+        failed: (B,) whether NaN or Inf turned up, in any image of its group: no image to judge, and counted as broken
+            by the evaluation.
         statistics: (B,) each, what the audit asks about: "zero_gradients" (share of the draws that are still right,
             "right_draws" of all steps together), "loss_first", "loss_last", "predicted_gain" (first-order change of the
             loss summed over the steps between the two). An ensemble's are described there.
