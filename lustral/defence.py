@@ -6,6 +6,7 @@ from typing import Literal, final, get_args
 from torch import Tensor, nn
 
 from lustral.attacks import Judged
+from lustral.attacks.objectives import mean_over_draws
 from lustral.diffusion import Context
 from lustral.networks import Classifier
 from lustral.noise import NoiseStream
@@ -80,7 +81,7 @@ class Defence(nn.Module):
 
     def prepare(self, x: Tensor, noise: NoiseStream) -> Context:
         """What images ``x`` (B, C, H, W) decide and an attack may hand over (see `Purifier.prepare`)."""
-        return self.purifier.prepare(x, noise)
+        return self.purifier.prepared(x, noise)
 
     def forward(
         self,
@@ -95,4 +96,4 @@ class Defence(nn.Module):
         logits: Tensor = self.runtime.call(self.classifier, purified.images.flatten(0, 1)).view(views, batch, -1)
         if self.merge == "vote":
             return Judged(votes(logits.detach()).to(logits.dtype), purified.trace, logits)
-        return Judged(logits[0] if views == 1 else logits.mean(0), purified.trace)
+        return Judged(mean_over_draws(logits), purified.trace)

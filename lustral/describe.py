@@ -45,9 +45,13 @@ def rebuilt(component: Any, changes: Mapping[str, Any], always: tuple[type, ...]
         ValueError: if a name is not known, a network would have to be made anew, or the class refuses the values.
     """
     name_of, listed = type(component).__name__, _is_list(component)
+    if component is None or isinstance(component, (bool, int, float, str)):
+        raise ValueError(f"{component!r} is plain and has no argument {next(iter(changes))!r} to change.")
     given = {str(k): part for k, part in enumerate(component)} if listed else arguments(component)
     own, inner = dict[str, Any](), dict[str, dict[str, Any]]()
     for key, value in changes.items():
+        if not isinstance(key, str):
+            raise ValueError(f"{key!r} is no name of an argument of {name_of}; it has {', '.join(given) or 'none'}.")
         name, _, rest = key.partition(".")
         if name not in given:
             raise ValueError(f"{name_of} has no argument {name!r} to change; it has {', '.join(given) or 'none'}.")
@@ -60,6 +64,10 @@ def rebuilt(component: Any, changes: Mapping[str, Any], always: tuple[type, ...]
             inner.setdefault(name, {})[rest] = value
         else:
             own[name] = value
+    if both := sorted(own.keys() & inner.keys()):
+        raise ValueError(
+            f"{both[0]} is changed as a whole and in part ({both[0]}.{next(iter(inner[both[0]]))}): choose one."
+        )
     for name, value in given.items():
         if name in inner and isinstance(value, nn.Module) and not isinstance(value, always):
             raise ValueError(
@@ -73,7 +81,7 @@ def rebuilt(component: Any, changes: Mapping[str, Any], always: tuple[type, ...]
         return type(component)({**given, **own}.values())
     try:
         return type(component)(**{**given, **own})
-    except TypeError as error:
+    except (TypeError, AttributeError) as error:
         raise ValueError(f"{name_of} cannot take {dict(changes)} ({error}): give values of the right kind.") from error
 
 

@@ -62,6 +62,7 @@ class NoiseStream:
         draw: (B,) int64 in [0, 2**24), the EOT or verdict draw; zeros if omitted.
         path: names that tell streams apart: ("verdict", "clean"), ("attack", "PGD"), ("forward",) ...
         round, step: where in a purification the draws belong, unless a draw says so itself.
+        repeats: how many draws `repeat` has told apart so far; it does that count.
     """
 
     seed: int
@@ -72,6 +73,7 @@ class NoiseStream:
     path: tuple[str, ...] = ()
     round: int = 0
     step: int = 0
+    repeats: int = 1
 
     def __len__(self) -> int:
         return len(self.index)
@@ -113,16 +115,18 @@ class NoiseStream:
             ValueError: if there are more draws than a stream tells apart, or rows that are draws already (they count on
                 within each of them) are to begin elsewhere than at 0.
         """
-        if draws < 1 or first < 0 or first + draws > DRAWS:
+        repeats = (first + draws) * self.repeats
+        if draws < 1 or first < 0 or repeats > DRAWS:
+            within = f" within each of {self.repeats}" if self.repeats > 1 else ""
             raise ValueError(
-                f"{draws} draws from {first} on are asked for; a noise stream tells 1 to {DRAWS} of them apart."
+                f"{draws} draws from {first} on are asked for{within}; a noise stream tells 1 to {DRAWS} of them apart."
             )
         if first and self.draw is not None:
             raise ValueError(f"The draws of a stream that is repeated already begin at 0, not at {first}.")
         number = torch.arange(first, first + draws, device=self.index.device).repeat_interleave(len(self))
         columns = {name: None if (c := getattr(self, name)) is None else c.repeat(draws) for name in _COLUMNS}
         before = 0 if self.draw is None else self.draw.repeat(draws) * draws
-        return replace(self, index=self.index.repeat(draws), **columns, draw=before + number)
+        return replace(self, index=self.index.repeat(draws), **columns, draw=before + number, repeats=repeats)
 
     def normal(
         self,

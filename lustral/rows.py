@@ -41,20 +41,27 @@ class Runtime:
     def call(self, function: Callable[..., Any], *given: Any) -> Any:
         """``function(*given)`` in calls of exactly R rows, the last one padded with copies of its last row.
 
-        ``function`` works row by row. ``given`` are tensors, noise streams, dicts and named tuples of them, with the
-        same number of rows each; tensors of no dimension, numbers and None are the same for all rows. So are its
-        answers: tensors, or dicts and tuples of them. Hand over a whole step, activations included: on a CPU, the last
+        ``function`` works row by row. ``given`` are tensors, noise streams, dicts, lists and tuples of them, with
+        the same number of rows each; tensors of no dimension, numbers and None are the same for all rows. So are its
+        answers. Hand over a whole step, activations included: on a CPU, the last
         elements of a tensor may be rounded otherwise in another shape. A call of R rows within a call passes through.
         Padding is no part of a graph.
         """
         total = num_rows(given)
-        if self.rows is None or total == self.rows:
+        if len(sizes := set(_sizes(given))) > 1:
+            raise ValueError(f"What works row by row was given {sorted(sizes)} rows: they must be as many everywhere.")
+        if self.rows is None or total in (0, self.rows):  # no rows: whoever routes may have none to send this way
             return function(*given)
         found = []
         for first in range(0, total, self.rows):
             used = min(self.rows, total - first)
             with self.filling(used / self.rows):
                 answer = function(*_rows(given, first, used, self.rows))
+            if wrong := set(_sizes(answer)) - {self.rows}:
+                raise ValueError(
+                    f"A function that works row by row made {sorted(wrong)} rows out of {self.rows}: it must answer "
+                    "with a row for each, rows first."
+                )
             found.append(_rows(answer, 0, used, used))
         return _joined(found)
 
@@ -95,6 +102,8 @@ def mapped(tree: Any, change: Callable[[Any], Any]) -> Any:
         return change(tree)
     if isinstance(tree, dict):
         return {name: mapped(part, change) for name, part in tree.items()}
+    if isinstance(tree, list):
+        return [mapped(part, change) for part in tree]
     if isinstance(tree, tuple):
         parts = [mapped(part, change) for part in tree]
         return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
@@ -132,4 +141,6 @@ def _joined(found: list[Any]) -> Any:
     if isinstance(first, dict):
         return {name: _joined([part[name] for part in found]) for name in first}
     parts = [_joined(list(parts)) for parts in zip(*found, strict=True)]
+    if isinstance(first, list):
+        return parts
     return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)

@@ -9,7 +9,7 @@ from torch import Tensor
 from lustral.attacks.engine import Engine
 from lustral.attacks.objectives import Margin
 from lustral.attacks.selection import score
-from lustral.attacks.victim import Cases
+from lustral.attacks.victim import Cases, group_sum
 from lustral.noise import NoiseStream
 from lustral.threat import ThreatModel
 
@@ -24,7 +24,8 @@ class AttackResult:
     Attributes:
         images: (B, C, H, W), within the threat model. Where ``failed``, the clean image.
         distance: (B,) norm of the perturbation.
-        failed: (B,) whether NaN or Inf turned up: no image to judge, and counted as broken by the evaluation.
+        failed: (B,) whether NaN or Inf turned up, in any image of its group: no image to judge, and counted as broken
+            by the evaluation.
         statistics: (B,) each, what the audit asks about: "zero_gradients" (share of the draws that are still right,
             "right_draws" of all steps together), "loss_first", "loss_last", "predicted_gain" (first-order change of the
             loss summed over the steps between the two). An ensemble's are described there.
@@ -81,6 +82,8 @@ class Attack(ABC):
             failed = ~images.flatten(1).isfinite().all(1)
             for values in statistics.values():
                 failed |= ~values.isfinite()
+            # A group is judged as it was found, or as it was given: never as a mixture that nobody looked at.
+            failed = group_sum(failed.int(), engine.group_size, None) > 0
             images = torch.where(failed[:, None, None, None], cases.images, images)
             images = cases.confined(threat.project(images, cases.images))
             distance = threat.distance(images, cases.images)

@@ -206,7 +206,8 @@ class Engine:
             held: Context = {name: values[image, row // batch] for name, values in context.items()}
             if clean is not None:
                 with torch.no_grad():
-                    held = {**self.defence.prepare(clean[image], stream), **held}  # type: ignore[attr-defined]
+                    prepared = self.defence.prepare(clean[image], stream)  # type: ignore[attr-defined]
+                    held = {**prepared, **held}
             options: dict[str, Any] = ({"context": held} if held else {}) | ({"wants": asked} if asked else {})
             judged = self.defence(leaf, stream, gradient, **options)
             _check_needs(objective, leaf, judged)
@@ -282,7 +283,7 @@ class Engine:
             wide = {name: values.repeat_interleave(count, 0) for name, values in trace.items()}
             loss = objective(leaf, y, wide if count > 1 else trace, given)
             total = (loss if aim is None else loss.masked_fill(~aim, 0.0)).sum()
-            by_logits, *others = torch.autograd.grad(total, [leaf, *trace.values()])
+            by_logits, *others = torch.autograd.grad(total, [leaf, *trace.values()], materialize_grads=True)
         seeds = {name: by.flatten(0, 1) for name, by in zip(trace, others, strict=True)}
         seeds[_LOGITS] = by_logits.unflatten(0, (draws, count)).transpose(0, 1).flatten(1, 2)
         return loss.detach(), seeds

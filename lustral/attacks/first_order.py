@@ -105,6 +105,8 @@ class GradientAttack(Attack):
                 )
         if isinstance(carry, str):
             raise ValueError(f"carry is {carry!r}; it is a list of names: [{carry}].")
+        if not isinstance(carry, Sequence) or not all(isinstance(name, str) for name in carry):
+            raise ValueError(f"carry is {carry!r}; it is a list of names, [] for none.")
         self.eot, self.objective, self.selection_draws = eot, objective, selection_draws
         self.gradient: GradientMode = gradient
         self.surrogate, self.context, self.carry = surrogate, context, list(carry)
@@ -218,7 +220,8 @@ class FirstOrderAttack(GradientAttack):
 
     @abstractmethod
     def update(self, state: State, answer: Answer) -> State:
-        """The next state, from the loss and the gradient at ``state.query``."""
+        """The next state, from the loss and the gradient at ``state.query``. The loss is that of the row's group, of
+        those aimed at."""
 
     def ask(self, source: Engine, state: State, noise: NoiseStream, aim: Tensor | None) -> Answer:
         """What `update` is told, by default the engine's answer at ``state.query``. A child may ask several times, each
@@ -259,7 +262,8 @@ class FirstOrderAttack(GradientAttack):
         board = _Leaderboard(cases, self.finalists, honest and not engine.defence.random, engine.group_size)
         statistics = GradientStatistics(cases.images)
         last = cases.images
-        spaced = set() if honest else {self.num_steps * (j + 1) // (self.spread + 1) for j in range(self.spread)}
+        every = {self.num_steps * (j + 1) // (self.spread + 1) for j in range(self.spread)}
+        spaced = set() if honest else every
         for restart in range(self.restarts):
             rows = torch.arange(len(cases), device=cases.images.device)
             stream, some = noise.at(restart=restart), cases
@@ -268,6 +272,8 @@ class FirstOrderAttack(GradientAttack):
             if targets is not None:
                 state = replace(state, given={**state.given, TARGET: targets[restart]})
             state = replace(state, query=cases.confined(state.query))
+            if state.context:  # handed over from the start: what answers is not quite the defence
+                board.may_decide, spaced = False, every
             for k in range(self.num_steps):
                 if self.selection == "best" and board.may_decide and k % _COMPACT_EVERY == 0:
                     open_rows = ~board.decided[rows]
@@ -282,7 +288,9 @@ class FirstOrderAttack(GradientAttack):
                     answer = replace(answer, gradient=answer.gradient * some.free[:, None, None, None])
                 board.offer(rows, state.y, state.query, answer)
                 statistics.check(rows, answer)
-                after = self.update(state, answer)
+                # What is judged together rises together: an attack that compares losses compares its groups'.
+                loss = group_sum(answer.loss, engine.group_size, some.aim)
+                after = self.update(state, replace(answer, loss=loss))
                 after = replace(after, query=some.confined(after.query))
                 if self.carry:
                     found = {name: answer.trace[name].transpose(0, 1) for name in self.carry}

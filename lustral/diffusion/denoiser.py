@@ -65,21 +65,29 @@ class RememberedDenoiser(Denoiser):
         self.learns_variance = denoiser.learns_variance
         self._asked: tuple[Tensor, int, Tensor] | None = None
         self._answer: tuple[Tensor, ...] = ()
+        self._has_graph = False
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         return self._remembered(x_t, t)[0]
 
     def mean_and_variance(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.learns_variance:
+            return self.denoiser.mean_and_variance(x_t, t)  # refuses
         mean, variance = self._remembered(x_t, t)
         return mean, variance
 
     def _remembered(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         graph = torch.is_grad_enabled() and x_t.requires_grad
-        if self._asked is not None and self._same(x_t, t) and (self._asked[0] is x_t or not graph):
+        if (
+            self._asked is not None
+            and self._same(x_t, t)
+            and (not graph or (self._has_graph and self._asked[0] is x_t))
+        ):
             return self._answer if graph else tuple(part.detach() for part in self._answer)
         ask = self.denoiser.mean_and_variance if self.learns_variance else self.denoiser
         found = ask(x_t, t)
         self._asked, self._answer = (x_t, x_t._version, t), found if isinstance(found, tuple) else (found,)
+        self._has_graph = graph
         return self._answer
 
     def _same(self, x_t: Tensor, t: Tensor) -> bool:

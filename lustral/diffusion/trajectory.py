@@ -8,8 +8,8 @@ network calls, and 2 T where the graphs fit the budget and are kept. Both are
 
 Two rules make it right. Everything that depends on the input is in the state or the context of the step: a captured
 tensor would be a constant, and its share of the gradient silently lost. Graphs are searched for such tensors, and for
-trainable parameters, once a loop. And a step draws its noise from a keyed stream, so that the second run replays the
-first.
+trainable parameters, at the first step and at one other of a loop. And a step draws its noise from a keyed stream, so
+that the second run replays the first.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -93,7 +93,13 @@ class _Loop:
     def __call__(self, i: int, tensors: Sequence[Tensor]) -> list[Tensor]:
         names = self.names
         state, context = names.state(tensors[: names.size]), names.context(tensors[names.size :])
-        return names.flat_state(self._step(i, state, context))
+        found = names.flat_state(self._step(i, state, context))
+        if any(a.is_floating_point() != b.is_floating_point() for a, b in zip(tensors, found, strict=False)):
+            raise ValueError(
+                "A step turned integers or booleans of its state into floating-point numbers, or back, whose gradient "
+                "would be lost: keep the types of a state."
+            )
+        return found
 
 
 class _Graph:
@@ -103,7 +109,7 @@ class _Graph:
         self.leaves = [t.detach().requires_grad_(need) for t, need in zip(tensors, needs, strict=True)]
         with torch.enable_grad():
             self.outputs = loop(i, self.leaves)
-        if not loop.searched:
+        if not loop.searched or i == 0:  # the first step is often another than the rest
             loop.searched = True
             _refuse_strangers(self.outputs, self.leaves)
 

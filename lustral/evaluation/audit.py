@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lustral.attacks import Attack, Cases, Engine, GradientAttack, Judged, Margin, gradient_attacks
 from lustral.attacks.objectives import margin
-from lustral.attacks.victim import group_size, whole_groups
+from lustral.attacks.victim import group_size, group_sum, whole_groups
 from lustral.diffusion import Context
 from lustral.evaluation.probes import Plan
 from lustral.evaluation.verdicts import Expected
@@ -180,13 +180,16 @@ def _look_ahead(
     for number, point in enumerate(points):
         draws = noise.at(iteration=number)
         looks = min(max(member.eot, 1), _LOOK_DRAWS) if engine.defence.random else 1
-        answer = source.answer(point, cases.labels, draws, objective, looks, member.gradient, clean=held)
+        answer = source.answer(point, cases.labels, draws, objective, looks, member.gradient, clean=held, aim=cases.aim)
         step = 0.5 * _step_length(member, threat) * threat.ascent_direction(answer.gradient)
         ahead, behind = (cases.confined((point + sign * step).clamp(*threat.bounds)) for sign in (1, -1))
         predicted = (answer.gradient.double() * (ahead - behind).double()).flatten(1).sum(1)
         after, before = (
             margin(engine.logits(images, draws, looks), cases.labels).double().mean(0) for images in (ahead, behind)
         )
+        size = engine.group_size  # what is judged together changes together
+        predicted = group_sum(predicted, size, None)
+        after, before = (group_sum(margins, size, cases.aim) for margins in (after, before))
         for i, each in enumerate(audited):
             if bool((after - before)[i].isfinite()) and bool(predicted[i].isfinite()):
                 each.steps.setdefault(PREDICTED, []).append(float(predicted[i]))

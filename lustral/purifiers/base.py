@@ -45,7 +45,6 @@ class Purifier(nn.Module, ABC):
         holds: the entries of the context, all that `prepare` gives, if an attack may hand them over.
         offers: what may be wanted of the trace, with a sentence each.
         runtime: how networks are called, shared by all parts of a run; whoever runs it sets it.
-        victim: the classifier that the method was shown by `bind`; no part of its state or its description.
     """
 
     random: bool = True
@@ -55,12 +54,12 @@ class Purifier(nn.Module, ABC):
     group_size: int = 1
     holds: frozenset[str] = frozenset()
     offers: Mapping[str, str] = {}
-    victim: nn.Module | None
+    _victim: nn.Module | None
 
     def __init__(self) -> None:
         super().__init__()
         self._runtime = Runtime()
-        object.__setattr__(self, "victim", None)
+        object.__setattr__(self, "_victim", None)
 
     @property
     def runtime(self) -> Runtime:
@@ -72,10 +71,24 @@ class Purifier(nn.Module, ABC):
             if isinstance(part, Purifier):
                 part._runtime = runtime
 
+    @property
+    def victim(self) -> Any:
+        """The classifier that the method was shown by `bind`; no part of its state or its description.
+
+        Raises:
+            ValueError: if it was shown none.
+        """
+        if self._victim is None:
+            raise ValueError(
+                f"{type(self).__name__} looks at the classifier that it defends, and was shown none: put it into a "
+                "Defence, or bind one."
+            )
+        return self._victim
+
     def bind(self, classifier: nn.Module) -> None:
         """Show the victim to methods that look at it (masks, guidance), and to every purifier inside this one. Called
         before any image. A method that asks something of the victim (a stage's name) extends it, and refuses here."""
-        object.__setattr__(self, "victim", classifier)  # nn.Module would make it a part
+        object.__setattr__(self, "_victim", classifier)  # nn.Module would make it a part
         for inner in _outermost(self):
             inner.bind(classifier)
 
@@ -121,7 +134,7 @@ class Purifier(nn.Module, ABC):
                 f"A purifier takes images (B, C, H, W) and a noise stream of B rows, not {tuple(x.shape)} and "
                 f"{len(noise)} rows."
             )
-        if wrong := sorted(name for name, value in (context or {}).items() if len(value) != len(x)):
+        if wrong := _without_rows(context or {}, len(x)):
             raise ValueError(
                 f"The {', '.join(wrong)} handed to {type(self).__name__} must have a row for each of {len(x)} images."
             )
@@ -160,16 +173,28 @@ class Purifier(nn.Module, ABC):
             offered = "; ".join(f"{key} ({sentence})" for key, sentence in self.offers.items())
             raise ValueError(f"The trace of {name} has no {', '.join(unknown)}; it offers {offered or 'nothing'}.")
 
+    def prepared(self, x: Tensor, noise: NoiseStream) -> Context:
+        """What `prepare` gives, if it is tensors by name. Final."""
+        found = self.prepare(x, noise)
+        if not isinstance(found, Mapping):
+            raise ValueError(f"{type(self).__name__}.prepare returned {_kind(found)}; it must return tensors by name.")
+        return dict(found)
+
     def complete(self, x: Tensor, noise: NoiseStream, given: Context) -> Context:
         """What `run` is told: what is handed over, and what ``x`` decides for the rest. A method made of others hands
         ``given`` on, for each of them completes its own from the image that reaches it."""
         if self.holds and self.holds <= given.keys():
             return given
-        context = {**self.prepare(x, noise), **given}
+        context = {**self.prepared(x, noise), **given}
         if context.keys() != self.holds:
             raise ValueError(
                 f"{type(self).__name__}.prepare gives {sorted(context)}, but the class holds {sorted(self.holds)}: it "
                 "must give exactly those."
+            )
+        if wrong := _without_rows(context, len(x)):
+            raise ValueError(
+                f"{type(self).__name__}.prepare gave no tensor of a row for each of {len(x)} images for "
+                f"{', '.join(wrong)}."
             )
         return context
 
@@ -207,6 +232,11 @@ def _outermost(module: nn.Module) -> Iterator[Purifier]:
             yield part
         else:
             yield from _outermost(part)
+
+
+def _without_rows(context: Mapping[str, Tensor], rows: int) -> list[str]:
+    """The names of those entries that are no tensors of so many rows."""
+    return sorted(name for name, v in context.items() if not isinstance(v, Tensor) or not v.ndim or len(v) != rows)
 
 
 def _kind(value: object) -> str:

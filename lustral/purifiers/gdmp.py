@@ -2,9 +2,11 @@
 purification", 2022). docs/gdmp.md."""
 
 import itertools
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lustral.diffusion import Ancestral, Context, Denoiser, RememberedDenoiser
 from lustral.diffusion.schedules import MAX_TIME
@@ -112,7 +114,8 @@ class GDMP(RoundPurifier):
         # Without gradients the guidance comes first: it may need a graph of its own, and the solver takes its answer.
         # With them both share one graph, whose gradients add up in the order in which it was made.
         direction = None if torch.is_grad_enabled() else self.guidance(step, denoise)
-        transition = self.solver.transition(denoise, step.x_t, step.t, step.s, self._before(step.t))
+        with sdpa_kernel(SDPBackend.MATH) if self.guidance.denoises else nullcontext():
+            transition = self.solver.transition(denoise, step.x_t, step.t, step.s, self._before(step.t))
         direction = self.guidance(step, denoise) if direction is None else direction
         return transition.draw(self.drawn(step)) + transition.guided(self._strength(step.t)) * direction
 

@@ -35,7 +35,14 @@ class Step(NamedTuple):
 
 
 class Guidance(ABC):
-    """Subclasses give the direction; how far it goes is for the purifier to say."""
+    """Subclasses give the direction; how far it goes is for the purifier to say.
+
+    Attributes:
+        denoises: whether it calls ``denoise``: the one call that it shares with the solver then runs attention in its
+            plain mathematical form, as `inner_gradient` does, whoever of the two asks first.
+    """
+
+    denoises: bool = True
 
     @abstractmethod
     def __call__(self, step: Step, denoise: RememberedDenoiser) -> Tensor:
@@ -52,6 +59,8 @@ class _Likeness(Guidance):
         reference_batch: what the guidance is divided by. The reference implementation takes the mean over the batch
             too, so its strength fell with the batch size: 100 is how its CIFAR-10 numbers were made; 1 is the formula.
     """
+
+    denoises = False
 
     def __init__(self, reference: Reference = "noised", reference_batch: int = 100) -> None:
         if reference not in get_args(Reference):
