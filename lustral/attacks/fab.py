@@ -101,14 +101,19 @@ class FAB(GradientAttack):
     def run(
         self, engine: Engine, cases: Cases, threat: ThreatModel, noise: NoiseStream
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        if engine.group_size > 1:
+            raise ValueError(
+                f"FAB looks for the nearest point of each image by itself, and this defence judges {engine.group_size} "
+                "images together: choose APGD or PGD, which raise the loss of whole groups."
+            )
         statistics, x, y = GradientStatistics(cases.images), cases.images, cases.labels
         if threat.budget == 0:
             return x.clone(), statistics.result()
         random = engine.defence.random
         targets = likeliest_wrong_classes(engine, cases, noise.fork("targets"), self.eot, self.num_targets)
-        source, size = self.source(engine), engine.group_size
+        source = self.source(engine)
         clean = torch.zeros_like(x[:, 0, 0, 0]) if random else self._margin(engine, x, y, noise.fork("clean"))
-        rows = (~whole_groups(clean > 0, size, cases.aim)).nonzero().flatten()
+        rows = (~whole_groups(clean > 0, 1, cases.aim)).nonzero().flatten()
         if len(rows) == 0:
             return x.clone(), statistics.result()
         every, cases = cases, cases.select(rows)

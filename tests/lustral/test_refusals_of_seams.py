@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lustral.attacks import APGD, PGD, Attack, Cases, CrossEntropy, Engine, Objective
+from lustral.attacks import APGD, FAB, PGD, Attack, Cases, CrossEntropy, Engine, Objective
 from lustral.attacks.first_order import State
 from lustral.defence import Defence
 from lustral.diffusion import LinearSchedule, RememberedDenoiser, VPSchedule, unroll
@@ -240,3 +240,12 @@ def test_what_is_carried_has_names(carry):
 def test_who_looks_at_a_victim_must_have_been_shown_one():
     with pytest.raises(ValueError, match="was shown none"):
         _Gain().victim  # noqa: B018
+
+
+def test_fab_refuses_images_that_are_judged_together() -> None:
+    class Pairs(NoisyPurifier):
+        group_size = 2
+
+    engine = Engine(Defence(ToyClassifier(), Pairs()), 8)
+    with pytest.raises(ValueError, match="FAB looks for the nearest point of each image by itself"):
+        FAB(1, num_targets=1)(engine, cases(4), THREAT, stream(4))
