@@ -63,7 +63,8 @@ def zero_share(statistics: Sequence[Mapping[str, float]], prefix: str = "") -> f
 def _name(attack: Mapping[str, Any]) -> str:
     """Such as ``PGD straight_through WithScore(CrossEntropy, -1.0)``."""
     words = [attack["class"], attack.get("gradient"), _objective(attack.get("objective"))]
-    words.append(f"on {_surrogate(attack['surrogate'])}" if attack.get("surrogate") else None)
+    if attack.get("surrogate"):
+        words.append(f"on {_surrogate(attack['surrogate']).removeprefix('the surrogate ')}")
     words.append("at the clean image's context" if attack.get("context", "own") != "own" else None)
     return " ".join(word for word in words if word)
 
