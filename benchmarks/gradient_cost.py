@@ -32,7 +32,7 @@ def main(num_steps: int = 10, rows: int = 32) -> None:
 
     def ours(budget: float) -> Tensor:
         leaf = x.clone().requires_grad_()
-        return torch.autograd.grad(unroll(step, num_steps, leaf, graph_budget=budget).sum(), leaf)[0]
+        return torch.autograd.grad(unroll(step, num_steps, leaf, budget=budget).sum(), leaf)[0]
 
     def checkpointed() -> Tensor:
         leaf = state = x.clone().requires_grad_()

@@ -15,7 +15,19 @@ from benchmarks.timing import interleaved
 from lustral.diffusion import EPS, EulerMaruyama
 from lustral.networks import UNetDenoiser
 from lustral.noise import NoiseStream
-from lustral.purifiers import GDMP, GNSP, SSNI, DiffPure, LevelRule, Purifier, RoundPurifier, StoredScores
+from lustral.purifiers import (
+    GDMP,
+    GNSP,
+    SSNI,
+    DiffPure,
+    LevelRule,
+    MSEGuidance,
+    Purifier,
+    RoundPurifier,
+    SSIMGuidance,
+    StoredScores,
+)
+from lustral.rows import Runtime
 
 
 class Spread(LevelRule):
@@ -44,15 +56,15 @@ def main(rows: int = 4) -> None:
 
     def ssni(purifier: RoundPurifier) -> SSNI:
         built = SSNI(purifier, Spread(), NoReference(), EPS(2))
-        built.pieces.rows = rows
+        built.runtime = Runtime(rows)
         return built
 
     def bases() -> dict[str, RoundPurifier]:
         return {
             "DiffPure": DiffPure(denoiser, EulerMaruyama(), 100, 4),
             "GNSP": GNSP(denoiser, [(30, 2), (50, 2)]),
-            "GDMP, MSE": GDMP(denoiser, 36, 2, 2, "mse"),
-            "GDMP, SSIM": GDMP(denoiser, 36, 2, 2, "ssim", 1e3),
+            "GDMP, MSE": GDMP(denoiser, MSEGuidance(), 36, 2, 2),
+            "GDMP, SSIM": GDMP(denoiser, SSIMGuidance(), 36, 2, 2, 1e3),
         }
 
     purifiers: dict[str, tuple[Purifier, int]] = {name: (purifier, rows) for name, purifier in bases().items()}

@@ -45,7 +45,7 @@ class AttackRecords(Callback):
         rank_zero_info("checking that no image's bits depend on its neighbours")
         pl_module.check()  # type: ignore[operator]  # and what is about to be refused claims no folder
         self.folder, self.fingerprint = RecordFolder(records, found, rank), found
-        pl_module.finished = frozenset(self.folder.indices())  # type: ignore[assignment]
+        pl_module.finished = frozenset(self.folder.keys())  # type: ignore[assignment]
         cost = run / "cost" / f"rank{rank}-{time.time_ns():x}-{os.getpid():x}.json"
         pl_module.hand_on(lambda records: self._keep(records, pl_module, cost))  # type: ignore[operator]
         if trainer.world_size > 1:
@@ -58,7 +58,7 @@ class AttackRecords(Callback):
         self.folder.append(records)
         file.parent.mkdir(exist_ok=True)
         partial = file.with_name(f".{file.name}")
-        partial.write_text(json.dumps(vars(module.evaluator.cost)) + "\n")
+        partial.write_text(json.dumps(module.evaluator.cost.line()) + "\n")
         partial.replace(file)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

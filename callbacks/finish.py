@@ -13,7 +13,7 @@ from callbacks.attack_records import AttackRecords
 from callbacks.heartbeat import Watch
 from callbacks.panels import Panels
 from lustral.evaluation import write_card
-from lustral.evaluation.records import record_indices
+from lustral.evaluation.records import Key, record_keys
 from lustral.reporting.terminal import show_card
 
 POLL_SECONDS = 2.0
@@ -33,16 +33,15 @@ def finish_evaluation(trainer: Trainer, module: Any, datamodule: Any, advice: st
         OSError: if a process has ended without its records.
     """
     folder = Path(trainer.default_root_dir)
-    indices = list(datamodule.test_indices)
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     start = next((c.start for c in callbacks if isinstance(c, AttackRecords)), "")
-    shares = [set(indices[rank :: trainer.world_size]) for rank in range(trainer.world_size)]
+    shares = [set(share) for share in module.dealing.shares(trainer.world_size)]
     watch = Watch(folder, start)
     try:
         wait_for(folder / "records", shares, watch, advice)
     finally:
         watch.clear()
-    card = write_card(folder, set(indices))
+    card = write_card(folder, module.dealing.keys)
     panels = next((c for c in callbacks if isinstance(c, Panels)), None)
     if panels is not None:
         print("drawing panels", file=sys.stderr, flush=True)
@@ -55,8 +54,8 @@ def finish_evaluation(trainer: Trainer, module: Any, datamodule: Any, advice: st
     return card
 
 
-def wait_for(records: Path, shares: Sequence[set[int]], watch: Watch, advice: str) -> None:
-    """Until every record of ``shares``, the images of each process, is there; says now and then how many are missing.
+def wait_for(records: Path, shares: Sequence[set[Key]], watch: Watch, advice: str) -> None:
+    """Until every record of ``shares``, the keys of each process, is there; says now and then how many are missing.
 
     Raises:
         OSError: once no process that owes a record is at work any more.
@@ -65,7 +64,7 @@ def wait_for(records: Path, shares: Sequence[set[int]], watch: Watch, advice: st
     while True:
         # In this order: a process writes its last record, and then that it ends.
         works = {rank for rank in range(1, len(shares)) if watch.works(rank)}
-        found = record_indices(records)
+        found = record_keys(records)
         owing = {rank: len(share - found) for rank, share in enumerate(shares) if share - found}
         if not owing:
             return

@@ -13,7 +13,7 @@ from torch import Tensor
 from lustral.diffusion.schedules import MAX_TIME
 from lustral.evaluation import Defence
 from lustral.noise import NoiseStream
-from lustral.purifiers import SSNI, Purifier, Round, RoundPurifier
+from lustral.purifiers import Purifier, Round, RoundPurifier
 from lustral.reporting import Caption, panel_figure
 
 
@@ -28,8 +28,8 @@ def levels_panel(
     """The adversarial images, then each noised and purified at multiples of the recipe's t*, with the class it is then
     given: blue where it is right, vermilion where not. The noise is the same at every level.
 
-    For SSNI a last row is purified at the level that each image gets, which is written above its class. None for
-    purifiers without levels.
+    Where images have levels of their own, a last row is purified at those, which are written above the classes. None
+    for purifiers without levels.
 
     Args:
         defence: what is shown.
@@ -40,8 +40,8 @@ def levels_panel(
         factors: of t*; those that would end beyond 1000 are left out.
     """
     own = defence.purifier
-    base = own.purifier if isinstance(own, SSNI) else own
-    if not isinstance(base, RoundPurifier):
+    base = next((part for part in own.modules() if isinstance(part, RoundPurifier)), None)
+    if base is None:
         return None
     rows, captions = {"adversarial": images}, {}
     for factor in factors:
@@ -50,9 +50,9 @@ def levels_panel(
             name = f"t* = {float(purifier.grids[0][0]):.0f}"
             rows[f"noised\n{name}"], rows[f"purified\n{name}"], found = _purified(defence, purifier, images, noise)
             captions[f"purified\n{name}"] = _captions(found, labels, class_names)
-    if isinstance(own, SSNI):
+    if {"noised", "levels"} <= set(own.offers):
         with torch.no_grad():
-            levels = own(images, noise).trace["levels"][:, 0]
+            levels = own(images, noise, wants=["levels"]).trace["levels"][:, 0]
         rows["noised\nown t"], rows["purified\nown t"], found = _purified(defence, own, images, noise)
         before = [f"t = {level:.0f}\n" for level in levels.tolist()]
         captions["purified\nown t"] = _captions(found, labels, class_names, before)
@@ -75,7 +75,7 @@ def _purified(
 ) -> tuple[Tensor, Tensor, list[int]]:
     """The noised images, the purified ones, and their classes."""
     with torch.no_grad():
-        purified = purifier(images, noise)
+        purified = purifier(images, noise, wants=["noised"])
         found = defence.classifier(purified.images[0]).argmax(1)
     return purified.trace["noised"], purified.images[0], found.tolist()
 

@@ -22,8 +22,10 @@ class Panels(Callback):
     levels that a sample-specific purifier gave all images.
 
     Args:
-        num_images: samples on a sheet, the first of the test subset.
+        num_images: samples on a sheet, the first of the test subset; of images that are judged in groups, the first of
+            the first groups, which are purified whole.
         levels: the noise levels of ``levels.png``, as multiples of the purifier's t*; none of them: no such sheet.
+            There is none either where images are judged in groups.
     """
 
     def __init__(self, num_images: int = 8, levels: Sequence[float] = (0.25, 0.5, 1.0, 2.0)) -> None:
@@ -37,19 +39,21 @@ class Panels(Callback):
         levels = levels_of(run)
         if levels is not None:
             figures["level_histogram"] = level_histogram({run.name: levels})
-        first = datamodule.test_indices[: self.num_images]
-        records = read_records(folder / "records", first)
-        wanted = [i for i in first if i in records]
+        groups = module.dealing.groups[: -(-self.num_images // module.dealing.size)]
+        keys = [key for group in groups for key in group]
+        records = read_records(folder / "records", keys)
+        samples = [records[key] for key in keys if key in records]
+        wanted = [each.index for each in samples]
         if not wanted:
             return figures
-        samples = [records[i] for i in wanted]
         noise = NoiseStream(module.evaluator.seed, torch.tensor(wanted, device=device)).fork("panels")
         defence, names = module.defence.to(device), datamodule.class_names
         labels = [each.label for each in samples]
         clean = datamodule.test_images(wanted).to(device)
         adversarial = torch.stack([each.image for each in samples]).to(device)
-        figures["panels"] = _panel(defence, clean, adversarial, labels, names, noise)
-        sheet = levels_panel(defence, adversarial, labels, names, noise, self.levels) if self.levels else None
+        figures["panels"] = _panel(defence, clean, adversarial, labels, names, noise, self.num_images)
+        alone = defence.group_size == 1
+        sheet = levels_panel(defence, adversarial, labels, names, noise, self.levels) if self.levels and alone else None
         return figures if sheet is None else {**figures, "levels": sheet}
 
 
@@ -60,14 +64,18 @@ def _panel(
     labels: Sequence[int],
     names: Sequence[str],
     noise: NoiseStream,
+    shown: int,
 ) -> Figure:
+    """The first ``shown`` of the images; all of them are purified together."""
     with torch.no_grad():
-        purified = defence.purifier(adversarial, noise)
+        wants = {"noised"} & set(defence.purifier.offers)
+        purified = defence.purifier(adversarial, noise, wants=wants)
         predicted = defence.classifier(purified.images[0]).argmax(1)
     rows = {"clean": clean, "adversarial": adversarial}
     if "noised" in purified.trace:
         rows["noised"] = purified.trace["noised"].clamp(0, 1)
     if not isinstance(defence.purifier, Identity):
         rows["purified"] = purified.images[0].clamp(0, 1)
-    titles = [f"{names[label]} → {names[int(p)]}" for label, p in zip(labels, predicted, strict=True)]
+    rows = {name: images[:shown] for name, images in rows.items()}
+    titles = [f"{names[label]} → {names[int(p)]}" for label, p in zip(labels[:shown], predicted[:shown], strict=True)]
     return panel_figure(rows, titles)

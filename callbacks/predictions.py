@@ -32,7 +32,7 @@ class Predictions(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        _, labels, index = batch
+        _, labels, index = batch[:3]
         path = _partial(trainer)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w" if batch_idx == 0 else "a", newline="") as file:

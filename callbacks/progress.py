@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.ticker import Ticker
-from lustral.evaluation import Expected, Record, read_records, wilson
+from lustral.evaluation import Dealing, Expected, Key, Record, read_records, wilson
 
 
 class InnerProgress(Callback):
@@ -30,6 +30,7 @@ class InnerProgress(Callback):
         self.seconds = seconds
         self._robust, self._judged = 0.0, 0
         self._todo, self._done, self._share = 0, 0, 0.0
+        self._alone = True
         self._task, self._since = "starting", 0.0
         self._start = self._printed = 0.0
         self._module: Any = None
@@ -41,19 +42,21 @@ class InnerProgress(Callback):
             return
         self._module = pl_module
         self._robust, self._judged, self._done, self._share = 0.0, 0, 0, 0.0
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        own = datamodule.test_indices[trainer.global_rank :: trainer.world_size]
-        self._todo = len(set(own) - set(self._module.finished))
+        dealing: Dealing = pl_module.dealing  # type: ignore[assignment]
+        self._alone = dealing.size == 1
+        own = dealing.shares(trainer.world_size)[trainer.global_rank]
+        self._todo = len(dealing.unfinished(own, self._module.finished))
         self._start = self._printed = time.monotonic()
-        self._tell_of_earlier_records(Path(trainer.default_root_dir), set(datamodule.test_indices))
+        again = dealing.unfinished(dealing.keys, self._module.finished)
+        self._tell_of_earlier_records(Path(trainer.default_root_dir), set(dealing.keys) - again)
         self._observe("first images", 0, 1)
         self._module.observe(self._observe)
         self._module.hand_on(lambda records: self._record(records, trainer))
         self._ticker.start()
 
-    def _tell_of_earlier_records(self, run: Path, wanted: set[int]) -> None:
+    def _tell_of_earlier_records(self, run: Path, earlier: set[Key]) -> None:
         """The running accuracy of a run that goes on begins with what was judged before."""
-        if earlier := wanted & set(self._module.finished):
+        if earlier:
             self._count(list(read_records(run / "records", earlier).values()))
             self._print(f"{len(earlier)} images have a record already and are skipped", final=True)
 
@@ -99,7 +102,10 @@ class InnerProgress(Callback):
         if self._task:
             parts += [self._task, f"{_clock(now - self._since)} at it"]
         if self._judged:
-            parts.append(f"robust so far {wilson(self._robust, self._judged)} (n = {self._judged})")
+            share = f"{100 * self._robust / self._judged:.1f} %"
+            # Images that are judged together are not independent: no interval before the card's.
+            robust = str(wilson(self._robust, self._judged)) if self._alone else share
+            parts.append(f"robust so far {robust} (n = {self._judged})")
         spent, worked = now - self._start, self._done or self._share
         left = spent / worked * (self._todo - worked) if worked else 0.0
         parts.append(f"{_clock(spent)} spent" + (f", {_clock(left)} left" if left >= 1 else ""))

@@ -9,11 +9,12 @@ import torch
 from lightning import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from datamodules.samplers import DisjointSampler, EpochSampler
-from datamodules.sources import ImageSource, Samples
+from datamodules.samplers import DealtSampler, DisjointSampler, EpochSampler
+from datamodules.sources import GroupedSamples, ImageSource, Samples
 from datamodules.subsets import check_within, read_indices, stratified_order
+from lustral.evaluation import Dealing
 
 Split = Literal["train", "test"]
 TestOn = Literal["test", "validation"]
@@ -24,7 +25,8 @@ class ImageDataModule(LightningDataModule, ABC):
 
     ``image`` is float32 (B, C, H, W) in [0, 1], ``label`` int64 (B,), and ``index`` int64 (B,) the sample's
     position in its full split, whatever subset was chosen. Validation takes a part away from training and is
-    indexed like it; test and predict see the same images.
+    indexed like it; test and predict see the same images. A module that judges images in groups has them dealt in
+    whole groups (see `test_dataloader`), and then ``replicate`` int64 (B,) is a fourth part of the batch.
 
     A child says what its data are (the attributes below), whether they are there (:meth:`check`) and how to
     read them (:meth:`load_train`, :meth:`load_test`). Nothing is read before it is needed, and nothing draws
@@ -228,8 +230,18 @@ class ImageDataModule(LightningDataModule, ABC):
         return self._loader_once(Samples(self.train_source, positions))
 
     def test_dataloader(self) -> DataLoader:
-        """The images at :attr:`test_indices`, each once over all processes."""
-        return self._loader_once(Samples(self.test_source, self.test_indices))
+        """The images at :attr:`test_indices`, each once over all processes; or as the module deals them, if it has a
+        ``dealing`` (`lustral.evaluation.Dealing`): whole groups, in each replicate once."""
+        samples, (rank, world_size) = Samples(self.test_source, self.test_indices), self._process()
+        module = None if self.trainer is None else self.trainer.lightning_module
+        dealing: Dealing | None = getattr(module, "dealing", None)
+        if dealing is None:
+            return self._loader_once(samples)
+        number = {position: i for i, position in enumerate(samples.positions.tolist())}
+        share = [(replicate, number[index]) for replicate, index in dealing.shares(world_size)[rank]]
+        if dealing.size == 1:
+            return self._loader(samples, DealtSampler([each for _, each in share], rank, world_size))
+        return self._loader(GroupedSamples(samples), DealtSampler(share, rank, world_size))
 
     def predict_dataloader(self) -> DataLoader:
         """The same as :meth:`test_dataloader`."""
@@ -244,7 +256,7 @@ class ImageDataModule(LightningDataModule, ABC):
     def _loader_once(self, samples: Samples) -> DataLoader:
         return self._loader(samples, DisjointSampler(len(samples), *self._process()))
 
-    def _loader(self, samples: Samples, sampler: Sampler, drop_last: bool = False) -> DataLoader:
+    def _loader(self, samples: Dataset, sampler: Sampler, drop_last: bool = False) -> DataLoader:
         return DataLoader(
             samples,
             batch_size=self.batch_size,

@@ -1,7 +1,7 @@
 """Samplers for one process or several: a test never repeats a sample, a training draw knows its epoch."""
 
-from collections.abc import Iterator
-from typing import cast
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 from torch.utils.data import Dataset, DistributedSampler
 
@@ -27,6 +27,29 @@ class DisjointSampler(DistributedSampler[int]):
         self._share = range(rank, length, world_size)
 
     def __iter__(self) -> Iterator[int]:
+        return iter(self._share)
+
+    def __len__(self) -> int:
+        return len(self._share)
+
+
+class DealtSampler(DistributedSampler[Any]):
+    """What a process was dealt, in order. It is a ``DistributedSampler`` for the reason that `DisjointSampler` is.
+
+    Args:
+        share: this process's samples, or pairs (replicate, sample).
+        rank: this process, 0 <= rank < world_size.
+        world_size: number of processes, >= 1.
+
+    Raises:
+        ValueError: if ``rank`` is not one of the processes.
+    """
+
+    def __init__(self, share: Sequence[int] | Sequence[tuple[int, int]], rank: int = 0, world_size: int = 1) -> None:
+        super().__init__(cast(Dataset, share), num_replicas=world_size, rank=rank, shuffle=False)
+        self._share = list(share)
+
+    def __iter__(self) -> Iterator[Any]:
         return iter(self._share)
 
     def __len__(self) -> int:

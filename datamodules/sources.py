@@ -97,3 +97,18 @@ class Samples(Dataset[tuple[Tensor, int, int]]):
             rng = keyed_generator("augmentation", self.augment_seed, epoch, position)
             image = self.source.augmented(position, rng)
         return image, int(self.source.labels[position]), position
+
+
+class GroupedSamples(Dataset[tuple[Tensor, int, int, int]]):
+    """Samples whose sampler gives pairs (replicate, number), as (image, label, position, replicate): which images are
+    judged together changes with the replicate."""
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int, int]:
+        replicate, number = key
+        return (*self.samples[number], replicate)

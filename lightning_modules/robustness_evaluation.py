@@ -1,6 +1,6 @@
 """The test loop as a robustness evaluation: attack and judge the images that have no record yet."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -9,12 +9,13 @@ from torch import Tensor
 
 from lightning_modules.checks import check_fit
 from lightning_modules.module import LustralModule
-from lustral.attacks import Attack, Cases, surrogates
+from lustral.attacks import Attack, Cases
+from lustral.attacks.victim import whole_groups
+from lustral.defence import Merge
 from lustral.describe import foreign_source
 from lustral.diffusion import Denoiser
 from lustral.environment import release_heap
-from lustral.evaluation import Defence, Evaluator, Fingerprint, Protocol, Record, self_check
-from lustral.evaluation.audit import audited_indices
+from lustral.evaluation import Dealing, Defence, Evaluator, Fingerprint, Key, Protocol, Record, self_check
 from lustral.evaluation.portions import portions
 from lustral.networks import Classifier
 from lustral.noise import NoiseStream
@@ -40,9 +41,11 @@ class RobustnessEvaluation(LustralModule):
         rows: R, the rows of every network call. It decides the last bits of the results; fill the device with it.
         graph_budget_mib: memory for graphs of reverse steps that are kept instead of run again, in MiB. Changes
             time, never a result.
+        merge: how several views of one draw become one answer, "mean" or "vote" (see `lustral.defence.Defence`).
 
     Attributes:
-        finished: indices that already have a record and are skipped.
+        finished: keys (replicate, index) that already have a record and are skipped.
+        dealing: which images are judged together, which are audited and whose work they are; None without data module.
         in_work: images that are attacked at present.
     """
 
@@ -64,20 +67,22 @@ class RobustnessEvaluation(LustralModule):
         seed: int = 0,
         rows: int = 64,
         graph_budget_mib: float = 1024.0,
+        merge: Merge = "mean",
     ) -> None:
         super().__init__()
         if graph_budget_mib < 0:
             raise ValueError(f"graph_budget_mib is {graph_budget_mib}; it cannot be negative.")
-        self.defence = Defence(classifier, purifier)
-        self._purifiers = {"purifier": purifier}
-        self._purifiers |= {f"surrogate {i}": surrogate for i, surrogate in enumerate(surrogates(attack))}
-        purifier.graph_budget = graph_budget_mib * 2**20
+        self.defence = Defence(classifier, purifier, merge)
         self._told: Callable[[str, int, int], None] = lambda task, step, num_steps: None
-        self.evaluator = Evaluator(self.defence, attack, threat, protocol, seed, rows, self._step)
-        self.finished: Collection[int] = frozenset()
+        budget = graph_budget_mib * 2**20
+        self.evaluator = Evaluator(self.defence, attack, threat, protocol, seed, rows, self._step, budget)
+        sources = [source.defence.purifier for source in self.evaluator.sources()]  # type: ignore[attr-defined]
+        others = [other for other in sources if other is not purifier]
+        self._purifiers = {"purifier": purifier, **{f"surrogate {i}": other for i, other in enumerate(others)}}
+        self.finished: Collection[Key] = frozenset()
+        self.dealing: Dealing | None = None
         self.in_work = 0
         self._takers: list[Callable[[Sequence[Record]], None]] = []
-        self._audited: Tensor | None = None
         self._waiting: list[Cases] = []
         self._batch_size = 1
         self._checked = False
@@ -113,7 +118,8 @@ class RobustnessEvaluation(LustralModule):
         """What decides the results of this evaluation on the attached data."""
         datamodule = getattr(self.trainer, "datamodule", None)
         data = {**datamodule.fingerprint(), **foreign_source(type(datamodule))} if datamodule is not None else {}
-        return Fingerprint({**self.evaluator.decides(), "data": data, "untrained": self.untrained()})
+        groups = self.dealing.described() if self.dealing is not None else {}
+        return Fingerprint({**self.evaluator.decides(), "data": data, "untrained": self.untrained(), **groups})
 
     def untrained(self) -> list[str]:
         """The parts of the defence, and of what the attack takes in its place, whose weights are random."""
@@ -126,6 +132,7 @@ class RobustnessEvaluation(LustralModule):
 
     def setup(self, stage: str) -> None:
         self._takers.clear()
+        self.dealing = None
         datamodule = getattr(self.trainer, "datamodule", None)
         parts = [module for purifier in self._purifiers.values() for module in purifier.modules()]
         resized = [m.denoiser for m in parts if isinstance(m, RoundPurifier) and m.resize_to is not None]
@@ -133,8 +140,7 @@ class RobustnessEvaluation(LustralModule):
         check_fit(datamodule, [("classifier", self.defence.classifier), *(("denoiser", m) for m in denoisers)])
         if datamodule is not None:
             self.evaluator.threat.check((datamodule.channels, datamodule.image_size, datamodule.image_size))
-            count, seed = self.evaluator.protocol.audit_images, self.evaluator.seed
-            self._audited = torch.tensor(audited_indices(datamodule.test_indices, count, seed), dtype=torch.int64)
+            self.dealing = self._deal(datamodule, stage)
         if str(self.trainer.precision) != "32-true":
             raise ValueError(
                 f"trainer.precision is {self.trainer.precision}, but a defence is judged in full precision: set "
@@ -145,6 +151,20 @@ class RobustnessEvaluation(LustralModule):
             raise ValueError(
                 "Attacks need gradients, which inference mode forbids: set trainer.inference_mode to false."
             )
+
+    def _deal(self, datamodule: Any, stage: str) -> Dealing:
+        """The work on the images that are tested; a prediction takes each of them once, and audits none."""
+        protocol, tests = self.evaluator.protocol, stage == "test"
+        dealing = Dealing(
+            datamodule.test_indices,
+            self.defence.group_size,
+            protocol.replicates if tests else 1,
+            protocol.audit_images if tests else 0,
+            self.evaluator.seed,
+            len(datamodule.test_set_indices),
+        )
+        dealing.check_batch_size(datamodule.batch_size)
+        return dealing
 
     def validation_step(self, batch: object, batch_idx: int) -> None:
         raise ValueError(self.unsupported["validate"])
@@ -180,7 +200,7 @@ class RobustnessEvaluation(LustralModule):
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is None:
             loaders: Any = self.trainer.test_dataloaders
-            cases = Cases(*next(iter(loaders[0] if isinstance(loaders, list) else loaders)))
+            cases = Cases(*next(iter(loaders[0] if isinstance(loaders, list) else loaders))[:3])
         else:
             tested = datamodule.test_indices
             positions = sorted({tested[0], tested[len(tested) // 2], tested[-1]})
@@ -188,15 +208,40 @@ class RobustnessEvaluation(LustralModule):
             cases = Cases(datamodule.test_images(positions), labels, torch.tensor(positions))
         return Cases(*(rows.to(self.device) for rows in (cases.images, cases.labels, cases.index)))
 
-    def test_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
-        """Hands on a record for each image of the batch that has none, portion by portion; the audited ones wait."""
-        images, labels, index = batch
-        todo = torch.tensor([i not in self.finished for i in index.tolist()], device=index.device)
-        audited = torch.zeros_like(todo) if self._audited is None else torch.isin(index, self._audited.to(index.device))
-        cases = Cases(images, labels, index)
-        self._waiting.append(cases.select(todo & audited))
-        self._batch_size = max(self._batch_size, len(index))
-        self._evaluate(cases.select(todo & ~audited), audited=False)
+    def test_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
+        """Hands on a record for each image of the batch that has none, portion by portion; the audited ones wait.
+
+        Args:
+            batch: (image, label, index), and the replicate (B,) as well where images are judged in groups.
+        """
+        self._batch_size = max(self._batch_size, len(batch[2]))
+        for replicate, cases in self._by_replicate(batch):
+            keys = [(replicate, index) for index in cases.index.tolist()]
+            done = torch.tensor([key in self.finished for key in keys], device=cases.index.device)
+            # A group of which some records are missing is judged again as a whole.
+            todo = ~whole_groups(done, self.defence.group_size)
+            dealt = frozenset[Key]() if self.dealing is None else self.dealing.audited
+            audited = torch.tensor([key in dealt for key in keys], device=todo.device)
+            self._waiting.append(cases.select(todo & audited))  # those of replicate 0
+            self._evaluate(cases.select(todo & ~audited), audited=False, replicate=replicate)
+
+    def _by_replicate(self, batch: Sequence[Tensor]) -> Iterator[tuple[int, Cases]]:
+        """The batch's cases of each replicate, whole groups. (A batch is a fixed number of images, so a replicate may
+        end in the midst of one.)
+
+        Raises:
+            ValueError: if a group is not whole.
+        """
+        cases, size = Cases(*batch[:3]), self.defence.group_size
+        replicates = batch[3] if len(batch) > 3 else torch.zeros_like(cases.index)
+        for replicate in replicates.unique().tolist():
+            some = cases.select(replicates == replicate)
+            if len(some) % size:
+                raise ValueError(
+                    f"A batch has {len(some)} images of a replicate, and this defence judges {size} together: give the "
+                    "loader a sampler that deals whole groups, as the data modules of Lustral do."
+                )
+            yield replicate, some
 
     def on_test_epoch_end(self) -> None:
         """Work on the audited images: few of them come with each batch, and the audit's calls are full if they come
@@ -207,7 +252,7 @@ class RobustnessEvaluation(LustralModule):
         for images, labels, index in zip(*columns, strict=True):
             self._evaluate(Cases(images, labels, index), audited=True)
 
-    def _evaluate(self, cases: Cases, audited: bool) -> None:
+    def _evaluate(self, cases: Cases, audited: bool, replicate: int = 0) -> None:
         if len(cases) == 0:
             return
         evaluator = self.evaluator
@@ -216,14 +261,14 @@ class RobustnessEvaluation(LustralModule):
             some = cases.select(portion.to(cases.index.device))
             self.in_work = len(some)
             asked = torch.full((len(some),), audited, device=some.index.device)
-            records = evaluator.evaluate(some, asked)
+            records = evaluator.evaluate(some, asked, replicate)
             self.in_work = 0
             for take in self._takers:
                 take(records)
 
-    def predict_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
-        """(B,) classes that the defence gives the clean images in one draw."""
-        images, _, index = batch
+    def predict_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
+        """(B,) classes that the defence gives the clean images in one draw; where it judges groups, in replicate 0."""
+        images, _, index = batch[:3]
         noise = NoiseStream(self.evaluator.seed, index).fork("predict")
         return self.evaluator.engine.logits(images, noise)[0].argmax(1)
 

@@ -11,7 +11,7 @@ import sysconfig
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,64 @@ def arguments(component: object, leave_out: Iterable[str] = ()) -> dict[str, Any
             "attributes of the same names, so its results could not be told from another's: store them."
         )
     return {name: getattr(component, name) for name in names if name not in set(leave_out)}
+
+
+def rebuilt(component: Any, changes: Mapping[str, Any], always: tuple[type, ...] = ()) -> Any:
+    """``component`` made anew with other values of some constructor arguments; what is not named is shared.
+
+    Args:
+        component: keeps its arguments as attributes of the same names.
+        changes: by name; a dotted name ("purifier.num_steps") changes an argument of an argument, which is then made
+            anew as well; parts of a list are called by their numbers ("purifiers.0.num_steps"). Values are plain data:
+            nothing can be put in the place of a component.
+        always: kinds of arguments that are made anew in any case.
+
+    Raises:
+        ValueError: if a name is not known, a network would have to be made anew, or the class refuses the values.
+    """
+    name_of, listed = type(component).__name__, _is_list(component)
+    if component is None or isinstance(component, (bool, int, float, str)):
+        raise ValueError(f"{component!r} is plain and has no argument {next(iter(changes))!r} to change.")
+    given = {str(k): part for k, part in enumerate(component)} if listed else arguments(component)
+    own, inner = dict[str, Any](), dict[str, dict[str, Any]]()
+    for key, value in changes.items():
+        if not isinstance(key, str):
+            raise ValueError(f"{key!r} is no name of an argument of {name_of}; it has {', '.join(given) or 'none'}.")
+        name, _, rest = key.partition(".")
+        if name not in given:
+            raise ValueError(f"{name_of} has no argument {name!r} to change; it has {', '.join(given) or 'none'}.")
+        if isinstance(value, Mapping) and "class_path" in value:
+            raise ValueError(
+                f"{key} is to become a {value['class_path']}, but only plain values can be changed: give the whole "
+                "component with a class path."
+            )
+        if rest:
+            inner.setdefault(name, {})[rest] = value
+        else:
+            own[name] = value
+    if both := sorted(own.keys() & inner.keys()):
+        raise ValueError(
+            f"{both[0]} is changed as a whole and in part ({both[0]}.{next(iter(inner[both[0]]))}): choose one."
+        )
+    for name, value in given.items():
+        if name in inner and isinstance(value, nn.Module) and not isinstance(value, always):
+            raise ValueError(
+                f"{name}.{next(iter(inner[name]))} is an argument of a network, which is shared and not made anew: "
+                "change something else, or give the whole component with a class path."
+            )
+        anew = any(isinstance(part, always) for part in value) if _is_list(value) else isinstance(value, always)
+        if name not in own and (name in inner or anew):
+            own[name] = rebuilt(value, inner.get(name, {}), always)
+    if listed:
+        return type(component)({**given, **own}.values())
+    try:
+        return type(component)(**{**given, **own})
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{name_of} cannot take {dict(changes)} ({error}): give values of the right kind.") from error
+
+
+def _is_list(value: Any) -> TypeGuard[list[Any] | tuple[Any, ...]]:
+    return isinstance(value, (list, tuple)) and not hasattr(value, "_fields")
 
 
 def describe(value: Any) -> Any:

@@ -5,7 +5,8 @@ from the counter-based generator Philox4x32-10 (Salmon et al., "Parallel random 
 SC 2011), evaluated over the whole batch in integer arithmetic:
 
 * the 64-bit key is a hash of (run seed, path, round, step): one Python integer a draw;
-* the 128-bit counter is (block of four values, sample index, iteration, restart and draw).
+* the 128-bit counter is (block of four values, sample index, iteration, restart and draw); the high byte of a draw
+  shares the iteration's word.
 
 Within one key Philox is a bijection of the counter, so two rows can never share a block of values. No generator
 state exists: recomputation in a backward pass replays the same noise by asking for it again, and image 7 sees
@@ -13,7 +14,7 @@ the same noise alone, in a batch, on another process or after a restart.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 import torch
@@ -23,7 +24,10 @@ _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
-_DRAWS = 2**16  # restart and draw share one word of the counter
+_COLUMNS = ("iteration", "restart")
+_RESTARTS, _ITERATIONS, DRAWS = 2**16, 2**24, 2**24
+"""How many a stream tells apart. A draw's low 16 bits share a word with the restart, its high 8 one with the
+iteration."""
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
@@ -53,10 +57,12 @@ class NoiseStream:
     Args:
         seed: the run's seed.
         index: (B,) int64, each sample's position in the full data set split, in [0, 2**32).
-        iteration: (B,) int64 in [0, 2**32), the attack's iteration; zeros if omitted.
+        iteration: (B,) int64 in [0, 2**24), the attack's iteration; zeros if omitted.
         restart: (B,) int64 in [0, 2**16), the attack's restart; zeros if omitted.
-        draw: (B,) int64 in [0, 2**16), the EOT or verdict draw; zeros if omitted.
+        draw: (B,) int64 in [0, 2**24), the EOT or verdict draw; zeros if omitted.
         path: names that tell streams apart: ("verdict", "clean"), ("attack", "PGD"), ("forward",) ...
+        round, step: where in a purification the draws belong, unless a draw says so itself.
+        repeats: how many draws `repeat` has told apart so far; it does that count.
     """
 
     seed: int
@@ -65,43 +71,69 @@ class NoiseStream:
     restart: Tensor | None = None
     draw: Tensor | None = None
     path: tuple[str, ...] = ()
+    round: int = 0
+    step: int = 0
+    repeats: int = 1
 
     def __len__(self) -> int:
         return len(self.index)
 
     def fork(self, *names: str) -> "NoiseStream":
         """The same rows in another stream: independent of this one for every name."""
-        return NoiseStream(self.seed, self.index, self.iteration, self.restart, self.draw, self.path + names)
+        return replace(self, path=self.path + names)
 
-    def at(self, *, iteration: Tensor | int | None = None, restart: Tensor | int | None = None) -> "NoiseStream":
-        """The same rows at another iteration or restart; an integer holds for every row."""
-        if isinstance(restart, int) and not 0 <= restart < _DRAWS:
-            raise ValueError(f"Restart {restart} is asked for; a noise stream tells 0 to {_DRAWS - 1} apart.")
-        return NoiseStream(
-            self.seed,
-            self.index,
-            self.iteration if iteration is None else self._column(iteration),
-            self.restart if restart is None else self._column(restart),
-            self.draw,
-            self.path,
+    def at(
+        self,
+        *,
+        iteration: Tensor | int | None = None,
+        restart: Tensor | int | None = None,
+        round: int | None = None,
+        step: int | None = None,
+    ) -> "NoiseStream":
+        """The same rows elsewhere; an integer iteration or restart holds for every row."""
+        for name, value, end in (("restart", restart, _RESTARTS), ("iteration", iteration, _ITERATIONS)):
+            if isinstance(value, int) and not 0 <= value < end:
+                raise ValueError(f"The {name} {value} is asked for; a noise stream tells 0 to {end - 1} apart.")
+        return replace(
+            self,
+            iteration=self.iteration if iteration is None else self._column(iteration),
+            restart=self.restart if restart is None else self._column(restart),
+            round=self.round if round is None else round,
+            step=self.step if step is None else step,
         )
 
     def select(self, rows: Tensor) -> "NoiseStream":
         """The stream of some of the rows, in the order of ``rows`` ((n,) int64, or a (B,) mask)."""
-        columns = (None if c is None else c[rows] for c in (self.iteration, self.restart, self.draw))
-        return NoiseStream(self.seed, self.index[rows], *columns, path=self.path)
+        names = ("index", "iteration", "restart", "draw")
+        columns = {name: None if (c := getattr(self, name)) is None else c[rows] for name in names}
+        return replace(self, **columns)
 
-    def repeat(self, draws: int) -> "NoiseStream":
-        """(draws * B,) rows, draw by draw: row ``d * B + b`` is draw ``d`` of row ``b``."""
-        if not 1 <= draws <= _DRAWS:
-            raise ValueError(f"{draws} draws are asked for; a noise stream tells 1 to {_DRAWS} apart.")
-        number = torch.arange(draws, device=self.index.device).repeat_interleave(len(self))
-        columns = (None if c is None else c.repeat(draws) for c in (self.iteration, self.restart))
-        first = 0 if self.draw is None else self.draw.repeat(draws) * draws
-        return NoiseStream(self.seed, self.index.repeat(draws), *columns, draw=first + number, path=self.path)
+    def repeat(self, draws: int, first: int = 0) -> "NoiseStream":
+        """(draws * B,) rows, draw by draw: row ``d * B + b`` is draw ``first + d`` of row ``b``.
+
+        Raises:
+            ValueError: if there are more draws than a stream tells apart, or rows that are draws already (they count on
+                within each of them) are to begin elsewhere than at 0.
+        """
+        repeats = (first + draws) * self.repeats
+        if draws < 1 or first < 0 or repeats > DRAWS:
+            within = f" within each of {self.repeats}" if self.repeats > 1 else ""
+            raise ValueError(
+                f"{draws} draws from {first} on are asked for{within}; a noise stream tells 1 to {DRAWS} of them apart."
+            )
+        if first and self.draw is not None:
+            raise ValueError(f"The draws of a stream that is repeated already begin at 0, not at {first}.")
+        number = torch.arange(first, first + draws, device=self.index.device).repeat_interleave(len(self))
+        columns = {name: None if (c := getattr(self, name)) is None else c.repeat(draws) for name in _COLUMNS}
+        before = 0 if self.draw is None else self.draw.repeat(draws) * draws
+        return replace(self, index=self.index.repeat(draws), **columns, draw=before + number, repeats=repeats)
 
     def normal(
-        self, shape: torch.Size | tuple[int, ...], round: int = 0, step: int = 0, dtype: torch.dtype = torch.float32
+        self,
+        shape: torch.Size | tuple[int, ...],
+        round: int | None = None,
+        step: int | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """Standard normal draws of one ``shape`` a row: (B, *shape). By Box and Muller, in float64.
 
@@ -115,20 +147,26 @@ class NoiseStream:
         return self._shaped(values, shape, dtype)
 
     def uniform(
-        self, shape: torch.Size | tuple[int, ...], round: int = 0, step: int = 0, dtype: torch.dtype = torch.float32
+        self,
+        shape: torch.Size | tuple[int, ...],
+        round: int | None = None,
+        step: int | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """Uniform draws in [0, 1] (open in float64; float32 rounds) of one ``shape`` a row: (B, *shape)."""
         return self._shaped(_to_unit(self._words(shape, round, step)), shape, dtype)
 
-    def _words(self, shape: torch.Size | tuple[int, ...], round: int, step: int) -> Tensor:
+    def _words(self, shape: torch.Size | tuple[int, ...], round: int | None, step: int | None) -> Tensor:
         """(B, blocks, 4) int64: enough 32-bit words for ``shape``."""
+        round, step = self.round if round is None else round, self.step if step is None else step
         digest = blake2b(repr((self.seed, self.path, round, step)).encode(), digest_size=8).digest()
         key = int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
         blocks = -(-math.prod(shape) // 4)
         zero = torch.zeros((), dtype=torch.int64, device=self.index.device)
         restart = zero if self.restart is None else self.restart
         draw = zero if self.draw is None else self.draw
-        rows = (self.index, zero if self.iteration is None else self.iteration, (restart << 16) | draw)
+        iteration = zero if self.iteration is None else self.iteration
+        rows = (self.index, iteration | (draw >> 16 << 24), (restart << 16) | (draw & 0xFFFF))
         block = torch.arange(blocks, device=self.index.device)[None, :]
         index, iteration, number = (row.expand(len(self))[:, None] for row in rows)
         return torch.stack(torch.broadcast_tensors(*philox4x32((block, index, iteration, number), key)), dim=-1)

@@ -1,7 +1,7 @@
 """What the contract suites share: small real components, streams of rows, and independent derivatives."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from lustral.networks import Classifier
 from lustral.noise import NoiseStream
 from lustral.purifiers import Context, GradientMode, Purified, Purifier, StoredScores
 from lustral.purifiers.reference import write_scores
+from lustral.rows import Runtime
 from lustral.threat import ThreatModel
 
 
@@ -106,7 +107,7 @@ class NoisyPurifier(Purifier):
         super().__init__()
         self.std = std
 
-    def run(self, x: Tensor, context: Context, noise: NoiseStream) -> Purified:
+    def run(self, x: Tensor, context: Context, noise: NoiseStream, wants: Collection[str]) -> Purified:
         return Purified((x + self.std * noise.normal(x.shape[1:], dtype=x.dtype))[None])
 
 
@@ -114,16 +115,30 @@ class Reveal:
     """A victim whose logits are the purified pixels: it shows what the engine does to a purifier's rows."""
 
     def __init__(self, purifier: Purifier) -> None:
-        self.purifier, self.pieces, self.ragged = purifier, purifier.pieces, purifier.ragged
+        self.purifier, self.ragged = purifier, purifier.ragged
 
     @property
     def random(self) -> bool:
         return self.purifier.random
 
+    @property
+    def runtime(self) -> Runtime:
+        return self.purifier.runtime
+
+    @runtime.setter
+    def runtime(self, runtime: Runtime) -> None:
+        self.purifier.runtime = runtime
+
     def __call__(
-        self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact", anchor: Tensor | None = None
+        self,
+        x: Tensor,
+        noise: NoiseStream,
+        gradient: GradientMode = "exact",
+        context: Context | None = None,
+        wants: Collection[str] = frozenset(),
     ) -> Judged:
-        return Judged(self.purifier(x, noise, gradient, anchor).images[0].flatten(1))
+        purified = self.purifier(x, noise, gradient, context, wants)
+        return Judged(purified.images[0].flatten(1), purified.trace)
 
 
 class Recording:
@@ -132,11 +147,24 @@ class Recording:
     def __init__(self, defence: Defence) -> None:
         self.defence, self.calls, self.random = defence, [], defence.random
 
+    @property
+    def runtime(self) -> Runtime:
+        return self.defence.runtime
+
+    @runtime.setter
+    def runtime(self, runtime: Runtime) -> None:
+        self.defence.runtime = runtime
+
     def __call__(
-        self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact", anchor: Tensor | None = None
+        self,
+        x: Tensor,
+        noise: NoiseStream,
+        gradient: GradientMode = "exact",
+        context: Context | None = None,
+        wants: Collection[str] = frozenset(),
     ) -> Judged:
         self.calls.append((len(x), noise.index.tolist()))
-        return self.defence(x, noise, gradient, anchor)
+        return self.defence(x, noise, gradient, context, wants)
 
 
 def central_differences(function: Callable[[Tensor], Tensor], x: Tensor, h: float = 1e-5) -> Tensor:

@@ -24,7 +24,7 @@ def _parts(root: Path) -> set[str]:
 
 SOURCES = _sources(ROOT)
 
-BOTTOM = {"noise", "threat", "ratio", "describe", "environment", "command_line", "pickle_sizes"}
+BOTTOM = {"noise", "rows", "votes", "threat", "ratio", "describe", "environment", "command_line", "pickle_sizes"}
 # What each part of `lustral` may import of it, itself apart. The order is CONTRIBUTING's; within one rank of it,
 # networks and purifiers do not know each other.
 ALLOWED: dict[str, set[str]] = {
@@ -37,9 +37,10 @@ ALLOWED: dict[str, set[str]] = {
     "detectors": BOTTOM | {"diffusion"},
     "metrics": BOTTOM | {"diffusion", "networks"},
     "attacks": BOTTOM | {"diffusion", "networks", "purifiers", "detectors"},
+    "defence": BOTTOM | {"diffusion", "networks", "purifiers", "attacks"},
     "training": BOTTOM | {"diffusion", "networks", "purifiers", "detectors", "attacks", "defence"},
-    "evaluation": BOTTOM | {"diffusion", "networks", "purifiers", "detectors", "attacks"},
-    "reporting": BOTTOM | {"diffusion", "networks", "purifiers", "detectors", "attacks", "evaluation"},
+    "evaluation": BOTTOM | {"diffusion", "networks", "purifiers", "detectors", "attacks", "defence"},
+    "reporting": BOTTOM | {"diffusion", "networks", "purifiers", "detectors", "attacks", "defence", "evaluation"},
 }
 FRAMEWORKS = {"lightning", "pytorch_lightning", "lightning_fabric", "tensorboard", "jsonargparse"}
 ONLY_IN_NETWORKS = {"diffusers", "timm"}
@@ -243,3 +244,124 @@ def test_the_walk_notices_global_draws(source: str) -> None:
 )
 def test_the_walk_lets_keyed_draws_pass(source: str) -> None:
     assert not _global_draws(source)
+
+
+# Circles and strangers ------------------------------------------------------------
+
+
+def _modules() -> dict[str, Path]:
+    """Every module of `lustral` by its dotted name."""
+    found = {}
+    for path in SOURCES:
+        relative = path.relative_to(ROOT)
+        if relative.parts[0] == "lustral":
+            name = ".".join(relative.with_suffix("").parts)
+            found[name.removesuffix(".__init__")] = path
+    return found
+
+
+def _at_import(source: str) -> Iterator[ast.stmt]:
+    """The statements of a module that run when it is imported."""
+    waiting: list[ast.stmt] = list(ast.parse(source).body)
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            waiting.extend(child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt))
+
+
+def _wanted(path: Path, name: str, modules: dict[str, Path]) -> set[str]:
+    """The modules that module ``name`` of `lustral` needs to be imported; a part's `__init__` hands names on and is no
+    need of those inside it."""
+    wanted = set()
+    for node in _at_import(path.read_text()):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+            for full, _ in _imports(ast.unparse(node), package):
+                target = full if full in modules else full.rpartition(".")[0]
+                if target in modules and target != name and not name.startswith(target + "."):
+                    wanted.add(target)
+    return wanted
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    modules = _modules()
+    needs = {name: _wanted(path, name, modules) for name, path in modules.items() if path.name != "__init__.py"}
+    done: set[str] = set()
+
+    def walk(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, f"a circle: {' -> '.join((*trail[trail.index(name) :], name))}"
+        if name not in done:
+            for other in sorted(needs.get(name, ())):
+                walk(other, (*trail, name))
+            done.add(name)
+
+    for name in sorted(needs):
+        walk(name, ())
+    assert len(done) > 80
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_is_imported_for_types_alone(path: Path) -> None:
+    """`if TYPE_CHECKING:` hides a circle, and says that a file is in the wrong place."""
+    assert "TYPE_CHECKING" not in path.read_text()
+
+
+SSNI_NAMES = {"SSNI", "LevelRule", "SigmoidLevels", "LinearLevels", "FixedLevels", "MeanLevels", "ShuffledLevels"}
+SSNI_MODULES = {f"lustral.purifiers.{name}" for name in ("ssni", "levels", "reference")}
+SSNI_OWN = {
+    *(f"lustral/purifiers/{name}.py" for name in ("ssni", "levels", "reference", "__init__")),
+    "lightning_modules/score_reference.py",  # makes the reference
+}
+
+
+def _strangers(source: str, path: Path) -> list[str]:
+    """What of one method a file outside of it knows: its modules and classes, and what images decide for it by name."""
+    found = []
+    if str(path) in SSNI_OWN:
+        return found
+    for name, line in _imports(source, ".".join(path.parent.parts)):
+        package, _, last = name.rpartition(".")
+        handed_on = package == "lustral.purifiers" and last in SSNI_NAMES
+        if package in SSNI_MODULES or name in SSNI_MODULES or handed_on:
+            found.append(f"line {line} imports {name}")
+    if path.parts[:2] in (("lustral", "purifiers"), ("lustral", "diffusion")):
+        return found  # a method's own context, or that of a loop
+    for node in ast.walk(ast.parse(source)):
+        key, owner = None, None
+        if isinstance(node, ast.Subscript):
+            key, owner = node.slice, node.value
+        elif (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr == "get"
+            and node.args
+        ):
+            key, owner = node.args[0], node.func.value
+        elif isinstance(node, ast.Compare) and isinstance(node.ops[0], (ast.In, ast.NotIn)):
+            key, owner = node.left, node.comparators[0]
+        if isinstance(key, ast.Constant) and isinstance(key.value, str) and owner is not None:
+            name = _dotted(owner).rpartition(".")[2]
+            if name in ("context", "held"):
+                found.append(f"line {key.lineno} asks a context for {key.value!r}")
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_file_knows_a_method_that_is_not_its_own(path: Path) -> None:
+    assert not _strangers(path.read_text(), path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from lustral.purifiers import SSNI",
+        "from lustral.purifiers.levels import LevelRule",
+        "import lustral.purifiers.ssni",
+        "def f(context):\n    return context['levels']",
+        "def f(state):\n    return state.context.get('mask')",
+        "def f(held):\n    return 'latents' in held",
+    ],
+)
+def test_the_walk_notices_a_method_where_it_does_not_belong(source: str) -> None:
+    assert len(_strangers(source, Path("lustral/attacks/engine.py"))) == 1

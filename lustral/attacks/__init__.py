@@ -1,11 +1,11 @@
 """Attacks: one a file, all through one engine."""
 
 from lustral.attacks.apgd import APGD, APGDTargeted
-from lustral.attacks.base import Attack, AttackResult, Cases, Judged, Victim
+from lustral.attacks.base import Attack, AttackResult
 from lustral.attacks.engine import Answer, Engine
-from lustral.attacks.ensemble import Ensemble, surrogates
+from lustral.attacks.ensemble import Ensemble, gradient_attacks, surrogates
 from lustral.attacks.fab import FAB
-from lustral.attacks.first_order import FirstOrderAttack, State
+from lustral.attacks.first_order import FirstOrderAttack, GradientAttack, State
 from lustral.attacks.objectives import (
     CrossEntropy,
     DifferenceOfLogitsRatio,
@@ -20,6 +20,7 @@ from lustral.attacks.pgd import PGD
 from lustral.attacks.random_directions import RandomDirections
 from lustral.attacks.square import Square
 from lustral.attacks.steering import Deviation, SteeredObjective, WithScore
+from lustral.attacks.victim import Cases, Judged, Victim
 
 __all__ = [
     "APGD",
@@ -36,6 +37,7 @@ __all__ = [
     "Engine",
     "Ensemble",
     "FirstOrderAttack",
+    "GradientAttack",
     "Judged",
     "Margin",
     "MeanLogitCrossEntropy",
@@ -49,5 +51,6 @@ __all__ = [
     "TargetedDifferenceOfLogitsRatio",
     "Victim",
     "WithScore",
+    "gradient_attacks",
     "surrogates",
 ]

@@ -1,17 +1,18 @@
 """Auto-PGD (Croce and Hein 2020, arXiv 2003.01690, algorithm 1): a step size that looks after itself."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lustral.attacks.base import Cases
 from lustral.attacks.engine import Answer, Engine
-from lustral.attacks.first_order import FirstOrderAttack, State, likeliest_wrong_classes
-from lustral.attacks.objectives import Objective, TargetedDifferenceOfLogitsRatio
+from lustral.attacks.first_order import FirstOrderAttack, Held, State, likeliest_wrong_classes
+from lustral.attacks.objectives import TARGET, Objective, TargetedDifferenceOfLogitsRatio
+from lustral.attacks.victim import Cases
 from lustral.noise import NoiseStream
-from lustral.purifiers import GradientMode, Purifier
+from lustral.purifiers import GradientMode, Purifier, Variant
 from lustral.threat import ThreatModel
 
 MOMENTUM = 0.75
@@ -40,12 +41,15 @@ class APGD(FirstOrderAttack):
         restarts: independent runs.
         eot: draws of the defence's noise a loss and its gradient are averaged over.
         objective: what is ascended; CrossEntropy if none is named. AutoAttack also takes DifferenceOfLogitsRatio.
-        gradient: "exact", "bpda", "detached", and for SSNI "frozen", "straight_through" or "smooth".
+        gradient: "exact", "bpda" or "detached".
         selection: "best" or "last" iterate (see `FirstOrderAttack`).
         finalists: iterates an image that are scored again on selection draws.
         selection_draws: draws of that score.
-        surrogate: a purifier that is differentiated in place of the defence's (see `FirstOrderAttack`); None
-            differentiates the defence.
+        surrogate: what is differentiated in place of the defence's purifier, a `Variant` of it or another one; None
+            differentiates the defence (see `GradientAttack`).
+        context: "own", or "clean" to hold what the clean image decides.
+        carry: entries of the context that are handed on from step to step.
+        spread: further finalists a restart, spaced evenly, where the defence itself is not asked.
     """
 
     def __init__(
@@ -59,10 +63,24 @@ class APGD(FirstOrderAttack):
         selection: Literal["best", "last"] = "best",
         finalists: int = 3,
         selection_draws: int = 16,
-        surrogate: None | Purifier = None,
+        surrogate: None | Variant | Purifier = None,
+        context: Held = "own",
+        carry: Sequence[str] = (),
+        spread: int = 2,
     ) -> None:
         super().__init__(
-            num_steps, restarts, eot, objective, gradient, selection, finalists, selection_draws, surrogate
+            num_steps,
+            restarts,
+            eot,
+            objective,
+            gradient,
+            selection,
+            finalists,
+            selection_draws,
+            surrogate,
+            context,
+            carry,
+            spread,
         )
         if restarts > 1 and not random_start:
             raise ValueError(f"attack.restarts is {restarts} without a random start: all would start at the image.")
@@ -86,12 +104,17 @@ class APGDTargeted(FirstOrderAttack):
         num_targets: targets an image, at most one less than there are classes.
         random_start: begin at a uniform draw from the ball instead of the image.
         eot: draws of the defence's noise a loss and its gradient are averaged over.
-        gradient: "exact", "bpda", "detached", and for SSNI "frozen", "straight_through" or "smooth".
+        gradient: "exact", "bpda" or "detached".
         finalists: iterates an image that are scored again on selection draws, besides the last one of every target.
         selection_draws: draws of that score.
-        surrogate: a purifier that is differentiated in place of the defence's (see `FirstOrderAttack`); None
-            differentiates the defence.
+        surrogate: what is differentiated in place of the defence's purifier, a `Variant` of it or another one; None
+            differentiates the defence (see `GradientAttack`).
+        context: "own", or "clean" to hold what the clean image decides.
+        carry: entries of the context that are handed on from step to step.
+        spread: further finalists a restart, spaced evenly, where the defence itself is not asked.
     """
+
+    gives = (TARGET,)
 
     def __init__(
         self,
@@ -102,13 +125,27 @@ class APGDTargeted(FirstOrderAttack):
         gradient: GradientMode = "exact",
         finalists: int = 3,
         selection_draws: int = 16,
-        surrogate: None | Purifier = None,
+        surrogate: None | Variant | Purifier = None,
+        context: Held = "own",
+        carry: Sequence[str] = (),
+        spread: int = 2,
     ) -> None:
         if num_targets < 1:
             raise ValueError(f"num_targets is {num_targets}; it must be at least 1.")
         objective = TargetedDifferenceOfLogitsRatio()
         super().__init__(
-            num_steps, num_targets, eot, objective, gradient, "best", finalists, selection_draws, surrogate
+            num_steps,
+            num_targets,
+            eot,
+            objective,
+            gradient,
+            "best",
+            finalists,
+            selection_draws,
+            surrogate,
+            context,
+            carry,
+            spread,
         )
         self.num_targets, self.random_start = num_targets, random_start
 

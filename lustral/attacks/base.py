@@ -1,61 +1,20 @@
 """The seam of every attack: the base class projects, checks and measures; the attack searches."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lustral.attacks.engine import Engine
 from lustral.attacks.objectives import Margin
 from lustral.attacks.selection import score
+from lustral.attacks.victim import Cases, group_sum
 from lustral.noise import NoiseStream
-from lustral.purifiers import GradientMode
 from lustral.threat import ThreatModel
-
-if TYPE_CHECKING:
-    from lustral.attacks.engine import Engine
 
 BUDGET_TOLERANCE = 1e-6
 """Float32 rounding that a stored perturbation may exceed its budget by."""
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A defence's answer to a batch: ``logits`` (B, K), and the purifier's ``trace``."""
-
-    logits: Tensor
-    trace: dict[str, Tensor] = field(default_factory=dict)
-
-
-class Victim(Protocol):
-    """What an attack may know of a defence: the very thing that is judged, its noise apart."""
-
-    @property
-    def random(self) -> bool:
-        """Whether two answers with other noise differ."""
-        ...
-
-    def __call__(
-        self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact", anchor: Tensor | None = None
-    ) -> Judged:
-        """Judge images (B, C, H, W) with a stream of B rows; ``anchor`` is the clean images."""
-        ...
-
-
-@dataclass(frozen=True)
-class Cases:
-    """Images under attack: ``images`` (B, C, H, W) in [0, 1], ``labels`` (B,), ``index`` (B,) in the full split."""
-
-    images: Tensor
-    labels: Tensor
-    index: Tensor
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def select(self, rows: Tensor) -> "Cases":
-        return Cases(self.images[rows], self.labels[rows], self.index[rows])
 
 
 @dataclass(frozen=True)
@@ -65,7 +24,8 @@ class AttackResult:
     Attributes:
         images: (B, C, H, W), within the threat model. Where ``failed``, the clean image.
         distance: (B,) norm of the perturbation.
-        failed: (B,) whether NaN or Inf turned up: no image to judge, and counted as broken by the evaluation.
+        failed: (B,) whether NaN or Inf turned up, in any image of its group: no image to judge, and counted as broken
+            by the evaluation.
         statistics: (B,) each, what the audit asks about: "zero_gradients" (share of the draws that are still right,
             "right_draws" of all steps together), "loss_first", "loss_last", "predicted_gain" (first-order change of the
             loss summed over the steps between the two). An ensemble's are described there.
@@ -105,11 +65,11 @@ class Attack(ABC):
 
     @abstractmethod
     def run(
-        self, engine: "Engine", cases: Cases, threat: ThreatModel, noise: NoiseStream
+        self, engine: Engine, cases: Cases, threat: ThreatModel, noise: NoiseStream
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The found images (B, C, H, W), and statistics of (B,) each, those that it `measures`."""
 
-    def __call__(self, engine: "Engine", cases: Cases, threat: ThreatModel, noise: NoiseStream) -> AttackResult:
+    def __call__(self, engine: Engine, cases: Cases, threat: ThreatModel, noise: NoiseStream) -> AttackResult:
         """Attack ``cases``; ``noise`` is the run's stream of their rows. Final: subclasses give `run`."""
         low, high = cases.images.aminmax()
         if not (low >= threat.bounds[0] and high <= threat.bounds[1]):
@@ -122,8 +82,10 @@ class Attack(ABC):
             failed = ~images.flatten(1).isfinite().all(1)
             for values in statistics.values():
                 failed |= ~values.isfinite()
+            # A group is judged as it was found, or as it was given: never as a mixture that nobody looked at.
+            failed = group_sum(failed.int(), engine.group_size, None) > 0
             images = torch.where(failed[:, None, None, None], cases.images, images)
-            images = threat.project(images, cases.images)
+            images = cases.confined(threat.project(images, cases.images))
             distance = threat.distance(images, cases.images)
         excess = float((distance - threat.budget).amax())
         assert excess <= BUDGET_TOLERANCE, f"{self.name} left its budget by {excess}"

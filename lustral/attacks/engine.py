@@ -6,23 +6,25 @@ slots of one shape they do not.
 """
 
 import copy
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lustral.attacks.base import Judged, Victim
 from lustral.attacks.objectives import Objective
-from lustral.noise import NoiseStream
-from lustral.purifiers import GradientMode, Pieces, Purifier, RoundPurifier
+from lustral.attacks.victim import Judged, Victim, group_size
+from lustral.diffusion import Context
+from lustral.noise import DRAWS, NoiseStream
+from lustral.purifiers import GradientMode, Purifier, Variant
+from lustral.rows import Runtime
+from lustral.votes import strictly_right, votes
 
 WORKING_SET = 16
-"""Network calls' worth of rows that are handed to a defence whose rows need different numbers of calls: the more, the
-fuller its calls. Changes time, never a result."""
-LOGITS = "logits"
-"""The name of the logits among the things that an objective looks at."""
+"""Network calls' worth of rows that are handed to a defence which cuts its calls itself: the more, the fuller its
+calls. Changes time, never a result."""
+_EMPTY: Mapping[str, Tensor] = {}
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,13 @@ class Answer:
 
     Attributes:
         loss: (B,) the objective over the draws.
-        rank: (B,) the same without what only steers the attack (see `Objective.plain`).
+        rank: (B,) the same without what only steers the attack (see `Objective.plain`), of the merged logits.
         gradient: (B, C, H, W) of the loss.
         logits: (N, B, K) of every draw. The iterate had not seen these draws, so they rank it honestly.
         right_rows: (B,) how many draws are right.
         zero_rows: (B,) how many of these have a gradient that is zero everywhere. (Some losses rest once a draw is
             wrong, and that hides nothing.)
+        trace: (N, B, ...) of every draw, what was wanted and what the objective needs, without a graph.
     """
 
     loss: Tensor
@@ -45,6 +48,16 @@ class Answer:
     logits: Tensor
     right_rows: Tensor
     zero_rows: Tensor
+    trace: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One chunk's answers: ``views`` (V, R, K), what an objective looks at, merged ``logits`` (R, K), and the trace."""
+
+    views: Tensor
+    logits: Tensor
+    trace: dict[str, Tensor]
 
 
 class Engine:
@@ -55,34 +68,33 @@ class Engine:
         rows: R, the rows of every network call. It decides the last bits of every number, so it is part of a
             run's fingerprint; memory budgets never change it.
         observe: called with (task, step, number of steps) as an attack goes on, or another task that has a name.
+        graph_budget: bytes for graphs that are kept instead of run again.
     """
 
-    def __init__(self, defence: Victim, rows: int, observe: Callable[[str, int, int], None] | None = None) -> None:
-        if rows < 1:
-            raise ValueError(f"rows is {rows}; a network call needs at least one row.")
-        self.rows = rows
-        self._victim(defence)
-        self._used: float | Pieces = 1.0 if self._pieces is None else self._pieces
-        self._main = self
+    def __init__(
+        self,
+        defence: Victim,
+        rows: int,
+        observe: Callable[[str, int, int], None] | None = None,
+        graph_budget: float = 0.0,
+    ) -> None:
+        self.rows, self.runtime = rows, Runtime(rows, graph_budget)
+        self.defence = defence
         self.observe = observe or (lambda task, step, num_steps: None)
 
-    def _victim(self, defence: Victim) -> None:
-        self.defence = defence
-        self._pieces: Pieces | None = getattr(defence, "pieces", None) if getattr(defence, "ragged", False) else None
-        if self._pieces is not None:
-            self._pieces.rows = self.rows
-
-    def through(self, surrogate: Purifier) -> "Engine":
-        """The same engine on the defence with ``surrogate`` in its purifier's place."""
+    def through(self, surrogate: Purifier | Variant | None) -> "Engine":
+        """The same engine on the defence with ``surrogate`` in its purifier's place; itself for None."""
+        if surrogate is None:
+            return self
         exchange = getattr(self.defence, "with_purifier", None)
         if exchange is None:
             raise ValueError(f"{type(self.defence).__name__} has no purifier that a surrogate could stand in for.")
         return self.on(exchange(surrogate))
 
     def on(self, defence: Victim) -> "Engine":
-        """The same engine on another defence. It tells the first one how full its calls are."""
+        """The same engine on another defence, with the same runtime."""
         other = copy.copy(self)
-        other._victim(defence)
+        other.defence = defence
         return other
 
     def observed(self, observe: Callable[[str, int, int], None]) -> "Engine":
@@ -92,9 +104,9 @@ class Engine:
         return other
 
     @property
-    def filled(self) -> float:
-        """Share of the present network call's rows that are not padding."""
-        return self._used.filled if isinstance(self._used, Pieces) else self._used
+    def group_size(self) -> int:
+        """m, how many images the defence judges together."""
+        return group_size(self.defence)
 
     def logits(self, x: Tensor, noise: NoiseStream, draws: int = 1, task: str = "") -> Tensor:
         """(draws, B, K) logits of ``x`` (B, C, H, W), each draw with its own noise, without a graph. The
@@ -102,24 +114,53 @@ class Engine:
         return self.judge(x, noise, draws, task=task)[0]
 
     def judge(
-        self, x: Tensor, noise: NoiseStream, draws: int = 1, follow: Collection[str] = (), task: str = ""
+        self,
+        x: Tensor,
+        noise: NoiseStream,
+        draws: int = 1,
+        wants: Collection[str] = (),
+        task: str = "",
+        first: int = 0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """`logits`, and (draws, B, ...) of what ``follow`` names, as far as the purifier's trace has it."""
+        """`logits`, and (draws, B, ...) of what ``wants`` names of the trace; of the draws from ``first`` on."""
         drawn = self._draws(draws)
-        found: dict[str, list[Tensor]] = {}
+        found: list[Judged] = []
         done = 0
         with torch.no_grad():
-            for image, stream, used in self._chunks(len(x), noise.repeat(drawn)):
+            for image, stream, used in self._chunks(len(x), noise.repeat(drawn, first if self.defence.random else 0)):
                 if task:
                     self.observe(task, done, drawn * len(x))
                 done += used
-                judged = self.defence(x[image], stream)
-                followed = {name: judged.trace[name] for name in follow if name in judged.trace}
-                for name, values in {LOGITS: judged.logits, **followed}.items():
-                    found.setdefault(name, []).append(values[:used])
-        stacked = {name: torch.cat(parts).unflatten(0, (drawn, len(x))) for name, parts in found.items()}
-        every = {name: values.expand(draws, *values.shape[1:]) for name, values in stacked.items()}
-        return every.pop(LOGITS), every
+                judged = self.defence(x[image], stream, wants=wants) if wants else self.defence(x[image], stream)
+                found.append(Judged(judged.logits[:used], {name: judged.trace[name][:used] for name in wants}))
+
+        def every(parts: list[Tensor]) -> Tensor:
+            values = torch.cat(parts).unflatten(0, (drawn, len(x)))
+            return values.expand(draws, *values.shape[1:])
+
+        trace = {name: every([judged.trace[name] for judged in found]) for name in wants}
+        return every([judged.logits for judged in found]), trace
+
+    def counts(self, x: Tensor, noise: NoiseStream, draws: int, task: str = "") -> Tensor:
+        """(B, K) float64: how many of very many draws choose each class of ``x`` (B, C, H, W); a draw with a tie or NaN
+        chooses none. No more logits are kept at a time than a working set has.
+
+        Raises:
+            ValueError: if there are more draws than a noise stream tells apart.
+        """
+        if not 1 <= draws <= DRAWS:
+            raise ValueError(f"{draws} draws are asked for; a noise stream tells 1 to {DRAWS} apart.")
+        if not self.defence.random:
+            return votes(self.logits(x, noise)) * draws
+        block = max(1, self.rows * WORKING_SET // len(x))
+        total: Tensor | None = None
+        for first in range(0, draws, block):
+            if task:
+                self.observe(task, first, draws)
+            found = votes(self.judge(x, noise, min(block, draws - first), first=first)[0])
+            total = found if total is None else total + found
+        assert total is not None
+        return total
 
     def answer(
         self,
@@ -129,142 +170,190 @@ class Engine:
         objective: Objective,
         draws: int = 1,
         gradient: GradientMode = "exact",
-        anchor: Tensor | None = None,
-        target: Tensor | None = None,
+        context: Mapping[str, Tensor] = _EMPTY,
+        clean: Tensor | None = None,
+        given: Mapping[str, Tensor] = _EMPTY,
+        wants: Collection[str] = (),
+        aim: Tensor | None = None,
     ) -> Answer:
         """The objective of ``x`` (B, C, H, W) and its gradient, over ``draws`` draws of the defence's noise.
 
-        ``anchor`` is the clean images, for gradient modes that look at them; ``target`` (B,) the classes to be reached,
-        for objectives that have targets.
         Where the objective is not a mean over draws, its derivatives by each draw's logits are found first (a pass
         without a graph), then pulled back chunk by chunk.
+
+        Args:
+            y: (B,) labels.
+            noise: B rows.
+            objective: what is ascended.
+            draws: N, one for a deterministic defence.
+            gradient: how the defence is differentiated.
+            context: (B, N, ...) each, handed over draw by draw.
+            clean: (B, C, H, W) images whose context is handed over: what they decide with the query's own noise.
+            given: (B, ...) each, for the objective.
+            wants: entries of the trace that come with the answer.
+            aim: (B,) whose losses count; None: all. (Where groups are judged, every image has a part in their loss.)
         """
         draws, batch = self._draws(draws), len(x)
+        if lacking := [name for name in objective.expects if name not in given]:
+            raise ValueError(
+                f"{type(objective).__name__} takes the {', '.join(lacking)} of each image, which nobody chose: use an "
+                "attack that does, such as lustral.attacks.APGDTargeted for targets, or another objective."
+            )
+        asked = list(dict.fromkeys((*objective.needs, *wants)))
 
-        def look(x: Tensor, image: Tensor, stream: NoiseStream) -> dict[str, Tensor]:
-            frozen = (anchor[image],) if gradient == "frozen" and anchor is not None else ()
-            return _needed(objective, gradient, x, self.defence(x, stream, gradient, *frozen))
+        def look(leaf: Tensor, row: Tensor, stream: NoiseStream) -> _Seen:
+            image = row % batch
+            held: Context = {name: values[image, row // batch] for name, values in context.items()}
+            if clean is not None:
+                with torch.no_grad():
+                    prepared = self.defence.prepare(clean[image], stream)  # type: ignore[attr-defined]
+                    held = {**prepared, **held}
+            options: dict[str, Any] = ({"context": held} if held else {}) | ({"wants": asked} if asked else {})
+            judged = self.defence(leaf, stream, gradient, **options)
+            _check_needs(objective, leaf, judged)
+            return _Seen(judged.logits[None] if judged.views is None else judged.views, judged.logits, judged.trace)
 
-        with _measuring(self.defence, objective):
-            whole = _toward(objective, target)
-            loss, seeds = (None, {}) if objective.separable else self._seeds(look, x, y, noise, whole, draws)
-            total, zero, right = torch.zeros_like(x), x.new_zeros(batch), x.new_zeros(batch)
-            losses, chunks, first = [], [], 0
-            for image, stream, used in self._chunks(batch, noise.repeat(draws)):
-                leaf = x[image].detach().requires_grad_()
-                with torch.enable_grad():
-                    seen = look(leaf, image, stream)
-                    if objective.separable:
-                        single = _toward(objective, None if target is None else target[image])
-                        row_loss = _one_draw(single, seen, y[image])[:used] / draws
-                        scalar = row_loss.sum()
-                        losses.append(row_loss.detach())
-                    else:
-                        parts = [(seen[name][:used] * seeds[name][first : first + used]).sum() for name in seen]
-                        scalar = sum(parts[1:], parts[0])
-                found = _gradient(scalar, leaf)
-                chunks.append(seen[LOGITS][:used].detach())
-                _add_rows(total, found[:used], first)
-                still = seen[LOGITS][:used].argmax(-1) == y[image[:used]]
-                _add_rows(right, still.to(x.dtype), first)
-                _add_rows(zero, (still & (found[:used].flatten(1) == 0).all(1)).to(x.dtype), first)
-                first += used
-                del seen, scalar
+        loss, seeds = (
+            (None, {}) if objective.separable else self._seeds(look, x, y, noise, objective, draws, given, aim)
+        )
+        total, zero, right = torch.zeros_like(x), x.new_zeros(batch), x.new_zeros(batch)
+        losses, chunks, traces, first, voted = [], [], [], 0, False
+        for image, stream, used in self._chunks(batch, noise.repeat(draws)):
+            row = self._rows_of(first, len(image), draws * batch, image.device)
+            leaf = x[image].detach().requires_grad_()
+            with torch.enable_grad():
+                seen = look(leaf, row, stream)
+                if objective.separable:
+                    each = _one_draw(objective, seen, y[image], {name: rows[image] for name, rows in given.items()})
+                    row_loss = each[:used] / draws
+                    losses.append(row_loss.detach())
+                    scalar = (row_loss if aim is None else row_loss.masked_fill(~aim[image[:used]], 0.0)).sum()
+                else:
+                    parts = [(seen.views[:, :used] * seeds[_LOGITS][:, first : first + used]).sum()]
+                    parts += [
+                        (seen.trace[name][:used] * seeds[name][first : first + used]).sum() for name in objective.needs
+                    ]
+                    scalar = sum(parts[1:], parts[0])
+            found = _gradient(scalar, leaf)
+            logits = seen.logits[:used].detach()
+            voted |= seen.logits is not seen.views and len(seen.views) > 1
+            chunks.append(logits)
+            traces.append({name: seen.trace[name][:used].detach() for name in asked})
+            _add_rows(total, found[:used], first)
+            still = strictly_right(logits, y[image[:used]])
+            _add_rows(right, still.to(x.dtype), first)
+            _add_rows(zero, (still & (found[:used].flatten(1) == 0).all(1)).to(x.dtype), first)
+            first += used
+            del seen, scalar
         logits = torch.cat(chunks).view(draws, batch, -1)
         if loss is None:
             loss = _sum_draws(torch.cat(losses).view(draws, batch))
-        rank = loss if objective.plain is objective else objective.plain(logits, y, {})
-        return Answer(loss, rank, total, logits, right, zero)
+        rank = loss if objective.plain is objective and not voted else objective.plain(logits, y)
+        trace = {name: torch.cat([each[name] for each in traces]).unflatten(0, (draws, batch)) for name in asked}
+        return Answer(loss, rank, total, logits, right, zero, trace)
 
     def _seeds(
         self,
-        look: Callable[[Tensor, Tensor, NoiseStream], dict[str, Tensor]],
+        look: Callable[[Tensor, Tensor, NoiseStream], _Seen],
         x: Tensor,
         y: Tensor,
         noise: NoiseStream,
         objective: Objective,
         draws: int,
+        given: Mapping[str, Tensor],
+        aim: Tensor | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss (B,), and its derivative by all that it looks at, in draw-major rows."""
-        found: dict[str, list[Tensor]] = {}
+        """(B,) losses, and their derivatives by what each draw gave: (V, draws * B, K) by the logits of its views, and
+        by each needed entry of the trace (draws * B, ...)."""
+        batch, first = len(x), 0
+        views: list[Tensor] = []
+        traces: dict[str, list[Tensor]] = {name: [] for name in objective.needs}
         with torch.no_grad():
-            for image, stream, used in self._chunks(len(x), noise.repeat(draws)):
-                for name, values in look(x[image], image, stream).items():
-                    found.setdefault(name, []).append(values[:used])
-        leaves = {name: torch.cat(parts).unflatten(0, (draws, len(x))) for name, parts in found.items()}
+            for image, stream, used in self._chunks(batch, noise.repeat(draws)):
+                seen = look(x[image], self._rows_of(first, len(image), draws * batch, image.device), stream)
+                views.append(seen.views[:, :used])
+                for name, parts in traces.items():
+                    parts.append(seen.trace[name][:used])
+                first += used
+        stacked = torch.cat(views, dim=1)
+        count = len(stacked)
+        leaf = stacked.unflatten(1, (draws, batch)).transpose(0, 1).flatten(0, 1).requires_grad_()  # draw by draw
+        trace = {name: torch.cat(parts).unflatten(0, (draws, batch)).requires_grad_() for name, parts in traces.items()}
         with torch.enable_grad():
-            for leaf in leaves.values():
-                leaf.requires_grad_()
-            loss = objective(leaves[LOGITS], y, {name: leaves[name] for name in objective.needs})
-            seeds = torch.autograd.grad(loss.sum(), list(leaves.values()))
-        return loss.detach(), {name: seed.flatten(0, 1) for name, seed in zip(leaves, seeds, strict=True)}
+            wide = {name: values.repeat_interleave(count, 0) for name, values in trace.items()}
+            loss = objective(leaf, y, wide if count > 1 else trace, given)
+            total = (loss if aim is None else loss.masked_fill(~aim, 0.0)).sum()
+            by_logits, *others = torch.autograd.grad(total, [leaf, *trace.values()], materialize_grads=True)
+        seeds = {name: by.flatten(0, 1) for name, by in zip(trace, others, strict=True)}
+        seeds[_LOGITS] = by_logits.unflatten(0, (draws, count)).transpose(0, 1).flatten(1, 2)
+        return loss.detach(), seeds
 
     def _draws(self, draws: int) -> int:
-        """A deterministic defence gives the same answer at every draw, so one is asked for."""
+        """A defence that draws nothing gives the same answer to every draw: asking once is enough."""
         return draws if self.defence.random else 1
+
+    @property
+    def _cuts_itself(self) -> bool:
+        """Whether the defence is given many calls' worth of rows: it sees to the shape of its calls."""
+        return getattr(self.defence, "ragged", False) or self.group_size > 1
+
+    def _rows_of(self, first: int, size: int, total: int, device: torch.device) -> Tensor:
+        """(R,) numbers of a chunk's rows among all, draw by draw; padding is the last one again."""
+        return torch.arange(first, first + size, device=device).clamp_max(total - 1)
 
     def _chunks(self, batch: int, noise: NoiseStream) -> Iterator[tuple[Tensor, NoiseStream, int]]:
         """(R,) image numbers, their R streams, and how many of them are not padding; draw by draw.
 
-        A defence whose rows differ in cost gets many calls' worth of rows, and sees to the shape of its calls itself.
+        A defence whose rows differ in cost, or that judges groups, gets many calls' worth of rows (whole groups), and
+        sees to the shape of its calls itself.
         """
-        total = len(noise)
-        if self._pieces is not None:
-            self._main._used = self._pieces
-            for row in torch.arange(total, device=noise.index.device).split(self.rows * WORKING_SET):
+        if getattr(self.defence, "runtime", None) is not self.runtime:
+            self.defence.runtime = self.runtime
+        total, size = len(noise), self.group_size
+        if batch % size:
+            below = batch // size * size
+            raise ValueError(
+                f"{batch} images are no whole number of groups of {size}, which this defence judges together: give "
+                f"{f'{below} or ' if below else ''}{below + size}."
+            )
+        if self._cuts_itself:
+            chunk = max(1, self.rows * WORKING_SET // size) * size
+            for row in torch.arange(total, device=noise.index.device).split(chunk):
                 yield row % batch, noise.select(row), len(row)
             return
         for first in range(0, total, self.rows):
-            row = torch.arange(first, first + self.rows, device=noise.index.device).clamp_max(total - 1)
+            row = self._rows_of(first, self.rows, total, noise.index.device)
             used = min(self.rows, total - first)
-            self._main._used = used / self.rows
-            yield row % batch, noise.select(row), used
+            with self.runtime.filling(used / self.rows):
+                yield row % batch, noise.select(row), used
 
 
-def _needed(objective: Objective, gradient: GradientMode, x: Tensor, judged: Judged) -> dict[str, Tensor]:
-    """What the objective looks at, one row each: the logits, and what it needs of the trace."""
+_LOGITS = "logits of the views"
+
+
+def _check_needs(objective: Objective, x: Tensor, judged: Judged) -> None:
+    """Whether all that the objective follows has a gradient."""
     for name in objective.needs:
-        if name not in judged.trace:
-            raise ValueError(
-                f"{type(objective).__name__} follows the {name} in the purifier, but the trace of this one has only "
-                f"{', '.join(judged.trace) or 'nothing'}: choose another objective or purifier."
-            )
         if torch.is_grad_enabled() and x.requires_grad and not judged.trace[name].requires_grad:
             raise ValueError(
-                f"{type(objective).__name__} follows the {name}, but the gradient {gradient!r} of this purifier takes "
-                "it as a constant: choose an attack.gradient that differentiates it (for SSNI's score smooth or "
-                "straight_through), or another objective."
+                f"{type(objective).__name__} follows the {name}, but this purifier takes it as a constant: attack a "
+                "variant that differentiates it (for SSNI's score --model.attack.surrogate lustral.purifiers.Variant "
+                "with changes {rounding: straight_through}), or choose another objective."
             )
-    return {LOGITS: judged.logits, **{name: judged.trace[name] for name in objective.needs}}
 
 
-def _toward(objective: Objective, target: Tensor | None) -> Objective:
-    return objective if target is None else objective.toward(target)
-
-
-def _one_draw(objective: Objective, seen: dict[str, Tensor], y: Tensor) -> Tensor:
-    """(R,) losses of rows that are one draw each."""
-    return objective(seen[LOGITS][None], y, {name: seen[name][None] for name in objective.needs})
-
-
-@contextmanager
-def _measuring(defence: Victim, objective: Objective) -> Iterator[None]:
-    """Have the purifier measure what costs something, as long as an objective that looks at it is asked for."""
-    purifier = getattr(defence, "purifier", None)
-    parts = [] if purifier is None else [part for part in purifier.modules() if isinstance(part, RoundPurifier)]
-    for part in parts:
-        part.measures_deviation = "deviation" in objective.needs
-    try:
-        yield
-    finally:
-        for part in parts:
-            part.measures_deviation = False
+def _one_draw(objective: Objective, seen: _Seen, y: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+    """(R,) losses of rows that are one draw each; where views vote, each of them is one."""
+    trace = {name: seen.trace[name].expand(len(seen.views), *seen.trace[name].shape) for name in objective.needs}
+    return objective(seen.views, y, trace, given)
 
 
 def _gradient(scalar: Tensor, leaf: Tensor) -> Tensor:
     if not scalar.requires_grad:  # the detached mode: nothing depends on the input
         return torch.zeros_like(leaf)
-    return torch.autograd.grad(scalar, leaf)[0]
+    # A classifier in training has a graph of its own, which may not reach the input.
+    found = torch.autograd.grad(scalar, leaf, allow_unused=True)[0]
+    return torch.zeros_like(leaf) if found is None else found
 
 
 def _add_rows(total: Tensor, rows: Tensor, first: int) -> None:

@@ -5,13 +5,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lustral.attacks.base import Attack, AttackResult, Cases
+from lustral.attacks.base import Attack, AttackResult
 from lustral.attacks.engine import Engine
-from lustral.attacks.first_order import MEASURES, FirstOrderAttack
+from lustral.attacks.first_order import MEASURES, GradientAttack
 from lustral.attacks.selection import better, select
+from lustral.attacks.victim import Cases, whole_groups
 from lustral.noise import NoiseStream
-from lustral.purifiers import Purifier
+from lustral.purifiers import Purifier, Variant
 from lustral.threat import ThreatModel
+from lustral.votes import strictly_right
 
 WINNER = "winner"
 """The statistic that holds the number of the member which an image is from."""
@@ -67,7 +69,7 @@ class Ensemble(Attack):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         results, broken_by = self._results(engine, cases, threat, noise)
         images = [result.images for result in results]
-        chosen = select(engine, images, cases.labels, noise.fork("selection"), self.selection_draws, self.score)
+        chosen = select(engine, images, cases, noise.fork("selection"), self.selection_draws, self.score)
         decided, scores = broken_by < len(results), chosen.scores.clone()
         for number, result in enumerate(results):  # what it was not asked about is another's merit
             scores[number] = scores[number].masked_fill(result.statistics[ASKED] == 0, -torch.inf)
@@ -91,17 +93,24 @@ class Ensemble(Attack):
             results.append(result := _spread(some, attack.measures, rows, images, cases, threat))
             if not engine.defence.random and number + 1 < len(self.attacks) and len(rows):
                 stream = noise.fork("looks").select(rows)  # of no consequence: the defence draws nothing
-                wrong = engine.logits(result.images[rows], stream)[0].argmax(-1) != cases.labels[rows]
+                missed = ~strictly_right(engine.logits(result.images[rows], stream)[0], cases.labels[rows])
+                wrong = whole_groups(missed, engine.group_size, cases.select(rows).aim)
                 broken_by[rows[wrong]] = number
                 images, rows = images.index_copy(0, rows, result.images[rows]), rows[~wrong]
         return results, broken_by
 
 
-def surrogates(attack: Attack) -> list[Purifier]:
-    """Every purifier that an attack differentiates in place of the defence's, each once."""
+def gradient_attacks(attack: Attack) -> list[GradientAttack]:
+    """The attack itself or the members of an ensemble, those with gradients."""
     if isinstance(attack, Ensemble):
-        return list({id(p): p for member in attack.attacks for p in surrogates(member)}.values())
-    return [attack.surrogate] if isinstance(attack, FirstOrderAttack) and attack.surrogate is not None else []
+        return [found for member in attack.attacks for found in gradient_attacks(member)]
+    return [attack] if isinstance(attack, GradientAttack) else []
+
+
+def surrogates(attack: Attack) -> list[Variant | Purifier]:
+    """Everything that an attack differentiates in place of the defence's purifier, each once."""
+    found = [member.surrogate for member in gradient_attacks(attack) if member.surrogate is not None]
+    return list({id(surrogate): surrogate for surrogate in found}.values())
 
 
 def _spread(

@@ -5,20 +5,20 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lustral.attacks.base import Cases
 from lustral.attacks.engine import Answer, Engine
-from lustral.attacks.first_order import FirstOrderAttack, GradientStatistics, State, likeliest_wrong_classes
-from lustral.attacks.objectives import TargetMargin, margin, mean_over_draws
+from lustral.attacks.first_order import GradientAttack, GradientStatistics, Held, State, likeliest_wrong_classes
+from lustral.attacks.objectives import TARGET, TargetMargin, margin, mean_over_draws
 from lustral.attacks.selection import select
+from lustral.attacks.victim import Cases, whole_groups
 from lustral.noise import NoiseStream
-from lustral.purifiers import GradientMode, Purifier
+from lustral.purifiers import GradientMode, Purifier, Variant
 from lustral.threat import ThreatModel
 
 _SEARCHES = 3  # steps of the final search
 _BEYOND = 1e-4  # share of the perturbation by which the final search overshoots: rounding must not undo what is across
 
 
-class FAB(FirstOrderAttack):
+class FAB(GradientAttack):
     """Looks for the smallest perturbation that crosses the boundary to one of the most likely wrong classes.
 
     At the iterate x_k the boundary to the target is taken for the hyperplane where the linearised (target - true logit)
@@ -49,14 +49,17 @@ class FAB(FirstOrderAttack):
         eta: how far to step, in units of the way to the plane; at least 1.
         beta: the share of the perturbation that is kept after a misclassification, in (0, 1).
         eot: draws of the defence's noise that logits and gradients are averaged over.
-        gradient: "exact", "bpda", "detached", and for SSNI "frozen", "straight_through" or "smooth".
+        gradient: "exact", "bpda" or "detached".
         selection_draws: draws on which a random defence's candidates are compared.
-        surrogate: a purifier that is differentiated in place of the defence's (see `FirstOrderAttack`); None
-            differentiates the defence.
+        surrogate: what is differentiated in place of the defence's purifier, a `Variant` of it or another one; None
+            differentiates the defence (see `GradientAttack`).
+        context: "own", or "clean" to hold what the clean image decides.
 
     Raises:
         ValueError: if an option is out of its range, or the classifier has too few classes.
     """
+
+    gives = (TARGET,)
 
     def __init__(
         self,
@@ -68,9 +71,11 @@ class FAB(FirstOrderAttack):
         eot: int = 1,
         gradient: GradientMode = "exact",
         selection_draws: int = 16,
-        surrogate: None | Purifier = None,
+        surrogate: None | Variant | Purifier = None,
+        context: Held = "own",
     ) -> None:
         for name, value, allowed, words in (
+            ("num_steps", num_steps, num_steps >= 1, "at least 1"),
             ("num_targets", num_targets, num_targets >= 1, "at least 1"),
             ("alpha_max", alpha_max, 0 <= alpha_max <= 1, "between 0 and 1"),
             ("eta", eta, 1 <= eta < float("inf"), "at least 1, and finite"),
@@ -78,16 +83,9 @@ class FAB(FirstOrderAttack):
         ):
             if not allowed:
                 raise ValueError(f"{name} is {value}; it must be {words}.")
-        super().__init__(
-            num_steps, num_targets, eot, TargetMargin(), gradient, selection_draws=selection_draws, surrogate=surrogate
-        )
-        self.num_targets, self.alpha_max, self.eta, self.beta = num_targets, alpha_max, eta, beta
-
-    def targets(self, engine: Engine, cases: Cases, noise: NoiseStream) -> Tensor:
-        return likeliest_wrong_classes(engine, cases, noise, self.eot, self.num_targets)
-
-    def start(self, x: Tensor, y: Tensor, threat: ThreatModel, noise: NoiseStream) -> State:
-        return State(x, x, y, threat)
+        super().__init__(eot, TargetMargin(), gradient, selection_draws, surrogate, context, ())
+        self.num_steps, self.num_targets = num_steps, num_targets
+        self.alpha_max, self.eta, self.beta = alpha_max, eta, beta
 
     def update(self, state: State, answer: Answer) -> State:
         """x_{k+1}, before the step back."""
@@ -103,23 +101,31 @@ class FAB(FirstOrderAttack):
     def run(
         self, engine: Engine, cases: Cases, threat: ThreatModel, noise: NoiseStream
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        if engine.group_size > 1:
+            raise ValueError(
+                f"FAB looks for the nearest point of each image by itself, and this defence judges {engine.group_size} "
+                "images together: choose APGD or PGD, which raise the loss of whole groups."
+            )
         statistics, x, y = GradientStatistics(cases.images), cases.images, cases.labels
         if threat.budget == 0:
             return x.clone(), statistics.result()
         random = engine.defence.random
-        targets = self.targets(engine, cases, noise.fork("targets"))
+        targets = likeliest_wrong_classes(engine, cases, noise.fork("targets"), self.eot, self.num_targets)
+        source = self.source(engine)
         clean = torch.zeros_like(x[:, 0, 0, 0]) if random else self._margin(engine, x, y, noise.fork("clean"))
-        rows = (~(clean > 0)).nonzero().flatten()
+        rows = (~whole_groups(clean > 0, 1, cases.aim)).nonzero().flatten()
         if len(rows) == 0:
             return x.clone(), statistics.result()
-        cases = cases.select(rows)
+        every, cases = cases, cases.select(rows)
         found: list[_Nearest] = []
         for number in range(self.num_targets):
             stream = noise.at(restart=number).select(rows)
-            found.append(self._walk(engine, cases, threat, stream, targets[number, rows], rows, number, statistics))
+            found.append(
+                self._walk(engine, source, cases, threat, stream, targets[number, rows], rows, number, statistics)
+            )
         if random:
             candidates = [threat.project(_scaled(each.image, x, threat), x) for each in found]
-            chosen = select(engine, candidates, y, noise.fork("selection"), self.selection_draws, self.score)
+            chosen = select(engine, candidates, every, noise.fork("selection"), self.selection_draws, self.score)
             statistics.mark(chosen.failed)
             return chosen.images, statistics.result()
         nearest = found[0]
@@ -131,6 +137,7 @@ class FAB(FirstOrderAttack):
     def _walk(
         self,
         engine: Engine,
+        source: Engine,
         cases: Cases,
         threat: ThreatModel,
         noise: NoiseStream,
@@ -140,16 +147,25 @@ class FAB(FirstOrderAttack):
         statistics: GradientStatistics,
     ) -> "_Nearest":
         """The nearest point on the way to ``target`` (B,), the attack's ``number``-th, of the cases ``rows``."""
-        source = engine if self.surrogate is None else engine.through(self.surrogate)
-        state = self.start(cases.images, cases.labels, threat, noise.fork("start"))
+        state = State(cases.images, cases.images, cases.labels, threat, given={TARGET: target})
         nearest = _Nearest.of(state.x, state.x, torch.full_like(state.x[:, 0, 0, 0], -torch.inf), threat)
         for k in range(self.num_steps):
             stream = noise.fork("gradient").at(iteration=k)
+            held = state.x if self.context == "clean" else None
             answer = source.answer(
-                state.query, state.y, stream, self.objective, self.eot, self.gradient, state.x, target
+                state.query,
+                state.y,
+                stream,
+                self.objective,
+                self.eot,
+                self.gradient,
+                clean=held,
+                given=state.given,
+                aim=cases.aim,
             )
             statistics.check(rows, answer)
             after = self.update(state, answer)
+            after = replace(after, query=cases.confined(after.query))
             found = self._margin(engine, after.query, state.y, noise.fork("boundary").at(iteration=k))
             nearest = nearest.or_nearer(_Nearest.of(after.query, state.x, found, threat))
             back = state.x + self.beta * (after.query - state.x)

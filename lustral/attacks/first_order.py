@@ -5,23 +5,29 @@ which iterates are kept, and how the winner is chosen.
 """
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from lustral.attacks.base import Attack, Cases
+from lustral.attacks.base import Attack
 from lustral.attacks.engine import Answer, Engine
-from lustral.attacks.objectives import CrossEntropy, Objective, mean_over_draws
+from lustral.attacks.objectives import TARGET, CrossEntropy, Objective, mean_over_draws
 from lustral.attacks.selection import score, select
+from lustral.attacks.victim import Cases, group_sum, whole_groups
 from lustral.noise import NoiseStream
-from lustral.purifiers import GradientMode, Purifier
+from lustral.purifiers import GradientMode, Purifier, Variant
 from lustral.threat import ThreatModel
+from lustral.votes import strictly_right
 
 MEASURES = ("zero_gradients", "right_draws", "loss_first", "loss_last", "predicted_gain")
 """The statistics of an attack that follows gradients."""
 _COMPACT_EVERY = 5  # steps between looks at which cases are decided: a look waits for the device
+
+
+Held = Literal["own", "clean"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,8 @@ class State:
         y: (B,) their labels.
         threat: the budget.
         memory: what else the attack carries from step to step, tensors with B rows.
+        given: what the objective is told of each image, tensors with B rows (see `Objective`).
+        context: what is handed over to the purifier, (B, draws, ...) each.
     """
 
     query: Tensor
@@ -41,65 +49,84 @@ class State:
     y: Tensor
     threat: ThreatModel
     memory: dict[str, Tensor] = field(default_factory=dict)
+    given: dict[str, Tensor] = field(default_factory=dict)
+    context: dict[str, Tensor] = field(default_factory=dict)
 
     def select(self, rows: Tensor) -> "State":
-        memory = {name: values[rows] for name, values in self.memory.items()}
-        return replace(self, query=self.query[rows], x=self.x[rows], y=self.y[rows], memory=memory)
+        parts = {
+            name: {key: values[rows] for key, values in getattr(self, name).items()}
+            for name in ("memory", "given", "context")
+        }
+        return replace(self, query=self.query[rows], x=self.x[rows], y=self.y[rows], **parts)
 
 
-class FirstOrderAttack(Attack):
-    """An attack that asks for gradients.
+class GradientAttack(Attack):
+    """An attack that differentiates something: the defence itself, or what stands in for it.
 
     Args:
-        num_steps: gradient steps a restart.
-        restarts: independent runs; the best iterate over all of them is kept.
         eot: draws of the defence's noise a gradient is averaged over (Athalye et al. 2018).
         objective: what is ascended.
-        gradient: how the defence is differentiated (`lustral.purifiers.GradientMode`).
-        selection: "best" keeps the iterate with the highest score of all restarts; "last" returns the last
-            iterate of the last restart, as the classic implementations do.
-        finalists: iterates an image that are scored again on selection draws (random defences, "best" only).
-        selection_draws: draws of that score. They are seen neither by the attack nor by the verdict.
-        surrogate: a purifier that is differentiated in place of the defence's: usually the same class with fewer steps
-            or at a fixed level. Queries go to the classifier behind it, selection to the defence itself, and the card
-            says so. None differentiates the defence.
+        gradient: how the purifier is differentiated (`lustral.purifiers.GradientMode`).
+        selection_draws: draws on which candidates are compared. They are seen neither by the attack nor by the verdict.
+        surrogate: what is differentiated in place of the defence's purifier: a `Variant` of it, or any other purifier,
+            usually with fewer steps or at a fixed level. Queries go to the classifier behind it, selection to the
+            defence itself, and the card says so. None differentiates the defence.
+        context: "own", or "clean": the purifier is handed what the clean image decides (levels, a mask), so that the
+            attack takes it as fixed.
+        carry: entries of the context that the purifier is handed as the last step's trace had them (latents).
 
-    Raises:
-        ValueError: if an option is out of its range, or the objective is blind under the gradient.
+    Attributes:
+        gives: what its objective is told of each image.
     """
+
+    gives: tuple[str, ...] = ()
 
     def __init__(
         self,
-        num_steps: int,
-        restarts: int = 1,
-        eot: int = 1,
-        objective: Objective | None = None,
-        gradient: GradientMode = "exact",
-        selection: Literal["best", "last"] = "best",
-        finalists: int = 3,
-        selection_draws: int = 16,
-        surrogate: None | Purifier = None,
+        eot: int,
+        objective: Objective,
+        gradient: GradientMode,
+        selection_draws: int,
+        surrogate: None | Variant | Purifier,
+        context: Held,
+        carry: Sequence[str],
     ) -> None:
-        for name, value in (("num_steps", num_steps), ("restarts", restarts), ("eot", eot), ("finalists", finalists)):
+        for name, value in (("eot", eot), ("selection_draws", selection_draws)):
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1.")
         for name, given, known in (
             ("gradient", gradient, get_args(GradientMode)),
-            ("selection", selection, ("best", "last")),
+            ("context", context, get_args(Held)),
         ):
             if given not in known:
-                raise ValueError(f"{name} is {given!r}; it may be {', '.join(known)}.")
-        if selection_draws < 1:
-            raise ValueError(f"selection_draws is {selection_draws}; it must be at least 1.")
-        self.num_steps, self.restarts, self.eot = num_steps, restarts, eot
-        self.objective = objective or CrossEntropy()
+                raise ValueError(
+                    f"{name} is {given!r}; it may be {', '.join(known)}. (Other ways of looking are variants of the "
+                    "defence's purifier: attack.surrogate.)"
+                )
+        if isinstance(carry, str):
+            raise ValueError(f"carry is {carry!r}; it is a list of names: [{carry}].")
+        if not isinstance(carry, Sequence) or not all(isinstance(name, str) for name in carry):
+            raise ValueError(f"carry is {carry!r}; it is a list of names, [] for none.")
+        self.eot, self.objective, self.selection_draws = eot, objective, selection_draws
         self.gradient: GradientMode = gradient
-        self.selection, self.finalists, self.selection_draws = selection, finalists, selection_draws
-        self.surrogate = surrogate
-        if gradient not in self.objective.gradient_modes:
+        self.surrogate, self.context, self.carry = surrogate, context, list(carry)
+        if lacking := [name for name in objective.expects if name not in self.gives]:
             raise ValueError(
-                f"{type(self.objective).__name__} follows what the gradient {gradient!r} does not see: attack.gradient "
-                f"may be {', '.join(self.objective.gradient_modes)}, or choose another attack.objective."
+                f"{type(objective).__name__} takes the {', '.join(lacking)} of each image, which {type(self).__name__} "
+                "does not choose: use an attack that does, such as lustral.attacks.APGDTargeted for targets, or "
+                "another attack.objective."
+            )
+        if objective.needs and gradient != "exact":
+            raise ValueError(
+                f"{type(objective).__name__} follows the {', '.join(objective.needs)}, which the gradient {gradient!r} "
+                "does not see: attack.gradient may be exact, or choose another attack.objective."
+            )
+
+        ranks = objective.plain
+        if ranks.needs or ranks.expects:
+            raise ValueError(
+                f"{type(objective).__name__} ranks iterates by {type(ranks).__name__}, which takes more than logits "
+                "and labels: give it a `plain` objective that does not."
             )
 
     @property
@@ -112,11 +139,80 @@ class FirstOrderAttack(Attack):
 
     @property
     def sees_the_defence(self) -> bool:
-        """Whether the logits of its queries are those that the defence would give."""
-        return self.surrogate is None and self.gradient not in ("frozen", "smooth")
+        """Whether its queries are answered by the defence itself. The logits of anything else only steer: no image is
+        decided by them, and iterates that they rank low are candidates as well."""
+        return self.surrogate is None and self.context == "own" and not self.carry
 
     def score(self, logits: Tensor, y: Tensor) -> Tensor:
         return score(self.objective, logits, y)
+
+    def source(self, engine: Engine) -> Engine:
+        """The engine that is asked for gradients.
+
+        Raises:
+            ValueError: if what it asks lacks a gradient, a context or a trace entry that this attack needs.
+        """
+        source = engine.through(self.surrogate)
+        purifier = getattr(source.defence, "purifier", None)
+        if purifier is not None:
+            held = purifier.holds if self.context == "clean" else ()
+            if self.context == "clean" and not held:
+                raise ValueError(
+                    f"attack.context is clean, but nothing that {type(purifier).__name__} decides can be handed over: "
+                    "leave it own."
+                )
+            if steered := sorted(set(self.objective.needs) & set(held)):
+                raise ValueError(
+                    f"{type(self.objective).__name__} follows the {', '.join(steered)}, which attack.context clean "
+                    "holds fixed: leave attack.context own, or choose another attack.objective."
+                )
+            purifier.check(self.gradient, (*held, *self.carry), (*self.objective.needs, *self.carry))
+        return source
+
+
+class FirstOrderAttack(GradientAttack):
+    """An attack that steps along gradients; subclasses are state machines over rows.
+
+    Args:
+        num_steps: gradient steps a restart.
+        restarts: independent runs; the best iterate over all of them is kept.
+        eot, objective, gradient, selection_draws, surrogate, context, carry: see `GradientAttack`; the objective is
+            CrossEntropy if none is named.
+        selection: "best" keeps the iterate with the highest score of all restarts; "last" returns the last
+            iterate of the last restart, as the classic implementations do.
+        finalists: iterates an image that are scored again on selection draws (random defences, "best" only).
+        spread: further finalists a restart, spaced evenly over its steps, where queries are not answered by the defence
+            itself ("best" only).
+
+    Raises:
+        ValueError: if an option is out of its range.
+    """
+
+    def __init__(
+        self,
+        num_steps: int,
+        restarts: int = 1,
+        eot: int = 1,
+        objective: Objective | None = None,
+        gradient: GradientMode = "exact",
+        selection: Literal["best", "last"] = "best",
+        finalists: int = 3,
+        selection_draws: int = 16,
+        surrogate: None | Variant | Purifier = None,
+        context: Held = "own",
+        carry: Sequence[str] = (),
+        spread: int = 2,
+    ) -> None:
+        super().__init__(eot, objective or CrossEntropy(), gradient, selection_draws, surrogate, context, carry)
+        for name, value in (("num_steps", num_steps), ("restarts", restarts), ("finalists", finalists)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1.")
+        if spread < 0:
+            raise ValueError(f"spread is {spread}; it cannot be negative.")
+        if selection not in ("best", "last"):
+            raise ValueError(f"selection is {selection!r}; it may be best, last.")
+        self.num_steps, self.restarts = num_steps, restarts
+        self.selection, self.finalists, self.spread = selection, finalists, spread
 
     @abstractmethod
     def start(self, x: Tensor, y: Tensor, threat: ThreatModel, noise: NoiseStream) -> State:
@@ -124,11 +220,34 @@ class FirstOrderAttack(Attack):
 
     @abstractmethod
     def update(self, state: State, answer: Answer) -> State:
-        """The next state, from the loss and the gradient at ``state.query``."""
+        """The next state, from the loss and the gradient at ``state.query``. The loss is that of the row's group, of
+        those aimed at."""
+
+    def ask(self, source: Engine, state: State, noise: NoiseStream, aim: Tensor | None) -> Answer:
+        """What `update` is told, by default the engine's answer at ``state.query``. A child may ask several times, each
+        with a fork of ``noise``, and combine what it hears; loss and logits are to be those of the query."""
+        return source.answer(
+            state.query,
+            state.y,
+            noise,
+            self.objective,
+            self.eot,
+            self.gradient,
+            state.context,
+            state.x if self.context == "clean" else None,
+            state.given,
+            self.carry,
+            aim,
+        )
 
     def targets(self, engine: Engine, cases: Cases, noise: NoiseStream) -> Tensor | None:
         """(restarts, B) the class that each restart leads an image to; None if any wrong one will do."""
         return None
+
+    def told(self, source: Engine, cases: Cases, noise: NoiseStream) -> dict[str, Tensor]:
+        """What the objective is told of each image from the first query on, (B, ...) each: clean logits, multipliers.
+        The names are among those that the attack `gives`."""
+        return {}
 
     def run(
         self, engine: Engine, cases: Cases, threat: ThreatModel, noise: NoiseStream
@@ -136,44 +255,55 @@ class FirstOrderAttack(Attack):
         if threat.budget == 0:
             zero = cases.images.new_zeros(len(cases))
             return cases.images.clone(), dict.fromkeys(MEASURES, zero)
-        source = engine if self.surrogate is None else engine.through(self.surrogate)
-        may_decide = self.sees_the_defence and not engine.defence.random
+        source = self.source(engine)
+        honest = self.sees_the_defence
         targets = self.targets(engine, cases, noise.fork("targets"))
-        leaderboard = _Leaderboard(cases.images, self.finalists, may_decide)
+        told = self.told(source, cases, noise.fork("told"))
+        board = _Leaderboard(cases, self.finalists, honest and not engine.defence.random, engine.group_size)
         statistics = GradientStatistics(cases.images)
         last = cases.images
+        every = {self.num_steps * (j + 1) // (self.spread + 1) for j in range(self.spread)}
+        spaced = set() if honest else every
         for restart in range(self.restarts):
             rows = torch.arange(len(cases), device=cases.images.device)
-            stream = noise.at(restart=restart)
+            stream, some = noise.at(restart=restart), cases
             state = self.start(cases.images, cases.labels, threat, stream.fork("start"))
+            state = replace(state, given={**state.given, **told})
+            if targets is not None:
+                state = replace(state, given={**state.given, TARGET: targets[restart]})
+            state = replace(state, query=cases.confined(state.query))
+            if state.context:  # handed over from the start: what answers is not quite the defence
+                board.may_decide, spaced = False, every
             for k in range(self.num_steps):
-                if self.selection == "best" and leaderboard.may_decide and k % _COMPACT_EVERY == 0:
-                    open_rows = ~leaderboard.decided[rows]
-                    rows, state = rows[open_rows], state.select(open_rows)
+                if self.selection == "best" and board.may_decide and k % _COMPACT_EVERY == 0:
+                    open_rows = ~board.decided[rows]
+                    rows, state, some = rows[open_rows], state.select(open_rows), some.select(open_rows)
                     if len(rows) == 0:
                         break
-                answer = source.answer(
-                    state.query,
-                    state.y,
-                    stream.fork("gradient").at(iteration=k).select(rows),
-                    self.objective,
-                    self.eot,
-                    self.gradient,
-                    state.x,
-                    None if targets is None else targets[restart, rows],
-                )
-                leaderboard.offer(rows, state.y, state.query, answer)
+                if k in spaced:
+                    board.enter(rows, state.query)
+                draws = stream.fork("gradient").at(iteration=k).select(rows)
+                answer = self.ask(source, state, draws, some.aim)
+                if some.free is not None:
+                    answer = replace(answer, gradient=answer.gradient * some.free[:, None, None, None])
+                board.offer(rows, state.y, state.query, answer)
                 statistics.check(rows, answer)
-                after = self.update(state, answer)
+                # What is judged together rises together: an attack that compares losses compares its groups'.
+                loss = group_sum(answer.loss, engine.group_size, some.aim)
+                after = self.update(state, replace(answer, loss=loss))
+                after = replace(after, query=some.confined(after.query))
+                if self.carry:
+                    found = {name: answer.trace[name].transpose(0, 1) for name in self.carry}
+                    after = replace(after, context={**after.context, **found})
                 if restart == 0:
                     statistics.record(rows, state.query, answer, after.query)
                 state = after
                 engine.observe(self.name, restart * self.num_steps + k + 1, self.restarts * self.num_steps)
             else:
-                leaderboard.enter(rows, state.query)
+                board.enter(rows, state.query)
                 last = cases.images.index_copy(0, rows, state.query)
         if self.selection == "best":
-            last = self._best(engine, cases, leaderboard, statistics, noise.fork("selection"))
+            last = self._best(engine, cases, board, statistics, noise.fork("selection"))
         return last, statistics.result()
 
     def _best(
@@ -181,7 +311,7 @@ class FirstOrderAttack(Attack):
     ) -> Tensor:
         """Of a case that is decided the image that broke it, of the others the best finalist (see `select`)."""
         candidates = [*board.images, *board.entered]
-        chosen = select(engine, candidates, cases.labels, noise, self.selection_draws, self.score)
+        chosen = select(engine, candidates, cases, noise, self.selection_draws, self.score)
         statistics.mark(chosen.failed)
         return torch.where(board.decided[:, None, None, None], board.broken, chosen.images)
 
@@ -200,14 +330,16 @@ def likeliest_wrong_classes(engine: Engine, cases: Cases, noise: NoiseStream, dr
 
 
 class _Leaderboard:
-    """The iterates of highest loss an image, and of a deterministic defence the first that breaks it.
+    """The iterates of highest loss an image, and of a deterministic defence the first that breaks it; where images are
+    judged together, group by group.
 
     One wrong answer decides a case only where a second look could not differ. For a random defence it would be
     optional stopping: looking once in each of 100 steps "breaks" most images that nobody attacked.
     """
 
-    def __init__(self, images: Tensor, size: int, may_decide: bool) -> None:
-        self.may_decide = may_decide
+    def __init__(self, cases: Cases, size: int, may_decide: bool, group_size: int) -> None:
+        images = cases.images
+        self.may_decide, self._aim, self._group_size = may_decide, cases.aim, group_size
         self.decided = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         self.broken = images.clone()
         self.images = images.repeat(size, 1, 1, 1, 1)
@@ -217,13 +349,15 @@ class _Leaderboard:
 
     def offer(self, rows: Tensor, y: Tensor, query: Tensor, answer: Answer) -> None:
         """An iterate with the loss and the logits of draws that it has not seen."""
-        loss = answer.rank.double().nan_to_num(-torch.inf)
+        aim = None if self._aim is None else self._aim[rows]
+        loss = group_sum(answer.rank.double().nan_to_num(-torch.inf), self._group_size, aim)
         slot = self.losses[:, rows].argmin(0)
         better = loss > self.losses[slot, rows]
         self.images[slot, rows] = torch.where(better[:, None, None, None], query, self.images[slot, rows])
         self.losses[slot, rows] = torch.where(better, loss, self.losses[slot, rows])
         if self.may_decide:
-            broken = (answer.logits[0].argmax(-1) != y) & ~self.decided[rows]
+            wrong = whole_groups(~strictly_right(answer.logits[0], y), self._group_size, aim)
+            broken = wrong & ~self.decided[rows]
             self.broken[rows] = torch.where(broken[:, None, None, None], query, self.broken[rows])
             self.decided[rows] |= broken
 

@@ -2,14 +2,17 @@
 
 import math
 from abc import ABC, abstractmethod
-from typing import get_args
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lustral.purifiers import GradientMode
+from lustral.votes import strictly_right
 
+TARGET = "target"
+"""What an attack gives along: (B,) int64, the class that each image is led to."""
+_NOTHING: Mapping[str, Tensor] = {}
 _NO_SPREAD = 1e-12
 """Added to the spread of logits that a ratio divides by: equal ones give 0 and not NaN."""
 
@@ -22,32 +25,31 @@ class Objective(ABC):
             pass instead of two.
         target: the verdict rule that this loss aims at; other rules' robust numbers are transferred.
         needs: the entries of the purifier's trace that the loss looks at, and whose gradients it follows.
-        gradient_modes: those in which all that it follows has a gradient.
+        expects: what an attack must give along, by name (targets, multipliers).
     """
 
     separable: bool = True
     target: str = "expected"
     needs: tuple[str, ...] = ()
-    gradient_modes: tuple[GradientMode, ...] = get_args(GradientMode)
+    expects: tuple[str, ...] = ()
 
     @property
     def plain(self) -> "Objective":
-        """The loss of the logits alone, which ranks iterates: what else is followed steers, and harms nobody."""
-        return self
-
-    def toward(self, target: Tensor) -> "Objective":
-        """The loss that leads every row to its class ``target`` (B,); itself where it knows no targets."""
+        """The loss of the logits alone, which ranks iterates: other terms only steer the search."""
         return self
 
     @abstractmethod
-    def __call__(self, logits: Tensor, y: Tensor, trace: dict[str, Tensor]) -> Tensor:
+    def __call__(
+        self, logits: Tensor, y: Tensor, trace: Mapping[str, Tensor] = _NOTHING, given: Mapping[str, Tensor] = _NOTHING
+    ) -> Tensor:
         """(B,) losses of ``logits`` (N draws, B, K) with true labels ``y`` (B,). ``trace`` has what the loss `needs` of
-        the purifier's, (N, B) each."""
+        the purifier's, (N, B, ...) each; ``given`` what the attack says of each image, (B, ...) each: its target, a
+        multiplier, the clean logits."""
 
     def wrongness(self, logits: Tensor, y: Tensor) -> Tensor:
         """(B,) float64 in [0, 1]: how wrong ``logits`` (N draws, B, K) are under the rule aimed at. By default the
-        share of wrong draws."""
-        return (logits.argmax(-1) != y).double().mean(0)
+        share of wrong draws; ties are wrong, as in every verdict (votes of a few views often tie)."""
+        return (~strictly_right(logits, y)).double().mean(0)
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
@@ -83,7 +85,9 @@ def mean_over_draws(values: Tensor) -> Tensor:
 class CrossEntropy(Objective):
     """Mean over draws of the cross-entropy. Its gradient fades where the true class has probability one."""
 
-    def __call__(self, logits: Tensor, y: Tensor, trace: dict[str, Tensor]) -> Tensor:
+    def __call__(
+        self, logits: Tensor, y: Tensor, trace: Mapping[str, Tensor] = _NOTHING, given: Mapping[str, Tensor] = _NOTHING
+    ) -> Tensor:
         draws = logits.shape[0]
         loss = F.cross_entropy(logits.flatten(0, 1), y.repeat(draws), reduction="none")
         return mean_over_draws(loss.view(draws, -1))
@@ -92,7 +96,9 @@ class CrossEntropy(Objective):
 class Margin(Objective):
     """Mean over draws of (best wrong logit - true logit), the Carlini-Wagner loss without its threshold."""
 
-    def __call__(self, logits: Tensor, y: Tensor, trace: dict[str, Tensor]) -> Tensor:
+    def __call__(
+        self, logits: Tensor, y: Tensor, trace: Mapping[str, Tensor] = _NOTHING, given: Mapping[str, Tensor] = _NOTHING
+    ) -> Tensor:
         return mean_over_draws(margin(logits, y))
 
 
@@ -102,30 +108,21 @@ class DifferenceOfLogitsRatio(Objective):
     Unlike the cross-entropy and the margin it does not change with the scale of the logits. At least 3 classes.
     """
 
-    def __call__(self, logits: Tensor, y: Tensor, trace: dict[str, Tensor]) -> Tensor:
+    def __call__(
+        self, logits: Tensor, y: Tensor, trace: Mapping[str, Tensor] = _NOTHING, given: Mapping[str, Tensor] = _NOTHING
+    ) -> Tensor:
         first, _, third = _largest(logits, 3, "DifferenceOfLogitsRatio")
         return mean_over_draws(margin(logits, y) / (first - third + _NO_SPREAD))
 
 
 class Targeted(Objective):
-    """A loss that leads every image to a class which the attack chooses (`toward`); without one there is no loss."""
+    """A loss that leads every image to a class which the attack chooses."""
 
-    def __init__(self) -> None:
-        self._target: Tensor | None = None
+    expects = (TARGET,)
 
-    def toward(self, target: Tensor) -> Objective:
-        aimed = type(self)()
-        aimed._target = target
-        return aimed
-
-    def gained(self, logits: Tensor, y: Tensor) -> Tensor:
+    def gained(self, logits: Tensor, y: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         """(N, B) the target's logit minus the true one."""
-        if self._target is None:
-            raise ValueError(
-                f"{type(self).__name__} has no target class: use an attack that chooses some for every image, such as "
-                "lustral.attacks.APGDTargeted, or an objective without targets."
-            )
-        return _of_class(logits, self._target) - _of_class(logits, y)
+        return _of_class(logits, given[TARGET]) - _of_class(logits, y)
 
 
 class TargetMargin(Targeted):
@@ -136,8 +133,10 @@ class TargetMargin(Targeted):
     def plain(self) -> Objective:
         return Margin()
 
-    def __call__(self, logits: Tensor, y: Tensor, trace: dict[str, Tensor]) -> Tensor:
-        return mean_over_draws(self.gained(logits, y))
+    def __call__(
+        self, logits: Tensor, y: Tensor, trace: Mapping[str, Tensor] = _NOTHING, given: Mapping[str, Tensor] = _NOTHING
+    ) -> Tensor:
+        return mean_over_draws(self.gained(logits, y, given))
 
 
 class TargetedDifferenceOfLogitsRatio(Targeted):
@@ -151,9 +150,11 @@ class TargetedDifferenceOfLogitsRatio(Targeted):
     def plain(self) -> Objective:
         return DifferenceOfLogitsRatio()
 
-    def __call__(self, logits: Tensor, y: Tensor, trace: dict[str, Tensor]) -> Tensor:
+    def __call__(
+        self, logits: Tensor, y: Tensor, trace: Mapping[str, Tensor] = _NOTHING, given: Mapping[str, Tensor] = _NOTHING
+    ) -> Tensor:
         first, _, third, fourth = _largest(logits, 4, "TargetedDifferenceOfLogitsRatio")
-        return mean_over_draws(self.gained(logits, y) / (first - 0.5 * (third + fourth) + _NO_SPREAD))
+        return mean_over_draws(self.gained(logits, y, given) / (first - 0.5 * (third + fourth) + _NO_SPREAD))
 
 
 class _OfMeanLogits(Objective):
@@ -163,13 +164,15 @@ class _OfMeanLogits(Objective):
     target = "mean_logit"
 
     def wrongness(self, logits: Tensor, y: Tensor) -> Tensor:
-        return (mean_over_draws(logits).argmax(-1) != y).double()
+        return (~strictly_right(mean_over_draws(logits), y)).double()
 
 
 class MeanLogitMargin(_OfMeanLogits):
     """The margin of the mean logits over draws: aims at the `mean_logit` rule."""
 
-    def __call__(self, logits: Tensor, y: Tensor, trace: dict[str, Tensor]) -> Tensor:
+    def __call__(
+        self, logits: Tensor, y: Tensor, trace: Mapping[str, Tensor] = _NOTHING, given: Mapping[str, Tensor] = _NOTHING
+    ) -> Tensor:
         return margin(mean_over_draws(logits), y)
 
 
@@ -177,7 +180,9 @@ class MeanLogitCrossEntropy(_OfMeanLogits):
     """The cross-entropy of the mean logits over draws, as BPDA+EOT has it (Hill et al. 2021): aims at the `mean_logit`
     rule."""
 
-    def __call__(self, logits: Tensor, y: Tensor, trace: dict[str, Tensor]) -> Tensor:
+    def __call__(
+        self, logits: Tensor, y: Tensor, trace: Mapping[str, Tensor] = _NOTHING, given: Mapping[str, Tensor] = _NOTHING
+    ) -> Tensor:
         return F.cross_entropy(mean_over_draws(logits), y, reduction="none")
 
 
@@ -204,7 +209,9 @@ class SelectiveMargin(Objective):
             raise ValueError(f"temperature is {temperature}; it must be positive and finite.")
         self.temperature = temperature
 
-    def __call__(self, logits: Tensor, y: Tensor, trace: dict[str, Tensor]) -> Tensor:
+    def __call__(
+        self, logits: Tensor, y: Tensor, trace: Mapping[str, Tensor] = _NOTHING, given: Mapping[str, Tensor] = _NOTHING
+    ) -> Tensor:
         # In float64: the last bits of a float32 exponential depend on its place in the batch.
         u = margin(logits, y).double() / self.temperature
         log_g = torch.where(u < 0, u, u.clamp_min(0.0).log1p())

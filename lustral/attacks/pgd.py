@@ -1,15 +1,16 @@
 """Projected gradient descent (Madry et al. 2018) with expectation over transformation (Athalye et al. 2018)."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
 from torch import Tensor
 
 from lustral.attacks.engine import Answer
-from lustral.attacks.first_order import FirstOrderAttack, State
+from lustral.attacks.first_order import FirstOrderAttack, Held, State
 from lustral.attacks.objectives import Objective
 from lustral.noise import NoiseStream
-from lustral.purifiers import GradientMode, Purifier
+from lustral.purifiers import GradientMode, Purifier, Variant
 from lustral.ratio import Ratio, parse_ratio
 from lustral.threat import ThreatModel
 
@@ -28,12 +29,15 @@ class PGD(FirstOrderAttack):
         restarts: independent runs.
         eot: draws of the defence's noise a gradient is averaged over.
         objective: what is ascended; CrossEntropy if none is named.
-        gradient: "exact", "bpda", "detached", and for SSNI "frozen", "straight_through" or "smooth".
+        gradient: "exact", "bpda" or "detached".
         selection: "best" or "last" iterate (see `FirstOrderAttack`).
         finalists: iterates an image that are scored again on selection draws.
         selection_draws: draws of that score.
-        surrogate: a purifier that is differentiated in place of the defence's (see `FirstOrderAttack`); None
-            differentiates the defence.
+        surrogate: what is differentiated in place of the defence's purifier, a `Variant` of it or another one; None
+            differentiates the defence (see `GradientAttack`).
+        context: "own", or "clean" to hold what the clean image decides.
+        carry: entries of the context that are handed on from step to step.
+        spread: further finalists a restart, spaced evenly, where the defence itself is not asked.
     """
 
     def __init__(
@@ -48,10 +52,24 @@ class PGD(FirstOrderAttack):
         selection: Literal["best", "last"] = "best",
         finalists: int = 3,
         selection_draws: int = 16,
-        surrogate: None | Purifier = None,
+        surrogate: None | Variant | Purifier = None,
+        context: Held = "own",
+        carry: Sequence[str] = (),
+        spread: int = 2,
     ) -> None:
         super().__init__(
-            num_steps, restarts, eot, objective, gradient, selection, finalists, selection_draws, surrogate
+            num_steps,
+            restarts,
+            eot,
+            objective,
+            gradient,
+            selection,
+            finalists,
+            selection_draws,
+            surrogate,
+            context,
+            carry,
+            spread,
         )
         if restarts > 1 and not random_start:
             raise ValueError(f"attack.restarts is {restarts} without a random start: all would start at the image.")

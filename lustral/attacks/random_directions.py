@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
-from lustral.attacks.base import Attack, Cases
+from lustral.attacks.base import Attack
 from lustral.attacks.engine import Engine
 from lustral.attacks.objectives import Margin
+from lustral.attacks.victim import Cases, group_sum
 from lustral.noise import NoiseStream
 from lustral.threat import ThreatModel
+from lustral.votes import strictly_right
 
 
 class RandomDirections(Attack):
@@ -34,11 +36,13 @@ class RandomDirections(Attack):
         objective, bad = Margin(), torch.zeros(len(cases), dtype=torch.bool, device=cases.images.device)
         for k in range(self.tries):
             found = threat.random_boundary_point(cases.images, noise.fork("direction").at(iteration=k))
+            found = cases.confined(found)
             logits = engine.logits(found, noise.fork("selection"), self.selection_draws)
             bad |= ~logits.isfinite().all(-1).all(0)
-            wrong = (logits.argmax(-1) != cases.labels).double().mean(0)
+            wrong = (~strictly_right(logits, cases.labels)).double().mean(0)
             # Wrong draws first; the bounded margin only breaks ties between equal shares.
-            score = wrong * 4 + torch.tanh(objective(logits, cases.labels, {}).double())
+            score = wrong * 4 + torch.tanh(objective(logits, cases.labels).double())
+            score = group_sum(score, engine.group_size, cases.aim)
             better = score > best_score
             best = torch.where(better[:, None, None, None], found, best)
             best_score = torch.where(better, score, best_score)

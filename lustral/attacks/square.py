@@ -8,12 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lustral.attacks.base import Attack, Cases
+from lustral.attacks.base import Attack
 from lustral.attacks.engine import Engine
 from lustral.attacks.objectives import Margin, Objective
 from lustral.attacks.selection import score, select
+from lustral.attacks.victim import Cases, group_sum, whole_groups
 from lustral.noise import NoiseStream
 from lustral.threat import ThreatModel
+from lustral.votes import strictly_right
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # iterations out of 10,000 after which p is halved
 _COMPACT_EVERY = 5  # queries between looks at which cases are decided: a look waits for the device
@@ -77,9 +79,9 @@ class Square(Attack):
         self.num_queries, self.p_init, self.restarts, self.eot = num_queries, p_init, restarts, eot
         self.objective = objective or Margin()
         self.finalists, self.selection_draws = finalists, selection_draws
-        if self.objective.needs:
+        if more := (*self.objective.needs, *self.objective.expects):
             raise ValueError(
-                f"{type(self.objective).__name__} follows the {', '.join(self.objective.needs)} in the purifier, but "
+                f"{type(self.objective).__name__} takes the {', '.join(more)} as well, but "
                 "Square sees logits alone: choose an attack.objective of logits, such as Margin."
             )
 
@@ -102,13 +104,13 @@ class Square(Attack):
     def run(
         self, engine: Engine, cases: Cases, threat: ThreatModel, noise: NoiseStream
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        found = _Found(cases.images, self.finalists)
+        found = _Found(cases, self.finalists, engine.group_size)
         if threat.budget == 0:
             return cases.images.clone(), found.statistics()
         for restart in range(self.restarts):
             self._search(engine, cases, threat, noise.at(restart=restart), restart, found)
         candidates = [*found.earlier, *found.last] if engine.defence.random else found.last
-        chosen = select(engine, candidates, cases.labels, noise.fork("selection"), self.selection_draws, self.score)
+        chosen = select(engine, candidates, cases, noise.fork("selection"), self.selection_draws, self.score)
         found.bad |= chosen.failed
         return torch.where(_pixels(found.decided), found.broken, chosen.images), found.statistics()
 
@@ -118,7 +120,7 @@ class Square(Attack):
         """One restart over the cases that are not decided."""
         start, propose = (_stripes, _square) if threat.norm == "linf" else (_tiles, _moved_bumps)
         x, random = cases.images, engine.defence.random
-        incumbent = threat.project(start(x, threat.budget, noise.fork("start")), x)
+        incumbent = cases.confined(threat.project(start(x, threat.budget, noise.fork("start")), x))
         found.begin(incumbent)
         rows = torch.arange(len(cases), device=x.device)
         for k in range(self.num_queries):
@@ -130,10 +132,10 @@ class Square(Attack):
             queries = [old]
             if k > 0:
                 moved = propose(x[rows], old, self.share(k), threat.budget, stream.fork("proposal"))
-                new = threat.project(moved, x[rows])
+                new = cases.select(rows).confined(threat.project(moved, x[rows]))
                 queries = [old, new] if random else [new]
             logits = self._judge(engine, queries, stream.fork("query"))
-            losses = [self.objective(each, cases.labels[rows], {}).double().nan_to_num(-torch.inf) for each in logits]
+            losses = [found.total(rows, self.objective(each, cases.labels[rows])) for each in logits]
             if random or k == 0:
                 found.look(rows, losses[0])
             better = losses[-1] > found.loss[rows]
@@ -159,7 +161,8 @@ class _Found:
         loss: (B,) float64 of the incumbent, at its latest look.
     """
 
-    def __init__(self, images: Tensor, finalists: int) -> None:
+    def __init__(self, cases: Cases, finalists: int, group_size: int) -> None:
+        images, self._aim, self._group_size = cases.images, cases.aim, group_size
         zero = images.new_zeros(len(images), dtype=torch.float64)
         self.decided = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         self.bad, self.broken = self.decided.clone(), images.clone()
@@ -167,6 +170,13 @@ class _Found:
         self.earlier, self._means = images[:0], zero.new_full((finalists, len(images)), -torch.inf)
         self.loss, self._sum, self._looks = zero.clone(), zero.clone(), zero.clone()
         self._first, self._queries, self._accepted = zero.clone(), zero.clone(), zero.clone()
+
+    def total(self, rows: Tensor, losses: Tensor) -> Tensor:
+        """(n,) float64 losses of the cases ``rows``, those of a group together."""
+        return group_sum(losses.double().nan_to_num(-torch.inf), self._group_size, self._aimed(rows))
+
+    def _aimed(self, rows: Tensor) -> Tensor | None:
+        return None if self._aim is None else self._aim[rows]
 
     def begin(self, incumbent: Tensor) -> None:
         """A restart begins at ``incumbent``."""
@@ -191,7 +201,8 @@ class _Found:
         for each in logits:
             self.bad[rows] |= ~each.isfinite().all(-1).all(0)
         if decides:
-            broken = (logits[-1][0].argmax(-1) != y) & still
+            wrong = whole_groups(~strictly_right(logits[-1][0], y), self._group_size, self._aimed(rows))
+            broken = wrong & still
             self.broken[rows] = torch.where(_pixels(broken), queries[-1], self.broken[rows])
             self.decided[rows] |= broken
 

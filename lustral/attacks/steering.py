@@ -2,10 +2,13 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 
 from torch import Tensor
 
 from lustral.attacks.objectives import Objective, mean_over_draws
+
+_NOTHING: Mapping[str, Tensor] = {}
 
 
 class SteeredObjective(Objective):
@@ -24,19 +27,21 @@ class SteeredObjective(Objective):
         self.objective, self.weight = objective, weight
         self.separable, self.target = objective.separable, objective.target
         self.needs = tuple(dict.fromkeys((*objective.needs, *self.needs)))
-        self.gradient_modes = tuple(mode for mode in self.gradient_modes if mode in objective.gradient_modes)
+        self.expects = objective.expects
 
     @property
     def plain(self) -> Objective:
         return self.objective.plain
 
     @abstractmethod
-    def term(self, trace: dict[str, Tensor]) -> Tensor:
+    def term(self, trace: Mapping[str, Tensor]) -> Tensor:
         """(N, B): what is added for each draw."""
 
-    def __call__(self, logits: Tensor, y: Tensor, trace: dict[str, Tensor]) -> Tensor:
+    def __call__(
+        self, logits: Tensor, y: Tensor, trace: Mapping[str, Tensor] = _NOTHING, given: Mapping[str, Tensor] = _NOTHING
+    ) -> Tensor:
         steering = self.weight * mean_over_draws(self.term(trace))
-        return self.objective(logits, y, trace) + steering.to(logits.dtype)
+        return self.objective(logits, y, trace, given) + steering.to(logits.dtype)
 
     def wrongness(self, logits: Tensor, y: Tensor) -> Tensor:
         return self.objective.wrongness(logits, y)
@@ -48,8 +53,8 @@ class WithScore(SteeredObjective):
     A positive weight asks for more noise than the image deserves, so that the defence forgets what it shows; a negative
     one for so little that the perturbation survives. Which of them harms is for the experiment to tell.
 
-    The score has a gradient in the modes "smooth" and "straight_through", and in "exact" where levels are not rounded:
-    in the others it is a constant, and such an attack is refused.
+    The score has a gradient where levels are not rounded, or rounded straight through: attack through such a `Variant`.
+    Elsewhere it is a constant, and the attack is refused.
 
     Args:
         objective: the loss of the logits.
@@ -57,9 +62,8 @@ class WithScore(SteeredObjective):
     """
 
     needs = ("score",)
-    gradient_modes = ("exact", "straight_through", "smooth")
 
-    def term(self, trace: dict[str, Tensor]) -> Tensor:
+    def term(self, trace: Mapping[str, Tensor]) -> Tensor:
         return trace["score"].log()
 
 
@@ -77,7 +81,6 @@ class Deviation(SteeredObjective):
     """
 
     needs = ("deviation",)
-    gradient_modes = ("exact", "frozen", "straight_through", "smooth")
 
-    def term(self, trace: dict[str, Tensor]) -> Tensor:
+    def term(self, trace: Mapping[str, Tensor]) -> Tensor:
         return trace["deviation"]

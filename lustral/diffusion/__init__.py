@@ -1,6 +1,6 @@
 """Noise schedules, the denoiser convention, solvers, and the unrolled trajectory with its gradients."""
 
-from lustral.diffusion.denoiser import Denoiser, from_diffusion, to_diffusion
+from lustral.diffusion.denoiser import Denoiser, RememberedDenoiser, from_diffusion, to_diffusion
 from lustral.diffusion.losses import DiffusionLoss, EDMLoss, HybridLoss, SimpleLoss
 from lustral.diffusion.perturbation import EPS, PerturbationScore, SingleScore
 from lustral.diffusion.schedules import (
@@ -13,12 +13,13 @@ from lustral.diffusion.schedules import (
     VPSchedule,
 )
 from lustral.diffusion.solvers import DDIM, Ancestral, EulerMaruyama, FlowEuler, Heun, Solver
-from lustral.diffusion.trajectory import unroll
+from lustral.diffusion.trajectory import Context, unroll
 
 __all__ = [
     "DDIM",
     "EPS",
     "Ancestral",
+    "Context",
     "CosineSchedule",
     "Denoiser",
     "DiffusionLoss",
@@ -32,6 +33,7 @@ __all__ = [
     "LinearSchedule",
     "NoiseSchedule",
     "PerturbationScore",
+    "RememberedDenoiser",
     "SimpleLoss",
     "SingleScore",
     "Solver",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lustral.diffusion.denoiser import Denoiser
-from lustral.diffusion.trajectory import unroll
+from lustral.diffusion.trajectory import Context, unroll
 from lustral.noise import NoiseStream
 
 
@@ -81,13 +81,14 @@ def perturbation(
 
     Args:
         noise: of B rows.
-        call: how a network is called on rows (see `lustral.purifiers.pieces`).
+        call: how a network is called on rows (see `lustral.rows.Runtime.call`).
         graph_budget: as for `unroll`.
     """
 
-    def step(i: int, total: Tensor, x: Tensor) -> Tensor:
+    def step(i: int, total: Tensor, context: Context) -> Tensor:
+        x = context["x"]
         z = noise.normal(x.shape[1:], step=i, dtype=x.dtype) if statistic.random else x
         return total + call(lambda x, z: statistic.term(denoiser, i, x, z), x, z)
 
-    vector = unroll(step, statistic.num_calls, torch.zeros_like(x), (x,), graph_budget)
+    vector = unroll(step, statistic.num_calls, torch.zeros_like(x), {"x": x}, graph_budget)
     return vector.double().flatten(1).norm(dim=1)

@@ -1,58 +1,151 @@
 """The unrolled reverse process and its exact input gradient at constant graph memory.
 
-`unroll` applies ``x <- step(i, x, *inputs)`` and differentiates the whole loop with a vector-Jacobian product a
+`unroll` applies ``state <- step(i, state, context)`` and differentiates the whole loop with a vector-Jacobian product a
 step at a time: the forward pass stores one state a step, the backward pass runs each step again with a graph and
 pulls the gradient through it. With frozen weights an input-only backward costs one forward, so T steps cost 3 T
 network calls, and 2 T where the graphs fit the budget and are kept. Both are
 ``torch.equal``: the same operations run on the same numbers.
 
-Two rules make it right. Everything that depends on the input is an explicit argument of the step: a captured
-tensor would be a constant, and its share of the gradient silently lost. And a step draws its noise from a keyed
-stream, so that the second run replays the first.
+Two rules make it right. Everything that depends on the input is in the state or the context of the step: a captured
+tensor would be a constant, and its share of the gradient silently lost. Graphs are searched for such tensors, and for
+trainable parameters, at the first step and at one other of a loop. And a step draws its noise from a keyed stream, so
+that the second run replays the first.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-Step = Callable[..., Tensor]
-"""``step(i, x, *inputs) -> x``: pure in its arguments, (B, C, H, W) to (B, C, H, W)."""
+Context = dict[str, Tensor]
+"""What belongs to an image besides its pixels (a level, a mask, latents): tensors by name, with one row an image."""
+State = TypeVar("State", Tensor, dict[str, Tensor])
+Step = Callable[[int, State, Context], State]
+"""``step(i, state, context) -> state``: pure in its arguments, row by row."""
 
 
-def unroll(step: Step, num_steps: int, x: Tensor, inputs: Sequence[Tensor] = (), graph_budget: float = 0.0) -> Tensor:
-    """Apply ``step`` for i = 0 ... num_steps - 1, with an exact gradient for ``x`` and every one of ``inputs``.
+def unroll(
+    step: Step[State], num_steps: int, state: State, context: Mapping[str, Tensor] | None = None, budget: float = 0.0
+) -> State:
+    """Apply ``step`` for i = 0 ... num_steps - 1, with an exact gradient for the state and everything in the context.
 
     Args:
-        step: one reverse step.
+        step: one step.
         num_steps: how many.
-        x: the state at the start, (B, C, H, W).
-        inputs: every other tensor that depends on the attacked image.
-        graph_budget: bytes that graphs of steps may take in all; steps beyond it are run again in the backward
-            pass. It changes time and memory, never a bit of the result.
+        state: at the start; a tensor, or tensors by name (an image and a running sum, an optimiser's moments), which
+            keep their names, shapes and types. Floating-point ones are differentiated, others pass.
+        context: every other tensor that depends on the attacked image, by name. The step is given it as it is.
+        budget: bytes that graphs of steps may take in all; steps beyond it are run again in the backward pass. It
+            changes time and memory, never a bit of the result.
+
+    Raises:
+        ValueError: when gradients are taken, if a step uses a tensor that wants a gradient and is neither in the state
+            nor in the context: a trainable parameter, or a tensor that the step captured.
     """
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *inputs)):
-        return _Unrolled.apply(step, num_steps, graph_budget, x, *inputs)  # type: ignore[return-value]
+    context = dict(context or {})
+    loose = _Loop(step, _Names(state, context))
+    tensors = loose.names.flat(state, context)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        found = _Unrolled.apply(loose, num_steps, budget, *tensors)
+        return loose.names.state(found)  # type: ignore[arg-type]
     for i in range(num_steps):
-        x = step(i, x, *inputs)
-    return x
+        state = step(i, state, context)
+    return state
+
+
+class _Names:
+    """A state and a context as a flat list of tensors, each sorted by name, and back: autograd sees no tensor that is
+    inside a dict."""
+
+    def __init__(self, state: Tensor | dict[str, Tensor], context: Context) -> None:
+        self.of_state = sorted(state) if isinstance(state, dict) else None
+        self.of_context = sorted(context)
+        self.size = 1 if self.of_state is None else len(self.of_state)
+
+    def flat(self, state: Tensor | dict[str, Tensor], context: Context) -> list[Tensor]:
+        return [*self.flat_state(state), *(context[name] for name in self.of_context)]
+
+    def flat_state(self, state: Tensor | dict[str, Tensor]) -> list[Tensor]:
+        if self.of_state is None:
+            assert isinstance(state, Tensor)
+            return [state]
+        assert isinstance(state, dict)
+        if sorted(state) != self.of_state:
+            raise ValueError(f"A step turned a state of {self.of_state} into one of {sorted(state)}: keep its names.")
+        return [state[name] for name in self.of_state]
+
+    def state(self, tensors: Sequence[Tensor]) -> Any:
+        return tensors[0] if self.of_state is None else dict(zip(self.of_state, tensors, strict=True))
+
+    def context(self, tensors: Sequence[Tensor]) -> Context:
+        return dict(zip(self.of_context, tensors, strict=True))
+
+
+class _Loop:
+    """The step of one loop on flat tensors, its state's first."""
+
+    def __init__(self, step: Step[Any], names: _Names) -> None:
+        self._step, self.names = step, names
+        self.searched = False
+
+    def __call__(self, i: int, tensors: Sequence[Tensor]) -> list[Tensor]:
+        names = self.names
+        state, context = names.state(tensors[: names.size]), names.context(tensors[names.size :])
+        found = names.flat_state(self._step(i, state, context))
+        if any(a.is_floating_point() != b.is_floating_point() for a, b in zip(tensors, found, strict=False)):
+            raise ValueError(
+                "A step turned integers or booleans of its state into floating-point numbers, or back, whose gradient "
+                "would be lost: keep the types of a state."
+            )
+        return found
 
 
 class _Graph:
     """One step run with a graph: the leaves it was given, and what came out."""
 
-    def __init__(self, step: Step, i: int, x: Tensor, inputs: Sequence[Tensor], needs: Sequence[bool]) -> None:
-        self.leaves = [t.detach().requires_grad_(need) for t, need in zip((x, *inputs), needs, strict=True)]
+    def __init__(self, loop: _Loop, i: int, tensors: Sequence[Tensor], needs: Sequence[bool]) -> None:
+        self.leaves = [t.detach().requires_grad_(need) for t, need in zip(tensors, needs, strict=True)]
         with torch.enable_grad():
-            self.output = step(i, *self.leaves)
+            self.outputs = loop(i, self.leaves)
+        if not loop.searched or i == 0:  # the first step is often another than the rest
+            loop.searched = True
+            _refuse_strangers(self.outputs, self.leaves)
 
-    def pull(self, gradient: Tensor) -> list[Tensor | None]:
+    def pull(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
         """The gradient at each leaf that asked for one; None where nothing arrives."""
         wanted = [leaf for leaf in self.leaves if leaf.requires_grad]
-        found = iter(torch.autograd.grad(self.output, wanted, gradient, allow_unused=True))
+        pairs = [(o, g) for o, g in zip(self.outputs, gradients, strict=True) if g is not None and o.requires_grad]
+        if not pairs:
+            return [None] * len(self.leaves)
+        outputs, arriving = zip(*pairs, strict=True)
+        found = iter(torch.autograd.grad(outputs, wanted, arriving, allow_unused=True))
         return [next(found) if leaf.requires_grad else None for leaf in self.leaves]
+
+
+def _refuse_strangers(outputs: Sequence[Tensor], leaves: Sequence[Tensor]) -> None:
+    """Refuse a graph that ends elsewhere than at ``leaves``."""
+    own = {id(leaf) for leaf in leaves}
+    waiting: list[Any] = [output.grad_fn for output in outputs]
+    seen: set[Any] = set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)  # only where a graph ends
+        if leaf is not None and id(leaf) not in own:
+            if isinstance(leaf, torch.nn.Parameter):
+                raise ValueError(
+                    f"A parameter of shape {tuple(leaf.shape)} inside an unrolled process wants a gradient, which "
+                    "would be lost: freeze the networks of a purifier (requires_grad_(False)) and attack it then."
+                )
+            raise ValueError(
+                f"A step of an unrolled process captured a tensor of shape {tuple(leaf.shape)}, or one that depends on "
+                "it, whose share of the gradient would be lost: hand it over in the context."
+            )
+        waiting.extend(following for following, _ in node.next_functions)
 
 
 class _SavedBytes(torch.autograd.graph.saved_tensors_hooks):
@@ -75,46 +168,55 @@ class _SavedBytes(torch.autograd.graph.saved_tensors_hooks):
 
 class _Unrolled(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, step: Step, num_steps: int, graph_budget: float, x: Tensor, *inputs: Tensor) -> Tensor:
-        ctx.step, ctx.inputs = step, tuple(t.detach() for t in inputs)
-        # The state depends on every input after the first step, so it always needs a gradient.
-        ctx.needs = (True, *(t.requires_grad for t in inputs))
-        device = x.device.type
+    def forward(ctx: Any, loop: _Loop, num_steps: int, budget: float, *tensors: Tensor) -> tuple[Tensor, ...]:
+        size = loop.names.size
+        ctx.loop, ctx.context = loop, [t.detach() for t in tensors[size:]]
+        # The state depends on everything after the first step, so it always needs a gradient.
+        ctx.needs = [t.is_floating_point() for t in tensors[:size]] + [t.requires_grad for t in tensors[size:]]
+        device = tensors[0].device.type
         ctx.autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
         ctx.states, ctx.graphs = [], {}
-        state, first_kept = x.detach(), num_steps
+        state, first_kept = [t.detach() for t in tensors[:size]], num_steps
         for i in range(num_steps):
             ctx.states.append(state)
-            graph = None
-            if graph_budget > 0 and i == 0:
+            graph, given = None, [*state, *ctx.context]
+            if budget > 0 and i == 0:
                 saved = _SavedBytes()
                 with saved:
-                    graph = _Graph(step, i, state, ctx.inputs, ctx.needs)
+                    graph = _Graph(loop, i, given, ctx.needs)
                 # The last steps are kept: the backward pass frees them before it needs room to run one again.
-                first_kept = num_steps - int(min(num_steps, graph_budget / max(saved.total, 1)))
+                first_kept = num_steps - int(min(num_steps, budget / max(saved.total, 1)))
             elif i >= first_kept:
-                graph = _Graph(step, i, state, ctx.inputs, ctx.needs)
-            state = step(i, state, *ctx.inputs) if graph is None else graph.output.detach()
+                graph = _Graph(loop, i, given, ctx.needs)
+            state = loop(i, given) if graph is None else [t.detach() for t in graph.outputs]
             if graph is not None and i >= first_kept:
                 ctx.graphs[i] = graph
-        return state
+        # A state that no step changed is the input itself, which autograd must not take for an output.
+        state = [t.view_as(t) if any(t is other for other in tensors) else t for t in state]
+        ctx.mark_non_differentiable(*(t for t in state if not t.is_floating_point()))
+        return tuple(state)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = gradients
-        totals: list[Tensor | None] = [None] * len(ctx.inputs)
+    def backward(ctx: Any, *arriving: Tensor) -> tuple[Tensor | None, ...]:
+        size = ctx.loop.names.size
+        gradients: list[Tensor | None] = [g if need else None for g, need in zip(arriving, ctx.needs, strict=False)]
+        totals: list[Tensor | None] = [None] * len(ctx.context)
         device, dtype, enabled = ctx.autocast
         for i in reversed(range(len(ctx.states))):
             graph = ctx.graphs.pop(i, None)
             if graph is None:
                 with torch.autocast(device, dtype=dtype, enabled=enabled):
-                    graph = _Graph(ctx.step, i, ctx.states[i], ctx.inputs, ctx.needs)
-            state_gradient, *input_gradients = graph.pull(gradient)
+                    graph = _Graph(ctx.loop, i, [*ctx.states[i], *ctx.context], ctx.needs)
+            found = graph.pull(gradients)
             del graph
-            gradient = torch.zeros_like(gradient) if state_gradient is None else state_gradient
-            for k, found in enumerate(input_gradients):
+            # A step that ignores its state hands zero on, not nothing.
+            gradients = [
+                torch.zeros_like(t) if g is None and need else g
+                for g, need, t in zip(found[:size], ctx.needs, ctx.states[i], strict=False)
+            ]
+            for k, one in enumerate(found[size:]):
                 total = totals[k]
-                if found is not None:
-                    totals[k] = found if total is None else total + found
-        return None, None, None, gradient, *totals
+                if one is not None:
+                    totals[k] = one if total is None else total + one
+        return None, None, None, *gradients, *totals

@@ -23,7 +23,11 @@ def differentiated(attack: Mapping[str, Any], purifier: Mapping[str, Any]) -> li
     if gradient != "exact" and (surrogate or purifier).get("class") != "Identity":
         words.append(f"the gradient {gradient}")
     if surrogate is not None:
-        words.append(f"the surrogate {surrogate['class']}")
+        words.append(_surrogate(surrogate))
+    if attack.get("context", "own") != "own":
+        words.append(f"what the {attack['context']} image decides, held")
+    if attack.get("carry"):
+        words.append(f"the {', '.join(attack['carry'])} of the last step, held")
     return [" of ".join(words) or "defence"]
 
 
@@ -59,8 +63,16 @@ def zero_share(statistics: Sequence[Mapping[str, float]], prefix: str = "") -> f
 def _name(attack: Mapping[str, Any]) -> str:
     """Such as ``PGD straight_through WithScore(CrossEntropy, -1.0)``."""
     words = [attack["class"], attack.get("gradient"), _objective(attack.get("objective"))]
-    words.append(f"on {attack['surrogate']['class']}" if attack.get("surrogate") else None)
+    if attack.get("surrogate"):
+        words.append(f"on {_surrogate(attack['surrogate']).removeprefix('the surrogate ')}")
+    words.append("at the clean image's context" if attack.get("context", "own") != "own" else None)
     return " ".join(word for word in words if word)
+
+
+def _surrogate(described: Mapping[str, Any]) -> str:
+    if described["class"] == "Variant":
+        return f"the variant {', '.join(f'{name} = {value}' for name, value in described['changes'].items())}"
+    return f"the surrogate {described['class']}"
 
 
 def _objective(described: Mapping[str, Any] | None) -> str | None:

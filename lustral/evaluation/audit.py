@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lustral.attacks import Cases, Engine, FirstOrderAttack, Margin
-from lustral.attacks.base import Attack, Judged
+from lustral.attacks import Attack, Cases, Engine, GradientAttack, Judged, Margin, gradient_attacks
 from lustral.attacks.objectives import margin
-from lustral.evaluation.probes import Plan, first_order
+from lustral.attacks.victim import group_size, group_sum, whole_groups
+from lustral.diffusion import Context
+from lustral.evaluation.probes import Plan
 from lustral.evaluation.verdicts import Expected
 from lustral.noise import NoiseStream
-from lustral.purifiers import GradientMode, Purifier
+from lustral.purifiers import GradientMode, Purifier, Variant
+from lustral.rows import Runtime
 from lustral.threat import ThreatModel
 
 AUDIT = "audit: "
@@ -58,7 +60,19 @@ class KnownNoise:
         """The defence's, if it has one."""
         return getattr(self._defence, "purifier", None)
 
-    def with_purifier(self, purifier: Purifier) -> "KnownNoise":
+    @property
+    def group_size(self) -> int:
+        return group_size(self._defence)
+
+    @property
+    def runtime(self) -> Runtime:
+        return self._defence.runtime
+
+    @runtime.setter
+    def runtime(self, runtime: Runtime) -> None:
+        self._defence.runtime = runtime
+
+    def with_purifier(self, purifier: Purifier | Variant) -> "KnownNoise":
         """The same noise for the defence with another purifier: an attack's surrogate knows it as well."""
         return KnownNoise(self._defence.with_purifier(purifier), self._known)
 
@@ -67,24 +81,34 @@ class KnownNoise:
         x: Tensor,
         noise: NoiseStream,
         gradient: GradientMode = "exact",
-        anchor: Tensor | None = None,
+        context: Context | None = None,
+        wants: Collection[str] = frozenset(),
     ) -> Judged:
-        row = (noise.index[:, None] == self._index[None, :]).int().argmax(1)
-        return self._defence(x, self._verdict.select(row), gradient, anchor)
+        return self._defence(x, self._stream(noise), gradient, context, wants)
+
+    def prepare(self, x: Tensor, noise: NoiseStream) -> Context:
+        """What images decide with the verdict's noise."""
+        return self._defence.prepare(x, self._stream(noise))
+
+    def _stream(self, noise: NoiseStream) -> NoiseStream:
+        return self._verdict.select((noise.index[:, None] == self._index[None, :]).int().argmax(1))
 
 
-def audited_indices(indices: Collection[int], count: int, seed: int) -> list[int]:
-    """The ``count`` of ``indices`` that are audited: those of the smallest keyed numbers.
+def audited_indices(indices: Collection[int], count: int, seed: int, size: int = 1) -> list[int]:
+    """The ``count`` of ``indices`` that are audited: those of the smallest keyed numbers. Of images that are judged in
+    groups of ``size``, contiguous in ``indices``, whole groups with so many together, or a few more: those of the
+    smallest number of any of their images.
 
     An image's number depends on the seed and the image alone. So every process chooses the same ones, they come from
     everywhere in the test set, and of the images that are audited among many, those that lie in a part are audited in
     the part as well: a run that is extended has audited all that it needs.
     """
-    index = torch.tensor(sorted(set(indices)), dtype=torch.int64)
+    index = torch.tensor(sorted(set(indices)) if size == 1 else list(indices), dtype=torch.int64)
     if not len(index) or count < 1:
         return []
     number = NoiseStream(seed, index).fork("audited").uniform((1,), dtype=torch.float64)[:, 0]
-    return sorted(index[number.argsort(stable=True)[:count]].tolist())
+    groups = number.view(-1, size).amin(1).argsort(stable=True)[: -(-count // size)]
+    return sorted(index.view(-1, size)[groups].flatten().tolist())
 
 
 def audit_cases(
@@ -125,7 +149,7 @@ def audit_cases(
     keep(ATTACK, own)
     open_rows = torch.ones_like(cases.labels, dtype=torch.bool)
     if not engine.defence.random:
-        open_rows = rule(own, cases.labels) > 0
+        open_rows = ~whole_groups(rule(own, cases.labels) == 0, engine.group_size, cases.aim)
     for probe in plan.probes:
         if probe.known_noise:
             keep(KNOWN_ATTACK, judge(found, True))
@@ -146,32 +170,33 @@ def _look_ahead(
 ) -> None:
     """Does a step along the attack's gradient do what the gradient says? At the image, and at a random point of the
     budget: the change of the margin from half a step behind to half a step ahead, all on the same draws."""
-    members = first_order(attack)
+    members = gradient_attacks(attack)
     if not members:
         return
-    member = next((each for each in members if each.gradient == "exact" and each.surrogate is None), members[0])
-    source = engine if member.surrogate is None else engine.through(member.surrogate)
-    objective = Margin()
-    if member.gradient not in objective.gradient_modes:
-        return
-    points = (cases.images, threat.random_point(cases.images, noise.fork("start")))
+    member = next((each for each in members if each.gradient == "exact" and each.sees_the_defence), members[0])
+    source, objective = member.source(engine), Margin()
+    held = cases.images if member.context == "clean" else None
+    points = (cases.images, cases.confined(threat.random_point(cases.images, noise.fork("start"))))
     for number, point in enumerate(points):
         draws = noise.at(iteration=number)
         looks = min(max(member.eot, 1), _LOOK_DRAWS) if engine.defence.random else 1
-        answer = source.answer(point, cases.labels, draws, objective, looks, member.gradient, cases.images)
+        answer = source.answer(point, cases.labels, draws, objective, looks, member.gradient, clean=held, aim=cases.aim)
         step = 0.5 * _step_length(member, threat) * threat.ascent_direction(answer.gradient)
-        ahead, behind = ((point + sign * step).clamp(*threat.bounds) for sign in (1, -1))
+        ahead, behind = (cases.confined((point + sign * step).clamp(*threat.bounds)) for sign in (1, -1))
         predicted = (answer.gradient.double() * (ahead - behind).double()).flatten(1).sum(1)
         after, before = (
             margin(engine.logits(images, draws, looks), cases.labels).double().mean(0) for images in (ahead, behind)
         )
+        size = engine.group_size  # what is judged together changes together
+        predicted = group_sum(predicted, size, None)
+        after, before = (group_sum(margins, size, cases.aim) for margins in (after, before))
         for i, each in enumerate(audited):
             if bool((after - before)[i].isfinite()) and bool(predicted[i].isfinite()):
                 each.steps.setdefault(PREDICTED, []).append(float(predicted[i]))
                 each.steps.setdefault(ACTUAL, []).append(float((after - before)[i]))
 
 
-def _step_length(member: FirstOrderAttack, threat: ThreatModel) -> float:
+def _step_length(member: GradientAttack, threat: ThreatModel) -> float:
     """The attack's own, as far as it has one and does not leave the budget; else that of the house's PGD."""
     own = getattr(member, "step_length", None)
     return min(own(threat), threat.budget) if own is not None else threat.budget / 8

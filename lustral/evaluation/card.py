@@ -12,10 +12,11 @@ from safetensors import SafetensorError
 
 from lustral.evaluation.attacked import differentiated, members
 from lustral.evaluation.cost import total_cost
+from lustral.evaluation.dependence import dependences, group_section
 from lustral.evaluation.doubts import audit_records
-from lustral.evaluation.intervals import Rate, bootstrap, wilson
+from lustral.evaluation.intervals import Clusters, Rate, bootstrap, wilson
 from lustral.evaluation.levels import level_means
-from lustral.evaluation.records import Record, read_fingerprint, read_records
+from lustral.evaluation.records import Key, Record, read_fingerprint, read_records
 from lustral.evaluation.verdicts import VerdictRule, all_rules
 from lustral.networks.importing.reading import sha256
 from lustral.networks.weights import read_notes
@@ -32,9 +33,10 @@ def verdicts(records: Sequence[Record], rule: VerdictRule) -> tuple[list[float],
     return clean.tolist(), robust.masked_fill(broken, 0.0).tolist()
 
 
-def rate(values: Sequence[float], rule: VerdictRule) -> Rate:
-    """The mean verdict with the interval that fits the rule."""
-    return wilson(sum(values), len(values)) if rule.binary else bootstrap(values)
+def rate(values: Sequence[float], rule: VerdictRule, clusters: Clusters = ()) -> Rate:
+    """The mean verdict with the interval that fits the rule. Wilson's is for independent images only, so where there
+    are ``clusters`` (see `dependences`) all rules are resampled."""
+    return wilson(sum(values), len(values)) if rule.binary and not clusters else bootstrap(values, clusters)
 
 
 def make_card(
@@ -55,12 +57,12 @@ def make_card(
         raise ValueError("There is no record yet, so there is nothing to put on a card: run `cli.py test` first.")
     decides = fingerprint["decides"]
     protocol = decides["protocol"]
-    table = {}
+    clusters, table = dependences(records), {}
     for rule in all_rules(protocol["verdict_draws"]):
         clean, robust = verdicts(records, rule)
         table[rule.name] = {
-            "clean": asdict(rate(clean, rule)),
-            "robust": asdict(rate(robust, rule)),
+            "clean": asdict(rate(clean, rule, clusters)),
+            "robust": asdict(rate(robust, rule, clusters)),
             "draws": rule.num_draws,
             "aimed_at": rule.name == decides["attack"]["target"],
         }
@@ -73,9 +75,10 @@ def make_card(
         doubts.insert(0, f"the weights of {', '.join(decides['untrained'])} are random")
     return {
         "schema": SCHEMA,
-        "status": _status(doubts, undecided, audit, count),
-        "n": len(records),
-        "indices": [record.index for record in records],
+        "status": _status(doubts, undecided, audit, count, groups := group_section(records)),
+        "n": len({record.index for record in records}),
+        "indices": list(dict.fromkeys(record.index for record in records)),
+        **groups,
         "verdicts": table,
         **level_means(records),
         "cost": total_cost(costs),
@@ -91,7 +94,9 @@ def make_card(
     }
 
 
-def _status(doubts: Sequence[str], undecided: Sequence[str], audit: Mapping[str, Any], count: int) -> str:
+def _status(
+    doubts: Sequence[str], undecided: Sequence[str], audit: Mapping[str, Any], count: int, groups: Mapping[str, Any]
+) -> str:
     """`ok`, or a word and the reasons for it: suspect, unaudited, undecided."""
     why = "protocol.audit_images is 0" if count == 0 else "none of the audited images is among these"
     unaudited = [] if audit["num_images"] else [f"nothing says whether the attack is strong ({why})"]
@@ -99,10 +104,13 @@ def _status(doubts: Sequence[str], undecided: Sequence[str], audit: Mapping[str,
         return f"suspect: {'; '.join([*doubts, *(f'unaudited: {word}' for word in unaudited)])}"
     if unaudited:
         return f"unaudited: {unaudited[0]}"
+    open_questions = []
     if undecided:
         more = f"raise protocol.audit_images to {4 * count}"
-        return f"undecided: {'; '.join(undecided)}, which {audit['num_images']} images cannot tell from chance: {more}"
-    return "ok"
+        open_questions = [f"{'; '.join(undecided)}, which {audit['num_images']} images cannot tell from chance: {more}"]
+    if "too_few_groups" in groups:
+        open_questions.append(groups["too_few_groups"])
+    return f"undecided: {'; '.join(open_questions)}" if open_questions else "ok"
 
 
 def _provenance(starts: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -148,18 +156,18 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def write_card(run: str | Path, indices: Collection[int] | None = None) -> dict[str, Any]:
+def write_card(run: str | Path, keys: Collection[Key] | None = None) -> dict[str, Any]:
     """Make ``run/card.json`` from ``run/records``, ``run/cost`` and ``run/provenance``, and return the card.
 
     Args:
         run: the run folder.
-        indices: the samples that were asked for; the folder may hold more. None takes all of them.
+        keys: (replicate, index) of the records that were asked for; the folder may hold more. None takes all of them.
     """
     run = Path(run)
     fingerprint = read_fingerprint(run / "records")
-    records = read_records(run / "records", indices)
-    if indices is not None and len(records) < len(set(indices)):
-        raise ValueError(f"{run / 'records'} lacks {len(set(indices)) - len(records)} of the records asked for.")
+    records = read_records(run / "records", keys)
+    if keys is not None and len(records) < len(set(keys)):
+        raise ValueError(f"{run / 'records'} lacks {len(set(keys)) - len(records)} of the records asked for.")
     costs = [_read(path) for path in sorted((run / "cost").glob("*.json"))]
     starts = [_read(path) for path in sorted((run / "provenance").glob("test-*.json"))]
     # Of another evaluation that was started here too (older versions wrote such files, without the fingerprint's hash).

@@ -2,6 +2,7 @@
 
 import time
 import weakref
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lustral.attacks import Engine
+from lustral.rows import Runtime
 
 MIB = 2**20
 
@@ -55,8 +56,13 @@ class LiveBytes(TorchDispatchMode):
 @dataclass
 class Cost:
     """Sums over a process: rows of network calls by kind, seconds, images, and the peak of one attack step. The audit
-    is counted apart: it is no cost of the number."""
+    is counted apart: it is no cost of the number.
 
+    Args:
+        runtime: of the calls, which tells how many of their rows only pad.
+    """
+
+    runtime: Runtime
     images: int = 0
     seconds: float = 0.0
     calls: dict[str, int] = field(default_factory=dict)
@@ -65,19 +71,23 @@ class Cost:
     audit_seconds: float = 0.0
     audit_calls: dict[str, int] = field(default_factory=dict)
 
+    def line(self) -> dict[str, Any]:
+        """As plain data, for `total_cost`."""
+        return {name: value for name, value in vars(self).items() if name != "runtime"}
+
     @contextmanager
     def measured(
         self,
         images: int,
         networks: Iterable[tuple[str, nn.Module]],
         device: torch.device,
-        engine: Engine,
         audit: bool = False,
     ) -> Iterator[None]:
         """Count everything that happens inside as the cost of ``images`` images, or of their audit. Rows that only pad
         a call to R are left out: how many there are depends on the batch size, and no image needed them."""
         calls = self.audit_calls if audit else self.calls
-        handles = [network.register_forward_hook(_counter(name, engine, calls)) for name, network in networks]
+        handles = [network.register_forward_hook(_counter(name, self.runtime)) for name, network in networks]
+        before = Counter(self.runtime.calls)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
             torch.cuda.reset_peak_memory_stats(device)
@@ -97,14 +107,16 @@ class Cost:
                 self.images += images
             for handle in handles:
                 handle.remove()
+            for name, rows in (self.runtime.calls - before).items():
+                calls[name] = calls.get(name, 0) + rows
 
 
-def _counter(name: str, engine: Engine, calls: dict[str, int]) -> Any:
+def _counter(name: str, runtime: Runtime) -> Any:
     def add(key: str, rows: int) -> None:
-        calls[key] = calls.get(key, 0) + rows
+        runtime.calls[key] += rows
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
-        rows = round(len(inputs[0]) * engine.filled)
+        rows = round(len(inputs[0]) * runtime.filled)
         add(f"{name}_forward", rows)
         answer = tree_leaves(output)[0]  # diffusers' networks answer with a tuple
         if answer.requires_grad:

@@ -6,6 +6,7 @@ suspected was simulated: docs/protocol.md has the shares.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from scipy import stats
 from lustral.attacks.objectives import margin
 from lustral.evaluation.attacked import zero_share
 from lustral.evaluation.audit import ACTUAL, ATTACK, KNOWN_ATTACK, PREDICTED, audited_indices
+from lustral.evaluation.dependence import by_group
 from lustral.evaluation.records import Record
 from lustral.evaluation.verdicts import Expected
 
@@ -60,9 +62,15 @@ _OF_THE_DEFENCE = ("bpda", "square", "random_directions")  # they tell a weak at
 
 def audited_records(records: Sequence[Record], count: int, seed: int) -> list[Record]:
     """Those whose audit counts: of all that were audited the ``count`` of smallest keyed numbers (see
-    `audited_indices`). A run that was extended has more than it needs."""
+    `audited_indices`). A run that was extended has more than it needs. Of images that are judged together whole groups,
+    which the records name: an audit has those of replicate 0 only."""
     audited = {record.index: record for record in records if record.audit}
-    return [audited[index] for index in audited_indices(audited, count, seed)]
+    groups: dict[int, list[int]] = {}
+    for index, record in audited.items():
+        groups.setdefault(record.unit[1], []).append(index)
+    size = max(map(len, groups.values()), default=1)
+    whole = [index for group in groups.values() if len(group) == size for index in group]
+    return [audited[index] for index in audited_indices(whole, count, seed, size)]
 
 
 def audit_records(
@@ -92,7 +100,9 @@ def audit_records(
             doubts.append(f"the attack cannot reach the edge of its budget: its steps add up to {length:.2g} eps of 2")
 
     audited = audited_records(records, count, seed)
-    report |= {"num_images": len(audited), "asked": min(count, len(records))}
+    size = max(Counter(record.unit for record in records).values(), default=1)
+    asked = -(-count // size) * size  # whole groups
+    report |= {"num_images": len(audited), "asked": min(asked, len({record.index for record in records}))}
     report |= {name: plan[name] for name in ("house", "skipped") if name in plan}
     if audited:
         rule = Expected(verdict_draws)
@@ -125,7 +135,8 @@ def _gradient_doubts(records: Sequence[Record], report: dict[str, Any]) -> list[
     """Of every record: gradients that are zero, and a loss that does not rise as they predict, image by image."""
     differentiated = [r.statistics for r in records if "zero_gradients" in r.statistics]  # failed samples have none
     zero = zero_share(differentiated)
-    moved = [s for s in differentiated if s["predicted_gain"] > 0]
+    moving = [r for r in records if "zero_gradients" in r.statistics and r.statistics["predicted_gain"] > 0]
+    moved = [r.statistics for r in moving]
     if not moved:
         if zero <= ZERO_GRADIENTS:
             return []
@@ -143,7 +154,8 @@ def _gradient_doubts(records: Sequence[Record], report: dict[str, Any]) -> list[
     doubts = []
     if zero > ZERO_GRADIENTS:
         doubts.append(f"{100 * zero:.1f} % of the gradients are zero everywhere")
-    if len(moved) >= FEW and _chance_of_larger(BLIND_GAIN * predicted - gain) < 0.01:
+    lacking = by_group(BLIND_GAIN * predicted - gain, moving)
+    if len(lacking) >= FEW and _chance_of_larger(lacking) < 0.01:
         rises = np.median(gain) > 0
         doubts.append(
             "the loss rises by less than 1 % of what its gradient predicts"
@@ -187,17 +199,19 @@ def _compared(
     """Every probe against the attack on the same images and draws."""
     own = [value for r in audited for value in r.audit_margins.get(ATTACK, ()) if value < 0]
     scale = float(-np.median(own)) if own else 1.0
-    deterministic = all(len(r.audit_margins.get(ATTACK, ())) <= 1 for r in audited)
+    # Of images that are judged together, one that only a probe breaks is no example: the others may have moved it.
+    deterministic = all(len(r.audit_margins.get(ATTACK, ())) <= 1 and r.group is None for r in audited)
     left: dict[str, list[float]] = {}
     doubts: list[str] = []
     found: dict[str, Any] = {}
 
     def against(name: str, other: str) -> tuple[np.ndarray, np.ndarray]:
-        """How right the images are that ``name`` and ``other`` leave, where both are known."""
-        known = [r.audit_margins for r in audited if not r.failed]
-        pairs = [margins for margins in known if name in margins and other in margins]
-        first, second = ([rightness(each[key], scale) for each in pairs] for key in (name, other))
-        return np.array(first), np.array(second)
+        """How right the images, or groups of them, are that ``name`` and ``other`` leave, where both are known."""
+        known = [r for r in audited if not r.failed and {name, other} <= r.audit_margins.keys()]
+        first, second = (
+            by_group([rightness(r.audit_margins[key], scale) for r in known], known) for key in (name, other)
+        )
+        return first, second
 
     def points(name: str) -> float:
         """By how much of the accuracy ``name`` leaves less than the attack, on the same draws."""
@@ -301,13 +315,14 @@ def _unkeyed(audited: Sequence[Record]) -> list[str]:
 def _other_draws(audited: Sequence[Record], attacked: Sequence[float]) -> list[str]:
     """A random defence is as right about the found images on the audit's draws as on the verdict's (``attacked``)."""
     pairs = [
-        (share, _mean([float(value < 0) for value in r.audit_margins[ATTACK]]))
+        (r, share, _mean([float(value < 0) for value in r.audit_margins[ATTACK]]))
         for r, share in zip(audited, attacked, strict=True)
         if not r.failed and len(r.audit_margins.get(ATTACK, ())) > 1
     ]
     if not pairs:
         return []
-    verdict, audit = (np.array(each) for each in zip(*pairs, strict=True))
+    seen, *shares = zip(*pairs, strict=True)
+    verdict, audit = (by_group(each, seen) for each in shares)
     change = verdict - audit
     if abs(change.mean()) < MATERIAL or _chance_of_larger(change * np.sign(change.mean())) >= STRANGE:
         return []
@@ -321,9 +336,9 @@ def _easier(
     records: Sequence[Record], audited: Sequence[Record], attacked: Sequence[float], rule: Expected
 ) -> list[str]:
     """Audited images are drawn by key, so an attack harms the others as much."""
-    others = [
-        0.0 if r.failed else float(rule(r.adversarial_logits[:, None], _label(r))[0]) for r in records if not r.audit
-    ]
+    rest = [r for r in records if not r.audit]
+    left = [0.0 if r.failed else float(rule(r.adversarial_logits[:, None], _label(r))[0]) for r in rest]
+    others, attacked = by_group(left, rest).tolist(), by_group(attacked, audited).tolist()
     if len(others) < 2 or len(audited) < 2 or _mean(others) - _mean(attacked) < MATERIAL:
         return []
     if stats.mannwhitneyu(others, attacked, alternative="greater").pvalue >= STRANGE:

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lustral.attacks import Attack, Cases, CrossEntropy, Engine, surrogates
+from lustral.attacks import Attack, Cases, CrossEntropy, Engine, gradient_attacks
+from lustral.defence import Defence
 from lustral.describe import describe
 from lustral.diffusion import Denoiser
 from lustral.evaluation.audit import Audited, audit_cases
 from lustral.evaluation.cost import Cost, LiveBytes
-from lustral.evaluation.defence import Defence
 from lustral.evaluation.levels import FOLLOWED, level_statistics
 from lustral.evaluation.probes import Plan, make_plan
 from lustral.evaluation.protocol import Protocol
@@ -34,6 +34,11 @@ class Evaluator:
         seed: the run's seed.
         rows: R, the rows of every network call.
         observe: called with (task, step, number of steps) as the work goes on.
+        graph_budget: bytes for graphs of reverse steps that are kept instead of run again. Changes no result.
+
+    Raises:
+        ValueError: if the attack asks for something that the defence, or what stands in for it, does not have; or if
+            images that are judged alone are to be judged in several partitions into groups.
     """
 
     def __init__(
@@ -45,19 +50,37 @@ class Evaluator:
         seed: int,
         rows: int,
         observe: Callable[[str, int, int], None] | None = None,
+        graph_budget: float = 0.0,
     ) -> None:
+        if protocol.replicates > 1 and defence.group_size == 1:
+            raise ValueError(
+                f"protocol.replicates is {protocol.replicates}, but this defence judges every image alone, in "
+                "the only partition into groups of one: set it to 1 (protocol.verdict_draws are more draws)."
+            )
+        # A judged defence learns nothing: no parameter keeps a gradient, no layer looks at the batch.
+        defence.eval().requires_grad_(False)
         self.defence, self.attack, self.threat, self.protocol = defence, attack, threat, protocol
         self.seed, self.rows = seed, rows
-        self.engine = Engine(defence, rows, observe)
-        self.cost = Cost()
+        self.engine = Engine(defence, rows, observe, graph_budget)
+        defence.runtime = self.engine.runtime
+        for source in self.sources():
+            source.defence.eval().requires_grad_(False)  # type: ignore[attr-defined]
+        self.cost = Cost(self.engine.runtime)
+
+    def sources(self) -> list[Engine]:
+        """The engines that the attack asks for gradients, each once: the defence's own, and those of its surrogates."""
+        found = [member.source(self.engine) for member in gradient_attacks(self.attack)]
+        return list({id(source.defence): source for source in found}.values())
 
     def decides(self) -> dict[str, Any]:
-        """Everything that decides a record, the data apart, as plain data."""
+        """Everything that decides a record, the data apart, as plain data. The number of replicates decides none."""
+        protocol = describe(self.protocol)
+        del protocol["replicates"]
         return {
             "defence": self._describe_defence(),
             "attack": {**describe(self.attack), "target": self.attack.target},
             "threat": describe(self.threat),
-            "protocol": describe(self.protocol),
+            "protocol": protocol,
             "audit": self._describe_audit(),
             "seed": self.seed,
             "rows": self.rows,
@@ -76,22 +99,25 @@ class Evaluator:
             self.protocol.known_noise,
         )
 
-    def evaluate(self, cases: Cases, audited: Tensor) -> list[Record]:
-        """One record a case; ``audited`` (B,) tells which of them are audited as well."""
+    def evaluate(self, cases: Cases, audited: Tensor, replicate: int = 0) -> list[Record]:
+        """One record a case; ``audited`` (B,) tells which of them are audited as well. ``replicate`` is the number of
+        the partition into groups that the cases, whole groups of it, are from: each has noise of its own."""
+        size = self.defence.group_size
         self.threat.check(tuple(cases.images.shape[1:]))
-        noise = NoiseStream(self.seed, cases.index)
+        noise = self.noise(cases.index, replicate)
         device = cases.images.device
         if device.type == "cpu" and self.cost.peak_memory == 0:
             self.engine.observe("peak memory", 0, 1)
             self.cost.peak_memory = self._peak_memory(cases, noise)
-        with self.cost.measured(len(cases), _networks(self.defence, self.attack), device, self.engine):
+        networks = self._networks()
+        with self.cost.measured(len(cases), networks, device):
             clean, clean_trace = self._verdict(cases.images, noise, "clean")
             result = self.attack(self.engine, cases, self.threat, noise)
             adversarial, adversarial_trace = self._verdict(result.images, noise, "adversarial")
         audits: dict[int, Audited] = {}
         rows = audited.nonzero().flatten()
         if len(rows):
-            with self.cost.measured(len(rows), _networks(self.defence, self.attack), device, self.engine, audit=True):
+            with self.cost.measured(len(rows), networks, device, audit=True):
                 found = audit_cases(
                     self.engine,
                     self.plan(),
@@ -123,9 +149,16 @@ class Evaluator:
                 audit=audits.get(i, Audited()).accuracy,
                 audit_margins=audits.get(i, Audited()).margins,
                 audit_steps=audits.get(i, Audited()).steps,
+                replicate=replicate,
+                group=None if size == 1 else index[i // size * size],
             )
             for i in range(len(cases))
         ]
+
+    def noise(self, index: Tensor, replicate: int = 0) -> NoiseStream:
+        """The run's stream of the images at ``index`` (B,)."""
+        stream = NoiseStream(self.seed, index)
+        return stream.fork(f"replicate {replicate}") if replicate else stream
 
     def _describe_audit(self) -> dict[str, Any]:
         plan = self.plan()
@@ -138,21 +171,27 @@ class Evaluator:
 
     def _verdict(self, images: Tensor, noise: NoiseStream, kind: str) -> tuple[Tensor, dict[str, Tensor]]:
         stream, task = noise.fork("verdict", kind), f"verdict on {kind} images"
-        return self.engine.judge(images, stream, self.protocol.verdict_draws, FOLLOWED, task)
+        return self.engine.judge(images, stream, self.protocol.verdict_draws, self._followed, task)
+
+    @property
+    def _followed(self) -> list[str]:
+        """What the records keep of the verdict draws' traces, as far as this purifier offers it."""
+        return [name for name in FOLLOWED if name in self.defence.purifier.offers]
+
+    def _networks(self) -> Sequence[tuple[str, nn.Module]]:
+        """The networks whose calls are counted: the defence's, and those of the attack's surrogates."""
+        purifiers = [self.defence.purifier, *(source.defence.purifier for source in self.sources())]  # type: ignore
+        # A denoiser's own network where it has one: noise and score may ask that without the denoiser's `forward`.
+        denoisers = [getattr(m, "network", m) for p in purifiers for m in p.modules() if isinstance(m, Denoiser)]
+        once = {id(network): network for network in denoisers}.values()
+        return [("classifier", self.defence.classifier), *(("denoiser", network) for network in once)]
 
     def _peak_memory(self, cases: Cases, noise: NoiseStream) -> int:
         """Live bytes at the peak of one full network call and its gradient."""
-        rows = torch.arange(min(self.rows, len(cases)))
+        size = self.defence.group_size
+        rows = torch.arange(min(max(self.rows // size, 1) * size, len(cases)))
         few = cases.select(rows)
         with LiveBytes() as live:
-            self.engine.answer(few.images, few.labels, noise.select(rows).fork("memory"), CrossEntropy())
+            mode = self.defence.purifier.gradient_modes[0]  # "exact", or what a method without it offers
+            self.engine.answer(few.images, few.labels, noise.select(rows).fork("memory"), CrossEntropy(), gradient=mode)
         return live.peak
-
-
-def _networks(defence: Defence, attack: Attack) -> Sequence[tuple[str, nn.Module]]:
-    """The networks whose calls are counted: the defence's, and those of the attack's surrogates."""
-    purifiers = [defence.purifier, *surrogates(attack)]
-    # A denoiser's own network where it has one: noise and score may ask that without the denoiser's `forward`.
-    denoisers = [getattr(m, "network", m) for p in purifiers for m in p.modules() if isinstance(m, Denoiser)]
-    once = {id(network): network for network in denoisers}.values()
-    return [("classifier", defence.classifier), *(("denoiser", network) for network in once)]

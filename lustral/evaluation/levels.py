@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lustral.evaluation.intervals import Rate, bootstrap
+from lustral.evaluation.dependence import dependences
+from lustral.evaluation.intervals import Clusters, Rate, bootstrap
 from lustral.evaluation.records import Record
 
 FOLLOWED = ("levels", "score")
@@ -40,18 +41,19 @@ def level_means(records: Sequence[Record]) -> dict[str, Any]:
 
     Failed images have none, and neither have records that an older version wrote.
     """
-    having = [record.statistics for record in records if "level_clean" in record.statistics]
+    records = [record for record in records if "level_clean" in record.statistics]
+    having, clusters = [record.statistics for record in records], dependences(records)
     if not having:
         return {}
     section: dict[str, Any] = {"n": len(having)}
     for name in QUANTITIES:
         if f"{name}_clean" in having[0]:
-            section[name] = {kind: asdict(mean([s[f"{name}_{kind}"] for s in having])) for kind in KINDS}
+            section[name] = {kind: asdict(mean([s[f"{name}_{kind}"] for s in having], clusters)) for kind in KINDS}
     return {"levels": section}
 
 
-def mean(values: Sequence[float]) -> Rate:
-    """The mean of any quantity with a 95 % bootstrap interval over images."""
+def mean(values: Sequence[float], clusters: Clusters = ()) -> Rate:
+    """The mean of any quantity with a 95 % bootstrap interval over images, or over ``clusters`` of them."""
     if min(values) == max(values):  # no rate: all 0 is not "at most 3 / n"
         return Rate(values[0], values[0], values[0])
-    return bootstrap(values)
+    return bootstrap(values, clusters)

@@ -93,7 +93,7 @@ class Operations(TorchDispatchMode):
             raise ValueError(
                 f"{name} treats the last elements of a tensor otherwise than the others on this processor, and is used "
                 "outside the calls of fixed shape, so an image's bits would depend on the images beside it: compute it "
-                "in float64, or call what uses it through self.pieces."
+                "in float64, or call what uses it through self.rows."
             )
         if self.products:
             raise ValueError(

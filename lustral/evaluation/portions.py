@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lustral.attacks import Attack, Ensemble
-from lustral.evaluation.defence import Defence
+from lustral.defence import Defence
 
 
 def portions(images: int, defence: Defence, attack: Attack, verdict_draws: int, rows: int) -> list[Tensor]:
@@ -17,11 +17,13 @@ def portions(images: int, defence: Defence, attack: Attack, verdict_draws: int, 
     A deterministic defence gets one portion, because images that are broken leave and the others close up; and so does
     one whose rows differ in cost, as it packs its calls itself.
 
+    Whole groups, where images are judged together; they fill calls as the purifier cuts them, so it is one portion too.
+
     Args:
         rows: R.
     """
     order = torch.arange(images)
-    if not defence.random or defence.ragged:
+    if not defence.random or defence.ragged or defence.group_size > 1:
         return [order]
     draws = {*_draws(attack), verdict_draws}
     return list(order.split(smallest_portion(images, draws, rows)))

@@ -4,8 +4,7 @@ After Carlini et al. 2019 (arXiv 1902.06705), Tramer et al. 2020 (2002.08347), C
 et al. 2022 (2106.09947). What their results mean is said in `lustral.evaluation.doubts`.
 """
 
-import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -18,11 +17,13 @@ from lustral.attacks import (
     DifferenceOfLogitsRatio,
     Ensemble,
     FirstOrderAttack,
+    GradientAttack,
     Margin,
     RandomDirections,
     Square,
+    gradient_attacks,
 )
-from lustral.describe import describe
+from lustral.describe import arguments, describe, rebuilt
 from lustral.purifiers import GradientMode, Identity, Purifier
 from lustral.ratio import parse_ratio
 from lustral.threat import ThreatModel
@@ -124,7 +125,7 @@ def make_plan(
     """The probes of a run with ``attack`` on a defence with ``purifier``, for images of ``shape`` (C, H, W)."""
     probes, skipped = [Probe("random_directions", RandomDirections(), threat, continues=False)], {}
     undefended = isinstance(purifier, (Identity, type(None)))
-    members = first_order(attack)
+    members = gradient_attacks(attack)
 
     def ask(name: str, reason: str | None, make: Callable[[], Attack], budget: ThreatModel = threat, **options: Any):
         if threat.budget == 0:
@@ -135,6 +136,7 @@ def make_plan(
             skipped[name] = reason
 
     modes: tuple[str, ...] = ("exact",) if purifier is None else purifier.gradient_modes
+    direct = each(attack, lambda member: on_the_defence(member, modes))
     house = partial(house_attack, random, num_classes)
     offered = None if "exact" in modes else f"{type(purifier).__name__} offers no exact gradient"
     ask("house", offered or (_same(attack, house()) and "it is the run's attack") or None, house)
@@ -143,18 +145,18 @@ def make_plan(
     queries, eot = (EFFORT.random_queries, EFFORT.query_eot) if random else (EFFORT.queries, 1)
     ask("square", None, lambda: Square(queries, eot=eot, selection_draws=_SELECTION))
     stepped = None if _changes(attack, twice_the_steps) else "the attack takes no steps"
-    ask("double_steps", stepped, lambda: each(attack, twice_the_steps))
+    ask("double_steps", stepped, lambda: each(direct, twice_the_steps))
     drawn = deterministic or (None if _changes(attack, twice_the_draws) else "the attack averages no draws")
-    ask("double_eot", drawn, lambda: each(attack, twice_the_draws))
+    ask("double_eot", drawn, lambda: each(direct, twice_the_draws))
     for name, factor in (("double_eps", 2.0), ("large_eps", threat.largest(shape) / max(threat.budget, 1e-30))):
         larger = threat.scaled(factor, shape)
         reason = None if members else "the attack follows no gradients"
         change = partial(for_a_larger_budget, factor=larger.budget / max(threat.budget, 1e-30), larger=larger)
-        ask(name, reason, partial(each, attack, change), larger, continues=False)
+        ask(name, reason, partial(each, direct, change), larger, continues=False)
     if deterministic or not known_noise:
         skipped["known_noise"] = deterministic or "protocol.known_noise is false"
     else:
-        probes.append(Probe("known_noise", attack, threat, known_noise=True, continues=False))
+        probes.append(Probe("known_noise", direct, threat, known_noise=True, continues=False))
     return Plan(probes, skipped, reach(attack, threat))
 
 
@@ -176,13 +178,6 @@ def _same(attack: Attack, house: Attack) -> bool:
 # Attacks that differ from the run's ------------------------------------------------------------
 
 
-def first_order(attack: Attack) -> list[FirstOrderAttack]:
-    """The attack itself or the members of an ensemble, those with gradients."""
-    if isinstance(attack, Ensemble):
-        return [found for member in attack.attacks for found in first_order(member)]
-    return [attack] if isinstance(attack, FirstOrderAttack) else []
-
-
 def each(attack: Attack, change: Callable[[Attack], Attack]) -> Attack:
     """The attack after ``change``; an ensemble is still one, of changed members."""
     if isinstance(attack, Ensemble):
@@ -197,12 +192,20 @@ def _changes(attack: Attack, change: Callable[[Attack], Attack]) -> bool:
 
 
 def changed(attack: Attack, options: Mapping[str, Any]) -> Attack:
-    """A copy of ``attack`` with other values of those options that it has; itself if it has none."""
-    kept = {name: value for name, value in options.items() if hasattr(attack, name)}
-    other = copy.copy(attack) if kept else attack
-    for name, value in kept.items():
-        setattr(other, name, value)
-    return other
+    """``attack`` with other values of those options that it has; itself if it has none."""
+    known = arguments(attack)
+    kept = {name: value for name, value in options.items() if name in known}
+    return rebuilt(attack, kept) if kept else attack
+
+
+def on_the_defence(attack: Attack, modes: Sequence[str]) -> Attack:
+    """The same attack on the defence itself: without a surrogate, and with nothing held. As it is where the purifier
+    does not offer its gradient in ``modes``, or its objective follows what only a variant differentiates."""
+    if not isinstance(attack, GradientAttack) or attack.sees_the_defence:
+        return attack
+    if attack.gradient not in modes or attack.objective.needs:
+        return attack
+    return changed(attack, {"surrogate": None, "context": "own", "carry": []})
 
 
 def twice_the_steps(attack: Attack) -> Attack:
@@ -237,7 +240,7 @@ def reach(attack: Attack, threat: ThreatModel) -> float | None:
         return None
     found = [
         1.0 * member.num_steps * member.step_length(threat) / threat.budget if isinstance(member, PGD) else None
-        for member in first_order(attack)
+        for member in gradient_attacks(attack)
     ]
     fixed = [length for length in found if length is not None]
     return max(fixed) if fixed and len(fixed) == len(found) else None

@@ -5,6 +5,9 @@ another's shard for writing, so records that are written stay as they are, whoev
 a line that a killed process left half-written is the last one of its shard, and is passed over. Every line ends in a
 checksum of its own, so that a damaged one is told and not counted. Folders that an older version began have lines
 without: those are taken as they are.
+
+A record's key is (replicate, index). Images that are judged in groups are recorded group by group; where a killed write
+left a part of one, the whole group is judged again, and what was written last counts.
 """
 
 import base64
@@ -25,8 +28,12 @@ from torch import Tensor
 
 from lustral.evaluation.fingerprint import SCHEMA, Fingerprint
 
-_INDEX = re.compile(rb'\{"index": (\d+),')  # a record's first field
+Key = tuple[int, int]
+"""(replicate, index): which verdict on which image."""
+
+_KEY = re.compile(rb'\{"index": (\d+),(?: "replicate": (\d+),)?')  # a record's first fields
 _CHECKSUM = re.compile(rb', "crc32": "([0-9a-f]{8})"\}$')  # its last one, of all that stands before it
+_SHARD = re.compile(r"rank\d+-([0-9a-f]+)-[0-9a-f]+\.jsonl$")
 _CHECKSUM_BYTES = len(', "crc32": "00000000"}')
 
 
@@ -47,6 +54,9 @@ class Record:
         audit: what the audit's own attacks left of the accuracy; empty for samples outside the audited part.
         audit_margins: the margins of every draw that the audit looked at, by probe (see `lustral.evaluation.audit`).
         audit_steps: what a step along the attack's gradient did, and what the gradient predicted.
+        replicate: the number of the partition into groups that it was judged in; 0 where images are judged alone.
+        group: the index of the first image of the group that it was judged in, which together with the replicate names
+            the group; None where images are judged alone.
     """
 
     index: int
@@ -60,10 +70,30 @@ class Record:
     audit: dict[str, float] = field(default_factory=dict)
     audit_margins: dict[str, list[float]] = field(default_factory=dict)
     audit_steps: dict[str, list[float]] = field(default_factory=dict)
+    replicate: int = 0
+    group: int | None = None
+
+    @property
+    def key(self) -> Key:
+        return self.replicate, self.index
+
+    @property
+    def unit(self) -> Key:
+        """(replicate, first index of the group): equal for images that were judged together, and for no others."""
+        return self.replicate, self.index if self.group is None else self.group
 
     def to_json(self) -> str:
-        """One line, with its checksum."""
-        text = json.dumps({k: _pack(v) if isinstance(v, Tensor) else v for k, v in vars(self).items()})[:-1]
+        """One line, with its checksum. The key stands first, so that it is read without decoding the rest; of an image
+        that is judged alone it is the index, and there is no group."""
+        values = {k: _pack(v) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        replicate, group = values.pop("replicate"), values.pop("group")
+        values = {
+            "index": values.pop("index"),
+            **({"replicate": replicate} if replicate else {}),
+            **({} if group is None else {"group": group}),
+            **values,
+        }
+        text = json.dumps(values)[:-1]
         return f'{text}, "crc32": "{zlib.crc32(text.encode()):08x}"}}'
 
     @classmethod
@@ -156,13 +186,13 @@ class RecordFolder:
                 "start the same command again; what is recorded is kept."
             ) from error
 
-    def read(self) -> dict[int, Record]:
-        """All records by index, whoever wrote them; of several of one index the first shard's (they are equal)."""
+    def read(self) -> dict[Key, Record]:
+        """All records by key, whoever wrote them (see `read_records`)."""
         return read_records(self.folder)
 
-    def indices(self) -> set[int]:
-        """The samples that have a record."""
-        return record_indices(self.folder)
+    def keys(self) -> set[Key]:
+        """The keys that have a record."""
+        return record_keys(self.folder)
 
     def close(self) -> None:
         if self._shard is not None:
@@ -170,32 +200,34 @@ class RecordFolder:
             self._shard = None
 
 
-def read_records(folder: str | Path, indices: Collection[int] | None = None) -> dict[int, Record]:
-    """The records of a folder by index, ascending: those of ``indices`` that there are, or all. Of several records
-    of one index the first is taken; lines that are not asked for are not decoded.
+def read_records(folder: str | Path, keys: Collection[Key] | None = None) -> dict[Key, Record]:
+    """The records of a folder by key, ascending: those of ``keys`` that there are, or all; lines that are not asked for
+    are not decoded. Of several records of one image that is judged alone, which are equal, the first is taken; of one
+    that is judged in a group the last, for a group that was judged again is written as a whole.
 
     Raises:
         ValueError: naming the file and the line that is damaged.
     """
-    wanted = None if indices is None else set(indices)
-    records: dict[int, Record] = {}
-    for index, line, where in _lines(Path(folder)):
-        if (wanted is None or index in wanted) and index not in records:
+    wanted = None if keys is None else set(keys)
+    records: dict[Key, Record] = {}
+    for key, line, where in _lines(Path(folder)):
+        known = records.get(key)
+        if (wanted is None or key in wanted) and (known is None or known.group is not None):
             try:
-                records[index] = Record.from_json(line)
+                records[key] = Record.from_json(line)
             except (ValueError, KeyError, TypeError) as error:  # one that an older version wrote, without a checksum
                 raise _damaged(where) from error
     return dict(sorted(records.items()))
 
 
-def record_indices(folder: str | Path) -> set[int]:
-    """The samples that have a record in a folder. Nothing is decoded, but every checksum is compared: damage is to be
-    told before the other images are attacked, not after.
+def record_keys(folder: str | Path) -> set[Key]:
+    """The (replicate, index) that have a record in a folder. Nothing is decoded, but every checksum is compared: damage
+    is to be told before the other images are attacked, not after.
 
     Raises:
         ValueError: naming the file and the line that is damaged.
     """
-    return {index for index, _, _ in _lines(Path(folder))}
+    return {key for key, _, _ in _lines(Path(folder))}
 
 
 def read_fingerprint(folder: str | Path) -> dict[str, Any]:
@@ -222,9 +254,10 @@ def read_fingerprint(folder: str | Path) -> dict[str, Any]:
     return {"sha256": sha256, "decides": decides, "checksums": bool(kept.get("checksums"))}
 
 
-def _lines(folder: Path) -> Iterator[tuple[int, bytes, str]]:
-    """(index, line, where it stands) of every whole line of every shard, each as its checksum says."""
-    shards = sorted(folder.glob("*.jsonl"))
+def _lines(folder: Path) -> Iterator[tuple[Key, bytes, str]]:
+    """(key, line, where it stands) of every whole line of every shard, each as its checksum says; in the order in which
+    the shards were begun."""
+    shards = sorted(folder.glob("*.jsonl"), key=_begun)
     checked = bool(shards) and (folder / "fingerprint.json").exists() and read_fingerprint(folder)["checksums"]
     for shard in shards:
         with shard.open("rb") as file:
@@ -233,12 +266,18 @@ def _lines(folder: Path) -> Iterator[tuple[int, bytes, str]]:
                     break  # a killed write, the last of its shard
                 where = f"{shard}, line {number}"
                 line = line[:-1]
-                index, checksum = _INDEX.match(line), _CHECKSUM.search(line, max(0, len(line) - _CHECKSUM_BYTES))
-                if index is None or not line.endswith(b"}") or (checked and checksum is None):
+                key, checksum = _KEY.match(line), _CHECKSUM.search(line, max(0, len(line) - _CHECKSUM_BYTES))
+                if key is None or not line.endswith(b"}") or (checked and checksum is None):
                     raise _damaged(where)
                 if checksum is not None and int(checksum[1], 16) != zlib.crc32(memoryview(line)[: checksum.start()]):
                     raise _damaged(where)
-                yield int(index[1]), line, where
+                yield (int(key[2] or 0), int(key[1])), line, where
+
+
+def _begun(shard: Path) -> tuple[int, str]:
+    """When a shard was begun, as its name tells; one of another name is as old as can be."""
+    time_ns = _SHARD.match(shard.name)
+    return int(time_ns[1], 16) if time_ns else 0, shard.name
 
 
 def _damaged(where: str) -> ValueError:

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lustral.attacks import Attack, Cases, CrossEntropy, Engine, Objective
+from lustral.attacks import Attack, Cases, CrossEntropy, Engine, Objective, gradient_attacks
+from lustral.attacks.objectives import TARGET
 from lustral.evaluation.operations import VECTOR, Operations, equal_rows
-from lustral.evaluation.probes import first_order
 from lustral.noise import NoiseStream
 from lustral.purifiers import GradientMode, Identity, Purified, Purifier
 
@@ -40,7 +40,7 @@ def self_check(engine: Engine, attack: Attack, cases: Cases, seed: int) -> list[
     Raises:
         ValueError: if an image's answers depend on anything but the image and its noise stream.
     """
-    cases = _few(cases)
+    cases = _few(cases, engine.group_size)
     noise = NoiseStream(seed, cases.index).fork("check")
     looks = _gradients(engine, attack)
     sources = {id(look.engine.defence): look.engine for look in (_Look(engine), *looks)}
@@ -62,6 +62,7 @@ class _Look:
     engine: Engine
     objective: Objective | None = None
     gradient: GradientMode = "exact"
+    holds_clean: bool = False
 
     @property
     def defence(self) -> nn.Module:
@@ -85,7 +86,14 @@ class _Look:
             else:
                 target = (cases.labels == 0).to(cases.labels.dtype)
                 answer = self.engine.answer(
-                    cases.images, cases.labels, noise, self.objective, 1, self.gradient, cases.images, target
+                    cases.images,
+                    cases.labels,
+                    noise,
+                    self.objective,
+                    1,
+                    self.gradient,
+                    clean=cases.images if self.holds_clean else None,
+                    given={TARGET: target},
                 )
                 logits, gradient = answer.logits, {GRADIENT: answer.gradient}
                 passes = 1 if self.objective.separable else 2
@@ -99,20 +107,30 @@ class _Look:
 def _gradients(engine: Engine, attack: Attack) -> list[_Look]:
     """Every different gradient that the attack asks for; the cross-entropy's if it asks for none."""
     found: dict[object, _Look] = {}
-    for member in first_order(attack):
-        source = engine if member.surrogate is None else engine.through(member.surrogate)
-        key = (id(member.surrogate), member.gradient, type(member.objective), member.objective.needs)
-        found.setdefault(key, _Look(source, member.objective, member.gradient))
+    for member in gradient_attacks(attack):
+        # What an attack of one's own says of each image is known in its loop only: any loss shows the rows' bits.
+        objective = member.objective if set(member.objective.expects) <= {TARGET} else CrossEntropy()
+        key = (id(member.surrogate), member.gradient, type(objective), objective.needs, member.context)
+        found.setdefault(key, _Look(member.source(engine), objective, member.gradient, member.context == "clean"))
     plain = _Look(engine, CrossEntropy())
     return list(found.values()) or [plain] * ("exact" in plain.purifier.gradient_modes)
 
 
-def _few(cases: Cases) -> Cases:
-    """`IMAGES` cases: the first ones, then the first one mirrored and inverted where there are fewer."""
+def _few(cases: Cases, size: int) -> Cases:
+    """`IMAGES` cases, or groups of ``size``: the first ones, then the first one mirrored and inverted where there are
+    fewer."""
+    wanted = IMAGES * size
+    while len(cases) < size:  # not even one group
+        cases = _grown(cases, 1, len(cases))
+    return _grown(cases, 2, size).select(torch.arange(wanted, device=cases.index.device))
+
+
+def _grown(cases: Cases, times: int, size: int) -> Cases:
+    """The cases, and ``times`` (up to 2) changed copies of the first ``size``, with other indices."""
     x, y, index = cases.images, cases.labels, cases.index
-    x = torch.cat((x, x[:1].flip(-1), 1 - x[:1]))[:IMAGES]
-    index = torch.cat((index, (index[:1] + 1) % 2**32, (index[:1] + 2) % 2**32))[:IMAGES]
-    return Cases(x, torch.cat((y, y[:1], y[:1]))[:IMAGES], index)
+    copies = [x[:size].flip(-1), 1 - x[:size]][:times]
+    numbers = [(index[:size] + (k + 1) * size) % 2**32 for k in range(times)]
+    return Cases(torch.cat((x, *copies)), torch.cat((y, *[y[:size]] * times)), torch.cat((index, *numbers)))
 
 
 # Equal bits -------------------------------------------------------------------------------------------------
@@ -122,17 +140,20 @@ def _orders(look: _Look, few: bool = False) -> dict[str, Tensor]:
     """Which case sits in which row: the first one in every slot of a call; all of them, the first one last; and all in
     another order. Rows of uneven cost are cut and padded on the way: they also come as one, and as more than a call.
     ``few`` are the first two."""
-    rows = look.engine.rows
+    size = look.engine.group_size
+    rows = max(look.engine.rows // size, 1)  # groups a call, as many as fit
     slot = torch.arange(max(rows, 2))
     orders = {
         "in another slot of a call": torch.zeros(rows, dtype=torch.int64),
         "beside other images": (len(slot) - 1 - slot) % IMAGES,
     }
-    if few:
-        return orders
-    if not getattr(look.defence, "ragged", False):
-        return orders | {"in another order": (slot + len(slot) // 2) % IMAGES}
-    return orders | {"alone": torch.zeros(1, dtype=torch.int64), "among more images": torch.arange(rows + 1) % IMAGES}
+    if not few:
+        if size == 1 and not getattr(look.defence, "ragged", False):
+            orders["in another order"] = (slot + len(slot) // 2) % IMAGES
+        else:
+            orders["alone"] = torch.zeros(1, dtype=torch.int64)
+            orders["among more images"] = torch.arange(rows + 1) % IMAGES
+    return {name: (order[:, None] * size + torch.arange(size)).flatten() for name, order in orders.items()}
 
 
 def _compare(look: _Look, cases: Cases, noise: NoiseStream, orders: dict[str, Tensor], remarks: list[str]) -> Tensor:
@@ -232,9 +253,12 @@ def _declared(look: _Look, cases: Cases, noise: NoiseStream, base: Tensor) -> li
     purifier, name = look.purifier, type(look.purifier).__name__
     if isinstance(purifier, Identity):  # nothing to draw, and no network to ask
         return []
-    few = max(4, min(_VARIANTS, look.engine.rows))
-    rows = torch.arange(few, device=cases.images.device) % len(base)
-    other = 1 + torch.arange(few, device=rows.device)  # other draws, or other iterations
+    size = look.engine.group_size
+    few = max(4, min(_VARIANTS, look.engine.rows))  # groups
+    within = torch.arange(size, device=cases.images.device)
+    groups = torch.arange(few, device=within.device)
+    rows = (groups[:, None] % (len(base) // size) * size + within).flatten()
+    other = 1 + groups.repeat_interleave(size)  # other draws, or other iterations
     own = noise.select(rows)
     changed = {}
     for what, stream in (

@@ -5,8 +5,9 @@ One run stores k draws of logits a sample and computes every rule from them, on 
 
 from abc import ABC, abstractmethod
 
-import torch.nn.functional as F
 from torch import Tensor
+
+from lustral.votes import strictly_right, votes
 
 
 class VerdictRule(ABC):
@@ -37,19 +38,6 @@ class VerdictRule(ABC):
         if len(logits) < self.num_draws:
             raise ValueError(f"The rule {self.name} takes {self.num_draws} draws, but only {len(logits)} are stored.")
         return self.judge(logits[: self.num_draws].double(), y).double()
-
-
-def strictly_right(scores: Tensor, y: Tensor) -> Tensor:
-    """Whether the true class scores strictly higher than every other, (..., B) from (..., B, K); NaN is wrong."""
-    is_true = F.one_hot(y, scores.shape[-1]).bool().expand_as(scores)
-    true = scores.masked_fill(~is_true, 0.0).sum(-1)
-    return (scores < true[..., None]).logical_or(is_true).all(-1) & ~true.isnan()
-
-
-def votes(logits: Tensor) -> Tensor:
-    """(B, K) how many draws (N, B, K) choose each class; a draw with a tie or NaN chooses none."""
-    top = logits == logits.amax(-1, keepdim=True)
-    return (top & (top.sum(-1, keepdim=True) == 1)).double().sum(0)
 
 
 class OneShot(VerdictRule):

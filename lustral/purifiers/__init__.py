@@ -1,16 +1,18 @@
 """Purifiers: one method a file."""
 
-from lustral.purifiers.base import Context, GradientMode, Purified, Purifier
+from lustral.diffusion import Context
+from lustral.purifiers.base import GradientMode, Purified, Purifier
 from lustral.purifiers.diffpure import DiffPure
 from lustral.purifiers.gdmp import GDMP
 from lustral.purifiers.gnsp import GNSP
+from lustral.purifiers.guidance import Guidance, MSEGuidance, SSIMGuidance, Step
 from lustral.purifiers.identity import Identity
 from lustral.purifiers.langevin import LangevinPurifier
 from lustral.purifiers.levels import FixedLevels, LevelRule, LinearLevels, MeanLevels, ShuffledLevels, SigmoidLevels
-from lustral.purifiers.pieces import Pieces
 from lustral.purifiers.reference import StoredScores
 from lustral.purifiers.rounds import Round, RoundPurifier
 from lustral.purifiers.ssni import SSNI
+from lustral.purifiers.variant import Variant
 
 __all__ = [
     "GDMP",
@@ -20,17 +22,21 @@ __all__ = [
     "DiffPure",
     "FixedLevels",
     "GradientMode",
+    "Guidance",
     "Identity",
     "LangevinPurifier",
     "LevelRule",
     "LinearLevels",
+    "MSEGuidance",
     "MeanLevels",
-    "Pieces",
     "Purified",
     "Purifier",
     "Round",
     "RoundPurifier",
+    "SSIMGuidance",
     "ShuffledLevels",
     "SigmoidLevels",
+    "Step",
     "StoredScores",
+    "Variant",
 ]

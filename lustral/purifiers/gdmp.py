@@ -2,44 +2,37 @@
 purification", 2022). docs/gdmp.md."""
 
 import itertools
-from typing import Literal, get_args
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lustral.diffusion import Ancestral, Denoiser
+from lustral.diffusion import Ancestral, Context, Denoiser, RememberedDenoiser
 from lustral.diffusion.schedules import MAX_TIME
 from lustral.diffusion.solvers import Variance
-from lustral.noise import NoiseStream
+from lustral.purifiers.guidance import REFERENCE, Guidance, MSEGuidance, Step
 from lustral.purifiers.rounds import Round, RoundPurifier
-from lustral.purifiers.similarity import ssim
 from lustral.purifiers.slots import Layout
 from lustral.ratio import Ratio, parse_ratio
-
-Guidance = Literal["none", "mse", "ssim"]
-Reference = Literal["noised", "clean"]
 
 
 class GDMP(RoundPurifier):
     """Rounds of DDPM sampling whose mean is pulled towards the input: mean + variance * s_t * grad of D(x_t, input).
 
-    The variance is the step's own, as ``variance`` makes it. D is minus the mean squared error, or the SSIM, over the
-    pixels of one image; s_t = (sigma / alpha) / m with m = 2 ``budget`` / (3 ``scale``) (the paper's equations 5 to 9).
-    The estimate of x_0 is clamped to [-1, 1], the purified image to [0, 1].
+    The variance is the step's own, as ``variance`` makes it. D is the guidance's: minus the mean squared error, or the
+    SSIM, over the pixels of one image; s_t = (sigma / alpha) / m with m = 2 ``budget`` / (3 ``scale``) (the paper's
+    equations 5 to 9). The estimate of x_0 is clamped to [-1, 1], the purified image to [0, 1].
 
     Args:
         denoiser: the diffusion model; the paper's is on the table of 1000 levels.
+        guidance: MSEGuidance, SSIMGuidance, or any other; None does not guide.
         t_star: the noise level of a round in steps out of 1000.
         num_steps: reverse steps a round.
         num_rounds: how many rounds; all are guided by the image that came in.
-        guidance: "mse", "ssim" or "none".
         scale: of the guidance; 6e4 (mse) and 7e4 (ssim) for the published CIFAR-10 runs.
         budget: the perturbation that the paper's scale is made for, a property of the purifier and not of the
             attacker ("8/255").
-        reference_batch: what the guidance is divided by. The reference implementation takes the mean over the batch
-            too, so its strength fell with the batch size: 100 is how its CIFAR-10 numbers were made; 1 is the formula.
-        reference: whether x_t is compared with the input "noised" to the same level (CIFAR-10) or "clean"
-            (ImageNet).
         noise_offset: additional noising steps before each round; the reference implementation has 1, so that it
             noises one step more than it takes back.
         respacing: take the steps from this many levels spread over the 1000, as guided-diffusion does (250 for
@@ -59,14 +52,12 @@ class GDMP(RoundPurifier):
     def __init__(
         self,
         denoiser: Denoiser,
+        guidance: None | Guidance,
         t_star: int = 36,
         num_steps: int = 36,
         num_rounds: int = 4,
-        guidance: Guidance = "mse",
         scale: float = 6e4,
         budget: Ratio = "8/255",
-        reference_batch: int = 100,
-        reference: Reference = "noised",
         noise_offset: int = 0,
         respacing: None | int = None,
         variance: Variance = "large",
@@ -74,12 +65,8 @@ class GDMP(RoundPurifier):
         resize_to: None | int = None,
     ) -> None:
         super().__init__()
-        for name, value, known in (("guidance", guidance, Guidance), ("reference", reference, Reference)):
-            if value not in get_args(known):
-                raise ValueError(f"{name} is {value!r}; it may be {', '.join(get_args(known))}.")
-        for name, value in (("num_rounds", num_rounds), ("reference_batch", reference_batch)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1.")
+        if num_rounds < 1:
+            raise ValueError(f"num_rounds is {num_rounds}; it must be at least 1.")
         if scale <= 0 or parse_ratio(budget, "budget") <= 0 or noise_offset < 0:
             raise ValueError(
                 f"scale = {scale} and budget = {budget} must be positive, noise_offset {noise_offset} not negative."
@@ -87,8 +74,8 @@ class GDMP(RoundPurifier):
         if respacing is not None and not num_steps <= respacing <= MAX_TIME:
             raise ValueError(f"respacing is {respacing}; it lies in num_steps = {num_steps} .. {MAX_TIME}.")
         self.t_star, self.num_steps, self.num_rounds, self.guidance = t_star, num_steps, num_rounds, guidance
-        self.scale, self.budget, self.reference_batch = scale, budget, reference_batch
-        self.reference, self.noise_offset, self.respacing, self.layout = reference, noise_offset, respacing, layout
+        self.scale, self.budget = scale, budget
+        self.noise_offset, self.respacing, self.layout = noise_offset, respacing, layout
         self.variance = variance
         self._slowness = 2.0 * parse_ratio(budget, "budget") / (3.0 * scale)  # m
         rounds = [(t_star, num_steps)] * num_rounds
@@ -104,39 +91,33 @@ class GDMP(RoundPurifier):
     def derived(self) -> dict[str, float]:
         """Also ``pull``: the sum over one round of the factors of (input - x_t), how strong the guidance is; where the
         variance is learned, what it would be with the largest, beta."""
-        if self.guidance != "mse":
+        if not isinstance(self.guidance, MSEGuidance):
             return super().derived()
         pixels = torch.Size(self.denoiser.image_shape).numel()
         grid = self.grids[0]
         pull = 0.0
         for t, s in itertools.pairwise(grid):
             _, variance = self.solver.span(self.denoiser.schedule, t, s, self._before(t))
-            pull += float(variance * self._strength(t)) * 2.0 / (pixels * self.reference_batch)
+            pull += float(variance * self._strength(t)) * 2.0 / (pixels * self.guidance.reference_batch)
         return {**super().derived(), "pull": round(pull, 6)}
 
     def noised_at(self, t: Tensor) -> Tensor:
         return (t + self.noise_offset).clamp_max(MAX_TIME)
 
-    def follow(self, x: Tensor) -> tuple[Tensor, ...]:
-        return () if self.guidance == "none" else (x,)
+    def follow(self, x: Tensor) -> Context:
+        return {} if self.guidance is None else {REFERENCE: x}
 
-    def draws(self, noise: NoiseStream, number: int, key: int, x: Tensor) -> tuple[Tensor, ...]:
-        own = super().draws(noise, number, key, x)
-        if self.guidance == "none" or self.reference == "clean":
-            return own
-        return (*own, noise.fork("guide").normal(x.shape[1:], round=number, step=key, dtype=x.dtype))
-
-    def reverse(
-        self, key: int, x_t: Tensor, t: Tensor, s: Tensor, draws: tuple[Tensor, ...], *followed: Tensor
-    ) -> Tensor:
-        if not followed:
-            return self.solver.step(self.denoiser, x_t, t, s, draws[0])
-        transition = self.solver.transition(self.denoiser, x_t, t, s, self._before(t))
-        target = followed[0]
-        if self.reference == "noised":
-            target = self.denoiser.schedule.perturb(target, t, draws[1])
-        pull = transition.guided(self._strength(t)) * self._towards(x_t, target)
-        return transition.draw(draws[0]) + pull
+    def reverse(self, step: Step) -> Tensor:
+        if self.guidance is None:
+            return super().reverse(step)
+        denoise = RememberedDenoiser(self.denoiser)
+        # Without gradients the guidance comes first: it may need a graph of its own, and the solver takes its answer.
+        # With them both share one graph, whose gradients add up in the order in which it was made.
+        direction = None if torch.is_grad_enabled() else self.guidance(step, denoise)
+        with sdpa_kernel(SDPBackend.MATH) if self.guidance.denoises else nullcontext():
+            transition = self.solver.transition(denoise, step.x_t, step.t, step.s, self._before(step.t))
+        direction = self.guidance(step, denoise) if direction is None else direction
+        return transition.draw(self.drawn(step)) + transition.guided(self._strength(step.t)) * direction
 
     def finish(self, x: Tensor) -> Tensor:
         return x.clamp(0.0, 1.0)
@@ -151,13 +132,3 @@ class GDMP(RoundPurifier):
         doubled = 2.0 * t.double()
         above = self.grids[0][-3].to(t.device) if len(self.grids[0]) > 2 else doubled
         return torch.maximum(doubled, above).clamp_max(MAX_TIME)
-
-    def _towards(self, x_t: Tensor, target: Tensor) -> Tensor:
-        """The gradient of D at x_t, (B, C, H, W); differentiable itself, in both arguments."""
-        if self.guidance == "mse":
-            return (target - x_t) * (2.0 / (x_t[0].numel() * self.reference_batch))
-        differentiable = torch.is_grad_enabled()
-        with torch.enable_grad():
-            leaf = x_t if differentiable and x_t.requires_grad else x_t.detach().requires_grad_()
-            likeness = ssim(leaf, target).sum() / self.reference_batch
-            return torch.autograd.grad(likeness, leaf, create_graph=differentiable)[0]

@@ -1,9 +1,12 @@
 """No purification: the undefended classifier as a defence like any other."""
 
+from collections.abc import Collection
+
 from torch import Tensor
 
+from lustral.diffusion import Context
 from lustral.noise import NoiseStream
-from lustral.purifiers.base import Context, Purified, Purifier
+from lustral.purifiers.base import Purified, Purifier
 
 
 class Identity(Purifier):
@@ -11,5 +14,5 @@ class Identity(Purifier):
 
     random = False
 
-    def run(self, x: Tensor, context: Context, noise: NoiseStream) -> Purified:
+    def run(self, x: Tensor, context: Context, noise: NoiseStream, wants: Collection[str]) -> Purified:
         return Purified(x[None])

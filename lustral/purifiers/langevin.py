@@ -1,12 +1,14 @@
 """LDSDE: DiffPure's Langevin variant, which adds no noise first and walks around the input (Nie et al. 2022)."""
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
-from lustral.diffusion import Denoiser, from_diffusion, to_diffusion
+from lustral.diffusion import Context, Denoiser, from_diffusion, to_diffusion
 from lustral.diffusion.solvers import langevin
 from lustral.noise import NoiseStream
-from lustral.purifiers.base import Context, Purified, Purifier
+from lustral.purifiers.base import Purified, Purifier
 
 
 class LangevinPurifier(Purifier):
@@ -49,13 +51,13 @@ class LangevinPurifier(Purifier):
         self.t, self.rate, self.temperature, self.tether = t, rate, temperature, tether
         self.random = temperature > 0
 
-    def run(self, x: Tensor, context: Context, noise: NoiseStream) -> Purified:
+    def run(self, x: Tensor, context: Context, noise: NoiseStream, wants: Collection[str]) -> Purified:
         start, stream = to_diffusion(x), noise.fork("langevin")
         at = torch.tensor(self.t, dtype=torch.float64)
 
-        def step(i: int, state: Tensor, start: Tensor) -> Tensor:
+        def step(i: int, state: Tensor, context: Context) -> Tensor:
             score = self.denoiser.score(state, at)
             z = stream.normal(x.shape[1:], step=i, dtype=x.dtype)
-            return langevin(state, score, start, self.step_size, self.rate, self.temperature, z, self.tether)
+            return langevin(state, score, context["start"], self.step_size, self.rate, self.temperature, z, self.tether)
 
-        return Purified(from_diffusion(self.unroll(step, self.num_steps, start, (start,)))[None])
+        return Purified(from_diffusion(self.unroll(step, self.num_steps, start, {"start": start}))[None])

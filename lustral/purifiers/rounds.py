@@ -1,18 +1,20 @@
 """What all noise-and-denoise purifiers share: rounds of noising to a level and coming back."""
 
 from abc import ABC
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lustral.diffusion import Denoiser, NoiseSchedule, Solver, from_diffusion, to_diffusion
+from lustral.diffusion import Context, Denoiser, NoiseSchedule, Solver, from_diffusion, to_diffusion
 from lustral.diffusion.schedules import coefficient
 from lustral.noise import NoiseStream
-from lustral.purifiers.base import Context, Purified, Purifier
+from lustral.purifiers.base import Purified, Purifier
+from lustral.purifiers.guidance import Step
 from lustral.purifiers.slots import Layout, Slot, clock, own_grid, shared
+from lustral.rows import selected
 
 
 class Round(NamedTuple):
@@ -25,8 +27,7 @@ class Round(NamedTuple):
 class RoundPurifier(Purifier, ABC):
     """Noise the image to t*, bring it back, and again.
 
-    Subclasses choose the rounds, the solver and what guides it. The levels of a round may differ by row (`SSNI`): they
-    come in the context as "levels", (B, number of rounds).
+    Subclasses choose the rounds, the solver and what guides it. The levels of a round may differ by row (see `walk`).
 
     Attributes:
         denoiser: the diffusion model, frozen.
@@ -35,8 +36,6 @@ class RoundPurifier(Purifier, ABC):
         noising: the schedule that noises; the denoiser's own, as a rule.
         layout: how rows of different levels walk (see `slots`).
         resize_to: the size in pixels at which the purifier works, if it is another than the images'.
-        measures_deviation: whether the trace gets "deviation" (see `run`); set by whoever asks for it. The state that a
-            step hands on is then twice as large, so nothing else should pay for it.
     """
 
     denoiser: Denoiser
@@ -45,7 +44,10 @@ class RoundPurifier(Purifier, ABC):
     noising: NoiseSchedule
     layout: Layout = "clock"
     resize_to: int | None = None
-    measures_deviation: bool = False
+    offers: Mapping[str, str] = {
+        "noised": "the image noised to the level of the first round, in [0, 1], without a graph",
+        "deviation": "(B,) how far the reverse process strays from the forward one (see `walk`), differentiable",
+    }
 
     def prepare_rounds(
         self, denoiser: Denoiser, solver: Solver, rounds: Sequence[tuple[float, int]], resize_to: int | None = None
@@ -77,35 +79,40 @@ class RoundPurifier(Purifier, ABC):
         """The level to which a round that starts at ``t`` noises."""
         return t
 
-    def follow(self, x: Tensor) -> tuple[Tensor, ...]:
-        """What else of the input image ``x``, in diffusion space, the reverse steps look at."""
-        return ()
+    def follow(self, x: Tensor) -> Context:
+        """What else of the input image ``x``, in diffusion space, the reverse steps look at, by name."""
+        return {}
 
-    def reverse(
-        self, key: int, x_t: Tensor, t: Tensor, s: Tensor, draws: tuple[Tensor, ...], *followed: Tensor
-    ) -> Tensor:
+    def reverse(self, step: Step) -> Tensor:
         """x_s from x_t: one reverse step."""
-        return self.solver.step(self.denoiser, x_t, t, s, draws[0])
+        return self.solver.step(self.denoiser, step.x_t, step.t, step.s, self.drawn(step))
 
-    def draws(self, noise: NoiseStream, number: int, key: int, x: Tensor) -> tuple[Tensor, ...]:
-        """The random numbers of one reverse step, rows as ``x``."""
+    def drawn(self, step: Step) -> Tensor:
+        """The noise that the solver adds in ``step``, as x_t."""
         if not self.solver.random:
-            return (torch.zeros_like(x),)
-        return (noise.fork("reverse").normal(x.shape[1:], round=number, step=key, dtype=x.dtype),)
+            return torch.zeros_like(step.x_t)
+        return step.noise.fork("reverse").normal(step.x_t.shape[1:], dtype=step.x_t.dtype)
 
-    def run(self, x: Tensor, context: Context, noise: NoiseStream) -> Purified:
-        """Also, where it is asked for, "deviation" (B,): the squared distance, a pixel's mean, between the state after
-        each reverse step and the round's image noised to the same level with the round's own noise; summed over the
-        steps that a row takes, over the number of steps at the full levels. Differentiable."""
+    def run(self, x: Tensor, context: Context, noise: NoiseStream, wants: Collection[str]) -> Purified:
+        return self.walk(x, None, noise, wants)
+
+    def walk(self, x: Tensor, levels: Tensor | None, noise: NoiseStream, wants: Collection[str]) -> Purified:
+        """Purify images ``x`` (B, C, H, W) in [0, 1], each at its own ``levels`` (B, number of rounds), in noising
+        steps out of 1000 and differentiable; None are those of the rounds.
+
+        The trace's "deviation" is the squared distance, a pixel's mean, between the state after each reverse step and
+        the round's image noised to the same level with the round's own noise; summed over the steps that a row takes,
+        over the number of steps at the full levels.
+        """
         state = to_diffusion(_resized(x, self.resize_to))
-        followed, levels = self.follow(state), context.get("levels")
-        trace: dict[str, Tensor] = {} if levels is None else {"levels": levels.detach()}
+        followed = self.follow(state)
+        trace: dict[str, Tensor] = {}
         for number in range(len(self.rounds)):
             at = None if levels is None else levels[:, number]
             noised = self._noise(state, number, at, noise)
-            if number == 0:
+            if number == 0 and "noised" in wants:
                 trace["noised"] = _resized(from_diffusion(noised).detach(), x.shape[-1])
-            if self.measures_deviation:
+            if "deviation" in wants:
                 state, total = self._reverse_measured(noised, number, at, noise, followed, state)
                 found = total.double().flatten(1).mean(1) / sum(len(grid) - 1 for grid in self.grids)
                 trace["deviation"] = trace["deviation"] + found if number else found
@@ -135,16 +142,13 @@ class RoundPurifier(Purifier, ABC):
             return own_grid(self.denoiser.schedule, len(grid) - 1, levels)
         return clock(grid, levels)
 
-    def _reverse(
-        self, x: Tensor, number: int, levels: Tensor | None, noise: NoiseStream, followed: tuple[Tensor, ...]
-    ) -> Tensor:
-        slots = self._slots(number, levels)
+    def _reverse(self, x: Tensor, number: int, levels: Tensor | None, noise: NoiseStream, followed: Context) -> Tensor:
+        slots, stream = self._slots(number, levels), noise.at(round=number)
 
-        def step(i: int, state: Tensor, *inputs: Tensor) -> Tensor:
-            return self._step(slots[i], number, state, noise, levels is not None, inputs)
+        def step(i: int, state: Tensor, context: Context) -> Tensor:
+            return self._step(slots[i], state, stream, context)
 
-        inputs = followed if levels is None else (levels, *followed)
-        return self.unroll(step, len(slots), x, inputs)
+        return self.unroll(step, len(slots), x, followed if levels is None else {**followed, _LEVEL: levels})
 
     def _reverse_measured(
         self,
@@ -152,49 +156,41 @@ class RoundPurifier(Purifier, ABC):
         number: int,
         levels: Tensor | None,
         noise: NoiseStream,
-        followed: tuple[Tensor, ...],
+        followed: Context,
         origin: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """The same, and the sum over the steps of the squared distance to ``origin`` noised to their ends, pixel by
-        pixel: it travels in the state as a second set of channels."""
-        slots, z = self._slots(number, levels), self._forward_noise(origin, number, noise)
+        pixel."""
+        slots, stream = self._slots(number, levels), noise.at(round=number)
+        z = self._forward_noise(origin, number, noise)
 
-        def step(i: int, state: Tensor, origin: Tensor, *inputs: Tensor) -> Tensor:
-            slot, (image, total) = slots[i], state.chunk(2, dim=1)
-            moved = self._step(slot, number, image, noise, levels is not None, inputs)
-            rows = torch.arange(len(x), device=x.device) if slot.rows is None else slot.rows
-            own = x.new_zeros(()) if levels is None else inputs[0][rows]
-            target = self.denoiser.schedule.perturb(origin[rows], slot.times(own)[1], z[rows])
-            total = total.index_copy(0, rows, total[rows] + (moved[rows] - target) ** 2)
-            return torch.cat((moved, total), dim=1)
+        def step(i: int, state: dict[str, Tensor], context: Context) -> dict[str, Tensor]:
+            slot, total = slots[i], state["total"]
+            origin, context = context[_ORIGIN], {k: v for k, v in context.items() if k != _ORIGIN}
+            moved = self._step(slot, state["image"], stream, context)
+            rows = torch.arange(len(moved), device=moved.device) if slot.rows is None else slot.rows
+            end = slot.times(_levels(context, rows, moved))[1]
+            target = self.denoiser.schedule.perturb(origin[rows], end, z[rows])
+            return {"image": moved, "total": total.index_copy(0, rows, total[rows] + (moved[rows] - target) ** 2)}
 
-        inputs = (origin, *followed) if levels is None else (origin, levels, *followed)
-        image, total = self.unroll(step, len(slots), torch.cat((x, torch.zeros_like(x)), dim=1), inputs).chunk(2, dim=1)
-        return image, total
+        context = {**followed, _ORIGIN: origin} | ({} if levels is None else {_LEVEL: levels})
+        found = self.unroll(step, len(slots), {"image": x, "total": torch.zeros_like(x)}, context)
+        return found["image"], found["total"]
 
-    def _step(
-        self, slot: Slot, number: int, state: Tensor, noise: NoiseStream, ragged: bool, inputs: tuple[Tensor, ...]
-    ) -> Tensor:
-        """One slot's step of those rows that take it; ``inputs`` are the levels, if rows differ in them, and what is
-        followed."""
-        own, rest = (inputs[0], inputs[1:]) if ragged else (state.new_zeros(()), inputs)
-        if slot.rows is None:
-            return self._advance(slot, number, state, own, rest, noise)
-        chosen = [tensor[slot.rows] for tensor in (state, own, *rest)]
-        moved = self._advance(slot, number, chosen[0], chosen[1], tuple(chosen[2:]), noise.select(slot.rows))
-        return state.index_copy(0, slot.rows, moved)
+    def _step(self, slot: Slot, state: Tensor, noise: NoiseStream, context: Context) -> Tensor:
+        """One slot's step of those rows that take it."""
+        given: tuple[Any, ...] = (state, noise.at(step=slot.key), context)
+        x_t, stream, own = given if slot.rows is None else selected(given, slot.rows)
+        t, s = slot.times(own.get(_LEVEL, state.new_zeros(())))
+        moved = self.rows(self.reverse, Step(x_t, t, s, slot.key, stream, own))
+        return moved if slot.rows is None else state.index_copy(0, slot.rows, moved)
 
-    def _advance(
-        self, slot: Slot, number: int, x_t: Tensor, levels: Tensor, followed: tuple[Tensor, ...], noise: NoiseStream
-    ) -> Tensor:
-        t, s = slot.times(levels)
-        draws = self.draws(noise, number, slot.key, x_t)
-        count = len(draws)
 
-        def call(x_t: Tensor, t: Tensor, s: Tensor, *tensors: Tensor) -> Tensor:
-            return self.reverse(slot.key, x_t, t, s, tensors[:count], *tensors[count:])
+_LEVEL, _ORIGIN = "own level", "origin of the round"
 
-        return self.pieces(call, x_t, t, s, *draws, *followed)
+
+def _levels(context: Context, rows: Tensor, like: Tensor) -> Tensor:
+    return context[_LEVEL][rows] if _LEVEL in context else like.new_zeros(())
 
 
 def _resized(x: Tensor, size: int | None) -> Tensor:

@@ -54,8 +54,11 @@ def _gap(run: Run, group: Sequence[Run]) -> Gap | None:
     # (n, 2, 1 + rivals): clean and robust verdicts of the run and of its rivals, image by image
     verdicts = np.array([each.verdicts(run.target, common) for each in (run, *rivals)]).transpose(2, 1, 0)
     difference = float(above(verdicts.mean(0)))
-    means = resampled(verdicts.reshape(len(common), -1)).reshape(-1, *verdicts.shape[1:])
-    low, high = (float(q) for q in np.quantile(above(means), (0.025, 0.975)))
+    ends = []
+    for labels in [labels for each in (run, *rivals) for labels in each.dependences(common)] or [None]:
+        means = resampled(verdicts.reshape(len(common), -1), labels=labels).reshape(-1, *verdicts.shape[1:])
+        ends.append(tuple(float(q) for q in np.quantile(above(means), (0.025, 0.975))))
+    low, high = max(ends, key=lambda pair: pair[1] - pair[0])
     # The most of several is a little lucky: a difference leans against the run, and none is called worse.
     verdict = "better" if verdict_of(difference, low, high) == "better" else "undecided"
     compared = Comparison(difference, min(low, difference), max(high, difference), verdict)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from lustral.evaluation.levels import mean
 from lustral.reporting.curves import value_axis
 from lustral.reporting.runs import Run, num_images
 from lustral.reporting.style import CLEAN, INK, ROBUST, WIDTH, points, small_multiples, style
@@ -98,7 +97,8 @@ def score_curve(sweep: Sweep) -> Figure:
             scores = [run.statistic(f"score_{kind}") for run in sweep.runs]
             low, high = np.array([np.quantile(values, (0.1, 0.9)) for values in scores]).T
             axes.fill_between(sweep.values, low, high, color=colour, alpha=0.15, linewidth=0)
-            points(axes, sweep.values, [mean(values) for values in scores], colour, label, marker)
+            means = [run.statistic_mean(f"score_{kind}") for run in sweep.runs]
+            points(axes, sweep.values, means, colour, label, marker)
         value_axis(axes, sweep)
         axes.set_ylabel("norm of the perturbation score")
         axes.set_title(f"{method_in_short(first['defence'])}, n = {num_images(sweep.runs)}")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lustral.evaluation import compare
+from lustral.evaluation import Key, compare
 from lustral.evaluation.intervals import Comparison
 from lustral.reporting.runs import Run
 from lustral.reporting.sweeps import DERIVED
@@ -16,7 +16,7 @@ class Pair:
 
     Attributes:
         rule: the verdict rule that both attacks aimed at.
-        n: common images.
+        n: common images (of several replicates: verdicts on them).
         clean: difference of the clean accuracies.
         robust: difference of the robust accuracies.
     """
@@ -62,7 +62,8 @@ def _is_base_or_control(rival: Run, run: Run) -> bool:
     return same and {key: value for key, value in base.items() if key != "levels"} == rest
 
 
-def _common(reference: Run, run: Run) -> list[int]:
+def _common(reference: Run, run: Run) -> list[Key]:
+    """The (replicate, index) that both have."""
     return sorted(reference.records.keys() & run.records.keys())
 
 
@@ -77,7 +78,7 @@ def _obstacle(reference: Run, run: Run) -> str | None:
     common = _common(reference, run)
     if not common:
         return "they have no image in common"
-    if any(reference.records[index].label != run.records[index].label for index in common):
+    if any(reference.records[key].label != run.records[key].label for key in common):
         return "the labels of their images differ"
     return None
 
@@ -90,7 +91,9 @@ def _setting(run: Run, what: str) -> object:
 
 
 def _pair(reference: Run, run: Run) -> Pair:
-    indices = _common(reference, run)
-    first, second = (each.verdicts(run.target, indices) for each in (reference, run))
-    clean, robust = (compare(a, b) for a, b in zip(first, second, strict=True))
-    return Pair(run.name, reference.name, run.target, len(indices), clean, robust)
+    keys = _common(reference, run)
+    first, second = (each.verdicts(run.target, keys) for each in (reference, run))
+    # Whichever of the two judges groups: their differences depend on each other too.
+    clusters = [*reference.dependences(keys), *run.dependences(keys)]
+    clean, robust = (compare(a, b, clusters=clusters) for a, b in zip(first, second, strict=True))
+    return Pair(run.name, reference.name, run.target, len(keys), clean, robust)

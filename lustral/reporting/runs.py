@@ -7,9 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lustral.evaluation import Rate, Record, VerdictRule, all_rules, bootstrap, read_records
+from lustral.evaluation import Key, Rate, Record, VerdictRule, all_rules, bootstrap, read_records
 from lustral.evaluation.card import SCHEMA, verdicts
+from lustral.evaluation.dependence import dependences
 from lustral.evaluation.doubts import audited_records
+from lustral.evaluation.levels import mean
 from lustral.ratio import parse_ratio
 
 Card = dict[str, Any]
@@ -59,14 +61,21 @@ class Run:
         return self.card["defence"]["purifier"]["class"] != "Identity"
 
     @cached_property
-    def records(self) -> dict[int, Record]:
-        """The records that the card speaks of, by index; empty where only the card was kept."""
-        return read_records(self.folder / "records", self.card["indices"])
+    def records(self) -> dict[Key, Record]:
+        """The records that the card speaks of, by (replicate, index); empty where only the card was kept."""
+        replicates = range(self.card.get("replicates", 1))
+        return read_records(self.folder / "records", [(r, index) for r in replicates for index in self.card["indices"]])
 
-    def verdicts(self, rule: str, indices: Sequence[int] | None = None) -> tuple[list[float], list[float]]:
-        """How right it is on each clean and adversarial image, ``indices`` in their order (None: all)."""
-        chosen = self.records.values() if indices is None else [self.records[index] for index in indices]
-        return verdicts(list(chosen), self._rule(rule))
+    def verdicts(self, rule: str, keys: Sequence[Key] | None = None) -> tuple[list[float], list[float]]:
+        """How right it is on each clean and adversarial image, ``keys`` in their order (None: all)."""
+        return verdicts(self._chosen(keys), self._rule(rule))
+
+    def dependences(self, keys: Sequence[Key] | None = None) -> list[list[Key]]:
+        """In which ways these verdicts depend on each other (see `lustral.evaluation.dependence`)."""
+        return dependences(self._chosen(keys))
+
+    def _chosen(self, keys: Sequence[Key] | None) -> list[Record]:
+        return list(self.records.values()) if keys is None else [self.records[key] for key in keys]
 
     def audit_rates(self) -> dict[str, Rate]:
         """The audit's accuracies (`expected`) with intervals over the audited images; empty if no records."""
@@ -75,12 +84,18 @@ class Run:
         if not audited:
             return {}
         _, attacked = verdicts(audited, self._rule("expected"))
-        rates = {"attack": bootstrap(attacked)}
-        return rates | {name: bootstrap([r.audit[name] for r in audited]) for name in audited[0].audit}
+        clusters = dependences(audited)
+        rates = {"attack": bootstrap(attacked, clusters)}
+        return rates | {name: bootstrap([r.audit[name] for r in audited], clusters) for name in audited[0].audit}
 
     def statistic(self, name: str) -> list[float]:
         """A statistic of the records that have it, such as "level_clean" (see `lustral.evaluation.levels`)."""
         return [record.statistics[name] for record in self.records.values() if name in record.statistics]
+
+    def statistic_mean(self, name: str) -> Rate:
+        """Its mean with a 95 % interval over images, or groups of them."""
+        having = [record for record in self.records.values() if name in record.statistics]
+        return mean([record.statistics[name] for record in having], dependences(having))
 
     def _rule(self, name: str) -> VerdictRule:
         return next(rule for rule in all_rules(self.num_draws) if rule.name == name)

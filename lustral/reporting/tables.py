@@ -165,7 +165,17 @@ def _rules(runs: Sequence[Run]) -> Table:
         for rule, entry in run.card["verdicts"].items()
     ]
     note = "All rules judge the same stored draws. Intervals: Wilson; for `expected` a bootstrap over images."
-    return Table("rules", "All verdict rules", columns, rows, [note])
+    notes = [note, *(_groups_note(run) for run in runs if "groups" in run.card)]
+    return Table("rules", "All verdict rules", columns, rows, notes)
+
+
+def _groups_note(run: Run) -> str:
+    card = run.card
+    few = f" ({card['too_few_groups']})" if "too_few_groups" in card else ""
+    return (
+        f"{run.name} judges {card['group_size']} images together: all its intervals are a bootstrap over "
+        f"{card['groups']} groups{few}."
+    )
 
 
 def _pairs(runs: Sequence[Run]) -> Table:

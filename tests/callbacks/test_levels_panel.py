@@ -46,8 +46,8 @@ def test_every_round_is_scaled_and_none_leaves_the_schedule() -> None:
 def test_rows_and_captions_are_the_purified_images_and_their_classes() -> None:
     ssni, x, noise = _ssni(), images(3), stream(3)
     defence = Defence(ToyClassifier(), ssni)
-    own = ssni(x, noise)
-    half = _diffpure(50, 4)(x, noise)
+    own = ssni(x, noise, wants=["noised", "levels"])
+    half = _diffpure(50, 4)(x, noise, wants=["noised"])
     classes = [defence.classifier(each.images[0]).argmax(1).tolist() for each in (half, own)]
     labels = [classes[0][0], (classes[0][1] + 1) % 3, classes[0][2]]
     figure = levels_panel(defence, x, labels, NAMES, noise, (0.5,))

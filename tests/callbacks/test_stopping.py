@@ -121,8 +121,8 @@ def test_nobody_waits_for_a_process_that_has_ended(tmp_path: Path) -> None:
     other.stop()
     watch = Watch(tmp_path, "start")
     with pytest.raises(OSError, match=r"2 records are missing in .*: process 1 ended before .* type this"):
-        wait_for(records, [{0, 2}, {1, 3}], watch, "type this")
-    wait_for(records, [{0, 2}, set()], watch, "")  # it owes nothing
+        wait_for(records, [{(0, 0), (0, 2)}, {(0, 1), (0, 3)}], watch, "type this")
+    wait_for(records, [{(0, 0), (0, 2)}, set()], watch, "")  # it owes nothing
     watch.clear()
     assert not (tmp_path / ".processes").exists()
 
@@ -131,7 +131,7 @@ def test_a_process_that_gives_no_sign_is_given_up(tmp_path: Path, monkeypatch: p
     records = _records(tmp_path / "records", 0)
     monkeypatch.setattr(heartbeat, "PATIENCE_SECONDS", 0.0)
     with pytest.raises(OSError, match="process 1 ended"):
-        wait_for(records, [{0}, {1}], Watch(tmp_path, "start"), "")
+        wait_for(records, [{(0, 0)}, {(0, 1)}], Watch(tmp_path, "start"), "")
 
 
 def test_one_waits_for_a_process_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +143,7 @@ def test_one_waits_for_a_process_that_works(tmp_path: Path, monkeypatch: pytest.
         (records / "other.jsonl").write_text('{"index": 1, "label": 0}\n')
 
     monkeypatch.setattr("callbacks.finish.time.sleep", sleep)
-    wait_for(records, [{0}, {1}], Watch(tmp_path, "start"), "")
+    wait_for(records, [{(0, 0)}, {(0, 1)}], Watch(tmp_path, "start"), "")
     other.stop()
 
 

@@ -22,7 +22,7 @@ class _Returns(Purifier):
 
     returns: object = None
 
-    def run(self, x, context, noise):  # type: ignore[override]
+    def run(self, x, context, noise, wants):  # type: ignore[override]
         returns = type(self).returns
         return returns(x) if callable(returns) else returns
 

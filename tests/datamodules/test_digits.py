@@ -180,7 +180,7 @@ def test_three_processes_share_a_test_without_repeating(num_test: int) -> None:
     seen: list[int] = []
     for rank in range(3):
         module = Digits(batch_size=2, num_test=num_test)
-        module.trainer = SimpleNamespace(global_rank=rank, world_size=3)  # type: ignore[assignment]
+        module.trainer = SimpleNamespace(global_rank=rank, world_size=3, lightning_module=None)  # type: ignore[assignment]
         seen += [i for _, _, index in module.test_dataloader() for i in index.tolist()]
     assert sorted(seen) == sorted(Digits(num_test=num_test).test_indices)
 

@@ -1,6 +1,7 @@
 """APGD against a straight transcription of its algorithm, and the ratios of logits that AutoAttack ascends."""
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -15,15 +16,19 @@ from lustral.attacks import (
     APGDTargeted,
     Attack,
     Cases,
+    Deviation,
     DifferenceOfLogitsRatio,
     Engine,
     FirstOrderAttack,
     MeanLogitCrossEntropy,
+    Objective,
     RandomDirections,
     State,
     TargetedDifferenceOfLogitsRatio,
 )
 from lustral.attacks.apgd import checkpoints
+from lustral.attacks.first_order import likeliest_wrong_classes
+from lustral.attacks.objectives import TARGET, TargetMargin
 from lustral.evaluation import Defence, Fingerprint, make_card
 from lustral.noise import NoiseStream
 from lustral.purifiers import Identity, Purifier
@@ -260,12 +265,12 @@ def test_ratios_of_logits_have_closed_values() -> None:
     dlr = DifferenceOfLogitsRatio()(logits, y, {})
     torch.testing.assert_close(dlr, torch.tensor([-1.0, 1.0, 3.0, 4.0, 6.0]) / 3)
     target = torch.tensor([1, 0, 4, 2, 0])
-    aimed = TargetedDifferenceOfLogitsRatio().toward(target)
-    torch.testing.assert_close(aimed(logits, y, {}), torch.tensor([-1.0, 1.0, -3.0, 1.0, 6.0]) / 3.5)
-    torch.testing.assert_close(aimed(logits + 100, y, {}), aimed(logits, y, {}))
+    aimed = partial(TargetedDifferenceOfLogitsRatio(), given={TARGET: target})
+    torch.testing.assert_close(aimed(logits, y), torch.tensor([-1.0, 1.0, -3.0, 1.0, 6.0]) / 3.5)
+    torch.testing.assert_close(aimed(logits + 100, y), aimed(logits, y))
     equal = torch.ones(1, 2, 4)
     assert DifferenceOfLogitsRatio()(equal, y[:2], {}).tolist() == [0, 0]
-    assert TargetedDifferenceOfLogitsRatio().toward(y[:2])(equal, 1 - y[:2], {}).tolist() == [0, 0]
+    assert TargetedDifferenceOfLogitsRatio()(equal, 1 - y[:2], {}, {TARGET: y[:2]}).tolist() == [0, 0]
 
 
 def test_a_targeted_loss_is_row_wise_bit_for_bit_and_ranked_without_its_target() -> None:
@@ -273,12 +278,12 @@ def test_a_targeted_loss_is_row_wise_bit_for_bit_and_ranked_without_its_target()
     y = torch.randint(0, 10, (33,), generator=generator(1))
     target = (y + torch.randint(1, 10, (33,), generator=generator(2))) % 10
     objective = TargetedDifferenceOfLogitsRatio()
-    together = objective.toward(target)(logits, y, {})
+    together = objective(logits, y, {}, {TARGET: target})
     for first in range(0, 33, 7):
         rows = slice(first, first + 7)
-        assert torch.equal(objective.toward(target[rows])(logits[:, rows], y[rows], {}), together[rows])
+        assert torch.equal(objective(logits[:, rows], y[rows], {}, {TARGET: target[rows]}), together[rows])
     assert objective.separable
-    draws = torch.stack([objective.toward(target)(draw[None], y, {}) for draw in logits])
+    draws = torch.stack([objective(draw[None], y, {}, {TARGET: target}) for draw in logits])
     torch.testing.assert_close(draws.mean(0), together)
     assert torch.equal(objective.plain(logits, y, {}), DifferenceOfLogitsRatio()(logits, y, {}))
 
@@ -292,9 +297,9 @@ def test_the_engine_hands_every_row_its_own_target(rows: int) -> None:
 
     def folded(x: Tensor) -> Tensor:
         logits = defence(x.repeat(4, 1, 1, 1), noise.repeat(4)).logits
-        return objective.toward(target)(logits.view(4, 5, -1), y, {})
+        return objective(logits.view(4, 5, -1), y, {}, {TARGET: target})
 
-    answer = Engine(defence, rows).answer(x, y, noise, objective, 4, target=target)
+    answer = Engine(defence, rows).answer(x, y, noise, objective, 4, given={TARGET: target})
     torch.testing.assert_close(answer.loss, folded(x))
     torch.testing.assert_close(answer.rank, DifferenceOfLogitsRatio()(answer.logits, y, {}))
     assert relative_error(answer.gradient, central_differences(folded, x)) < 1e-6
@@ -336,8 +341,10 @@ def test_every_restart_leads_to_its_target() -> None:
     assert len(updates) == 4 * steps
     targets = attack.targets(engine, chosen, stream(30).fork("attack", "APGDTargeted", "targets"))
     ends = [engine.logits(updates[steps * r - 1][2].memory["best"], stream(30), 4) for r in (1, 2, 3, 4)]
-    losses = [TargetedDifferenceOfLogitsRatio().toward(target) for target in targets]
-    found = torch.stack([torch.stack([loss(end, chosen.labels, {}) for end in ends]) for loss in losses])
+    loss = TargetedDifferenceOfLogitsRatio()
+    found = torch.stack(
+        [torch.stack([loss(end, chosen.labels, {}, {TARGET: target}) for end in ends]) for target in targets]
+    )
     assert (found.argmax(1) == torch.arange(4)[:, None]).float().mean() > 0.8
     wrong = ends[0][0].argmax(1) != chosen.labels
     assert wrong.sum() > 10
@@ -379,9 +386,51 @@ def test_impossible_options_are_refused(build: Callable[[], Attack], message: st
         (PGD(2, objective=DifferenceOfLogitsRatio()), 2, "compares the 3 largest logits, but .* has 2 classes"),
         (APGDTargeted(2, 2), 3, "compares the 4 largest logits, but .* has 3 classes"),
         (APGDTargeted(2, 9), 5, "num_targets is 9, but a classifier of 5 classes has only 4 wrong ones"),
-        (PGD(2, objective=TargetedDifferenceOfLogitsRatio()), 5, "has no target class: use .*APGDTargeted"),
+        pytest.param(
+            lambda: PGD(2, objective=TargetedDifferenceOfLogitsRatio()),
+            5,
+            "takes the target of each image, which PGD does not choose: use .*APGDTargeted",
+            id="attack3-5-has no target class: use .*APGDTargeted",
+        ),
     ],
 )
-def test_attacks_that_the_classes_are_too_few_for_are_refused(attack: Attack, classes: int, message: str) -> None:
+def test_attacks_that_the_classes_are_too_few_for_are_refused(
+    attack: Attack | Callable[[], Attack], classes: int, message: str
+) -> None:
+    def run() -> None:
+        built = attack if isinstance(attack, Attack) else attack()
+        built(_engine(classes=classes), cases(3, classes=classes), LINF, NoiseStream(0, cases(3).index))
+
     with pytest.raises(ValueError, match=message):
-        attack(_engine(classes=classes), cases(3, classes=classes), LINF, NoiseStream(0, cases(3).index))
+        run()
+
+
+@pytest.mark.parametrize(
+    "objective", [TargetedDifferenceOfLogitsRatio(), TargetMargin(), Deviation(TargetMargin(), 1.0)]
+)
+@pytest.mark.parametrize("kind", [PGD, APGD])
+def test_what_an_objective_expects_is_asked_for_at_construction(kind: type[PGD | APGD], objective: Objective) -> None:
+    """Before any image; a steered objective expects what the one inside does. One that gives it is not refused."""
+    name = f"{type(objective).__name__} takes the target of each image, which {kind.__name__} does not choose"
+    with pytest.raises(ValueError, match=name):
+        kind(2, objective=objective)
+
+    class Choosing(kind):  # type: ignore[misc, valid-type]
+        gives = (TARGET,)
+
+        def targets(self, engine: Engine, cases: Cases, noise: NoiseStream) -> Tensor:
+            return likeliest_wrong_classes(engine, cases, noise, 1, 1)
+
+    if not objective.needs:
+        attack = Choosing(4, objective=objective)
+        updates = _watched(attack)
+        engine = _engine(NoisyPurifier(0.02), 5)
+        attack(engine, _right(engine, 6), LINF, stream(6))
+        assert all(TARGET in state.given for state, _, _ in updates)
+        assert updates[-1][1].loss.mean() > updates[0][1].loss.mean()
+
+
+def test_a_query_without_what_the_objective_expects_is_refused() -> None:
+    engine, chosen = _engine(classes=5), cases(3, classes=5)
+    with pytest.raises(ValueError, match="takes the target of each image, which nobody chose: use an attack that does"):
+        engine.answer(chosen.images, chosen.labels, stream(3), TargetedDifferenceOfLogitsRatio())

@@ -12,7 +12,7 @@ from lustral.attacks import PGD, Attack, Cases, Engine, Ensemble, MeanLogitCross
 from lustral.diffusion import EulerMaruyama, VPSchedule
 from lustral.diffusion.perturbation import EPS
 from lustral.evaluation import Defence
-from lustral.purifiers import GNSP, SSNI, DiffPure, SigmoidLevels
+from lustral.purifiers import GNSP, SSNI, DiffPure, SigmoidLevels, Variant
 from lustral.threat import ThreatModel
 from tests.contracts import SmoothDenoiser, ToyClassifier, images, stored_scores, stream
 
@@ -60,7 +60,7 @@ def test_an_attack_config_runs_against_a_purifier_with_levels(path: Path, digit_
     shape = (3, 32, 32) if path.stem.startswith("cifar10") else (1, 8, 8)
     chosen = Cases(images(2, shape), torch.tensor([0, 2]), stream(2).index)
     defence = Defence(ToyClassifier(5, shape), _ssni(shape))
-    clean = defence(chosen.images, stream(2))
+    clean = defence(chosen.images, stream(2), wants=["levels"])
     assert 10 < clean.trace["levels"].amin() < clean.trace["levels"].amax() < 104
     result = attack(Engine(defence, 4), chosen, ThreatModel("linf", "64/255"), stream(2))
     assert not result.failed.any()
@@ -145,9 +145,18 @@ def test_the_digits_attacks_differ_only_in_what_they_are_named_for(digit_weights
         for member in members:
             assert isinstance(member, PGD)
             assert (member.num_steps, member.eot, member.step_size, member.random_start) == (20, 8, None, True)
-            modes.add(member.gradient)
+            assert member.gradient == "exact"
+            variant = member.surrogate
+            changes = tuple(variant.changes.items()) if isinstance(variant, Variant) else ()
+            modes.add((type(variant).__name__, changes, member.context))
         if isinstance(attack, Ensemble):
-            kinds = [(m.gradient, type(m.objective).__name__) for m in members if isinstance(m, PGD)]
+            kinds = [(m.sees_the_defence, type(m.objective).__name__) for m in members if isinstance(m, PGD)]
             assert len(kinds) > 5
-            assert kinds[0] == ("exact", "CrossEntropy"), "the first member is the plain adaptive attack"
-    assert modes == {"exact", "straight_through", "smooth", "frozen"}
+            assert kinds[0] == (True, "CrossEntropy"), "the first member is the plain adaptive attack"
+    assert modes == {
+        ("NoneType", (), "own"),
+        ("Variant", (("rounding", "straight_through"),), "own"),
+        ("Variant", (("rounding", False),), "own"),
+        ("NoneType", (), "clean"),
+        ("DiffPure", (), "own"),
+    }

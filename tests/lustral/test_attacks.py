@@ -3,7 +3,7 @@
 A new attack joins by one row in `ATTACKS`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 import pytest
@@ -33,7 +33,7 @@ from lustral.attacks import (
 from lustral.diffusion import EulerMaruyama, VPSchedule
 from lustral.evaluation import Defence
 from lustral.noise import NoiseStream
-from lustral.purifiers import DiffPure, GradientMode, Identity, Purifier
+from lustral.purifiers import Context, DiffPure, GradientMode, Identity, Purifier, Variant
 from lustral.threat import ThreatModel
 from tests.contracts import (
     NoisyPurifier,
@@ -151,12 +151,17 @@ def test_a_perturbed_image_is_kept_for_cases_that_hold_out(name: str) -> None:
         random = True
 
         def __call__(
-            self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact", anchor: Tensor | None = None
+            self,
+            x: Tensor,
+            noise: NoiseStream,
+            gradient: GradientMode = "exact",
+            context: Context | None = None,
+            wants: Collection[str] = frozenset(),
         ) -> Judged:
             row = (noise.index[:, None] == chosen.index[None]).int().argmax(1)
             return Judged(right[row] + 0.1 * x.flatten(1)[:, :classes])
 
-        def with_purifier(self, purifier: Purifier) -> "Unbroken":
+        def with_purifier(self, purifier: Purifier | Variant) -> "Unbroken":
             return self
 
     result = build()(Engine(Unbroken(), ROWS), chosen, threat, stream(6))
@@ -240,12 +245,17 @@ def test_nan_in_the_victim_is_reported_and_not_attacked_away(name: str) -> None:
         random = True
 
         def __call__(
-            self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact", anchor: Tensor | None = None
+            self,
+            x: Tensor,
+            noise: NoiseStream,
+            gradient: GradientMode = "exact",
+            context: Context | None = None,
+            wants: Collection[str] = frozenset(),
         ) -> Judged:
             logits = inner(x, noise, gradient).logits
             return Judged(logits * torch.where(noise.index == bad, torch.nan, 1.0)[:, None])
 
-        def with_purifier(self, purifier: Purifier) -> Defence:
+        def with_purifier(self, purifier: Purifier | Variant) -> Defence:
             return inner.with_purifier(purifier)
 
     result = build()(Engine(Broken(), ROWS), chosen, threat, stream(6))
@@ -330,6 +340,58 @@ def test_random_directions_refuse_nothing_to_try(options: dict) -> None:
         RandomDirections(**options)
 
 
+# Asking ------------------------------------------------------------
+
+
+class Smoothed(PGD):
+    """The mean of the gradients at the query and at a point beside it, on draws of their own."""
+
+    def ask(self, source: Engine, state: State, noise: NoiseStream, aim: Tensor | None) -> Answer:
+        answer = super().ask(source, state, noise, aim)
+        beside = replace(state, query=(state.query + 0.01).clamp(0, 1))
+        other = super().ask(source, beside, noise.fork("beside"), aim)
+        return replace(answer, gradient=(answer.gradient + other.gradient) / 2)
+
+
+def test_an_attack_may_ask_twice_a_step() -> None:
+    """Its steps are those of the mean gradient, put together by hand from the engine's answers; what ranks an iterate
+    is the loss of the query alone, and everything else is the base's."""
+    chosen, recording = cases(9), Recording(DEFENCES["noisy"]())
+    engine, attack, steps = Engine(recording, ROWS), Smoothed(4, eot=3, random_start=False, selection="last"), []
+    update = attack.update
+
+    def watching(state: State, answer: Answer) -> State:
+        steps.append((state, answer, update(state, answer)))
+        return steps[-1][2]
+
+    attack.update = watching  # type: ignore[method-assign]
+    found = attack(engine, chosen, LINF, stream(9))
+    chunks = -(-9 * 3 // ROWS)
+    assert len(recording.calls) == 4 * 2 * chunks
+    own = stream(9).fork("attack", "Smoothed").at(restart=0).fork("gradient")
+    query, objective = chosen.images, attack.objective
+    for k, (state, answer, after) in enumerate(steps):
+        assert torch.equal(state.query, query)
+        draws = own.at(iteration=k)
+        here = engine.answer(query, chosen.labels, draws, objective, 3)
+        there = engine.answer((query + 0.01).clamp(0, 1), chosen.labels, draws.fork("beside"), objective, 3)
+        gradient = (here.gradient + there.gradient) / 2
+        assert torch.equal(answer.gradient, gradient)
+        assert torch.equal(answer.rank, here.rank)
+        query = LINF.project(query + attack.step_length(LINF) * gradient.sign(), chosen.images)
+        assert torch.equal(after.query, query)
+    assert torch.equal(found.images, LINF.project(query, chosen.images))
+
+
+@pytest.mark.parametrize("defence", ["undefended", "noisy"])
+def test_asking_twice_keeps_an_image_independent_of_its_batch(defence: str) -> None:
+    chosen, attack = cases(10), Smoothed(6, eot=2, selection_draws=4)
+    together = attack(Engine(DEFENCES[defence](), ROWS), chosen, LINF, stream(10)).images
+    for part in torch.randperm(10, generator=generator(3)).split([7, 3]):
+        alone = attack(Engine(DEFENCES[defence](), ROWS), chosen.select(part), LINF, stream(10).select(part)).images
+        assert torch.equal(alone, together[part])
+
+
 # Deciding ------------------------------------------------------------
 
 
@@ -359,7 +421,12 @@ def test_a_random_defence_is_never_decided_by_one_look() -> None:
         random = True
 
         def __call__(
-            self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact", anchor: Tensor | None = None
+            self,
+            x: Tensor,
+            noise: NoiseStream,
+            gradient: GradientMode = "exact",
+            context: Context | None = None,
+            wants: Collection[str] = frozenset(),
         ) -> Judged:
             recording.append(len(x))
             row = (noise.index[:, None] == chosen.index[None]).int().argmax(1)

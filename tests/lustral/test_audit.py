@@ -2,7 +2,7 @@
 evaluations are not suspected."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
@@ -114,12 +114,12 @@ class Sparing(PGD):
 class TowardsTheTruth(Objective):
     """A targeted loss whose target is the wrong one."""
 
-    def __call__(self, logits: Tensor, y: Tensor, trace: dict[str, Tensor]) -> Tensor:
+    def __call__(self, logits: Tensor, y: Tensor, trace: Any = None, given: Any = None) -> Tensor:
         return -F.cross_entropy(logits[0], y, reduction="none")
 
 
 class NotANumber(Objective):
-    def __call__(self, logits: Tensor, y: Tensor, trace: dict[str, Tensor]) -> Tensor:
+    def __call__(self, logits: Tensor, y: Tensor, trace: Any = None, given: Any = None) -> Tensor:
         return logits.mean((0, 2)) * torch.nan
 
 
@@ -185,7 +185,7 @@ class Through(Purifier):
     def described(self) -> dict[str, Any]:
         return {"function": self.function.__name__, "random": self.random}
 
-    def run(self, x: Tensor, context: Context, noise: NoiseStream) -> Purified:
+    def run(self, x: Tensor, context: Context, noise: NoiseStream, wants: Collection[str]) -> Purified:
         return Purified(self.function(x, noise)[None])
 
 

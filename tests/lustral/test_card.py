@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,7 @@ class Detaching(Purifier):
 
     random = False
 
-    def run(self, x: Tensor, context: Context, noise: NoiseStream) -> Purified:
+    def run(self, x: Tensor, context: Context, noise: NoiseStream, wants: Collection[str]) -> Purified:
         return Purified(x.detach().clone()[None])
 
 
@@ -134,14 +134,14 @@ class Misleading(Purifier):
 
     random = False
 
-    def run(self, x: Tensor, context: Context, noise: NoiseStream) -> Purified:
+    def run(self, x: Tensor, context: Context, noise: NoiseStream, wants: Collection[str]) -> Purified:
         return Purified((2 * x.detach() - x)[None])
 
 
 class Rounding(Purifier):
     """Sabotage: the exact gradient is zero, the straight-through one is not; and a little noise on top."""
 
-    def run(self, x: Tensor, context: Context, noise: NoiseStream) -> Purified:
+    def run(self, x: Tensor, context: Context, noise: NoiseStream, wants: Collection[str]) -> Purified:
         return Purified((torch.round(x * 16) / 16 + 0.02 * noise.normal(x.shape[1:], dtype=x.dtype))[None])
 
 
@@ -152,7 +152,7 @@ class Constant(Purifier):
         super().__init__()
         self.good = good
 
-    def run(self, x: Tensor, context: Context, noise: NoiseStream) -> Purified:
+    def run(self, x: Tensor, context: Context, noise: NoiseStream, wants: Collection[str]) -> Purified:
         row = (noise.index // 3) % len(self.good)
         return Purified((self.good[row] + 1e-3 * x + 1e-4 * noise.normal(x.shape[1:], dtype=x.dtype))[None])
 
@@ -243,7 +243,7 @@ def test_failed_samples_count_as_broken_and_make_the_card_suspect() -> None:
 
 def test_nan_in_a_victim_ends_as_failed_records_and_a_suspect_card() -> None:
     class Sometimes(Purifier):
-        def run(self, x: Tensor, context: Context, noise: NoiseStream) -> Purified:
+        def run(self, x: Tensor, context: Context, noise: NoiseStream, wants: Collection[str]) -> Purified:
             scale = torch.where(noise.index == 6, torch.nan, 1.0).view(-1, 1, 1, 1)
             return Purified(((x + 0.02 * noise.normal(x.shape[1:], dtype=x.dtype)) * scale)[None])
 

@@ -22,11 +22,10 @@ def test_calls_of_an_evaluation(network: str, kept: bool, rows: int) -> None:
     else:
         denoiser = SongUNetDenoiser(8, 1, 8, (1, 2), 1, ())
     purifier = DiffPure(denoiser, EulerMaruyama(), 30, steps)
-    purifier.graph_budget = torch.inf if kept else 0.0
     attack = PGD(iterations, eot=eot, selection="last")
-    evaluator = Evaluator(
-        Defence(WideResNet(10, 1, 3, 1, 8), purifier), attack, ThreatModel("linf", 0.1), Protocol(draws, 0), 0, rows
-    )
+    defence, threat = Defence(WideResNet(10, 1, 3, 1, 8), purifier), ThreatModel("linf", 0.1)
+    budget = torch.inf if kept else 0.0
+    evaluator = Evaluator(defence, attack, threat, Protocol(draws, 0), 0, rows, graph_budget=budget)
     cases = Cases(images(count, (1, 8, 8)), torch.arange(count) % 3, torch.arange(count))
     evaluator.evaluate(cases, torch.zeros(count, dtype=torch.bool))
     gradients = count * iterations * eot

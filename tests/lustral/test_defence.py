@@ -1,11 +1,15 @@
 """The defence: classifier after purifier, frozen, views merged; and the same defence with its noise known."""
 
+from collections.abc import Collection
+from typing import ClassVar
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lustral.attacks import PGD, Engine
-from lustral.evaluation import Defence
+from lustral.attacks import PGD, CrossEntropy, Engine, MeanLogitMargin
+from lustral.describe import describe
+from lustral.evaluation import Defence, Evaluator, Protocol
 from lustral.evaluation.audit import KnownNoise
 from lustral.evaluation.cost import LiveBytes
 from lustral.noise import NoiseStream
@@ -23,11 +27,15 @@ class Views(Purifier):
         super().__init__()
         self.bound: list[nn.Module] = []
 
+    offers: ClassVar = {"brightness": "(B,) the mean of the pixels"}
+
     def bind(self, classifier: nn.Module) -> None:
+        super().bind(classifier)
         self.bound.append(classifier)
 
-    def run(self, x: Tensor, context: Context, noise: NoiseStream) -> Purified:
-        return Purified(torch.stack((x, 0.5 * x, 1 - x)), {"brightness": x.detach().flatten(1).mean(1)})
+    def run(self, x: Tensor, context: Context, noise: NoiseStream, wants: Collection[str]) -> Purified:
+        brightness = {"brightness": x.detach().flatten(1).mean(1)} if wants else {}
+        return Purified(torch.stack((x, 0.5 * x, 1 - x)), brightness)
 
 
 def test_a_defence_is_the_classifier_after_the_purifier() -> None:
@@ -42,7 +50,7 @@ def test_a_defence_is_the_classifier_after_the_purifier() -> None:
 
 def test_views_are_merged_by_their_mean_logits() -> None:
     classifier, x = ToyClassifier(), images(4)
-    judged = Defence(classifier, Views())(x, stream(4))
+    judged = Defence(classifier, Views())(x, stream(4), wants=["brightness"])
     expected = (classifier(x) + classifier(0.5 * x) + classifier(1 - x)) / 3
     torch.testing.assert_close(judged.logits, expected)
     torch.testing.assert_close(judged.trace["brightness"], x.flatten(1).mean(1))
@@ -52,11 +60,40 @@ def test_the_purifier_sees_the_victim_before_any_image() -> None:
     classifier, purifier = ToyClassifier(), Views()
     Defence(classifier, purifier)
     assert purifier.bound == [classifier]
+    assert purifier.victim is classifier
+    assert not list(purifier.parameters()), "the victim is shown, and is no part of the purifier"
+    assert describe(purifier) == describe(Views())
+
+
+def test_views_that_vote_are_counted_and_differentiated_one_by_one() -> None:
+    classifier, x = ToyClassifier(), images(6)
+    views = torch.stack([classifier(each) for each in (x, 0.5 * x, 1 - x)])
+    judged = Defence(classifier, Views(), "vote")(x, stream(6))
+    expected = torch.nn.functional.one_hot(views.argmax(-1), 3).sum(0).float()
+    assert torch.equal(judged.logits, expected)
+    assert judged.views is not None
+    torch.testing.assert_close(judged.views, views)
+    with pytest.raises(ValueError, match="merge is 'max'; it may be mean, vote"):
+        Defence(classifier, Views(), "max")  # type: ignore[arg-type]
+    y = torch.zeros(6, dtype=torch.int64)
+    for objective in (CrossEntropy(), MeanLogitMargin()):
+        leaf = x.clone().requires_grad_()
+        seen = torch.stack([classifier(each) for each in (leaf, 0.5 * leaf, 1 - leaf)])
+        (gradient,) = torch.autograd.grad(objective(seen, y).sum(), leaf)
+        answer = Engine(Defence(classifier, Views(), "vote"), 4).answer(x, y, stream(6), objective)
+        torch.testing.assert_close(answer.gradient, gradient)
+        torch.testing.assert_close(answer.loss, objective(seen, y).detach())
+        assert torch.equal(answer.logits[0], expected)
+        assert torch.equal(answer.rank, objective(expected[None], y)), "ranked by the merged answer"
 
 
 def test_both_parts_are_frozen_and_the_input_is_not() -> None:
+    """In an evaluation; a training uses the same class, and freezes nothing."""
     classifier = ToyClassifier().train()
     defence = Defence(classifier, NoisyPurifier())
+    assert classifier.training
+    assert all(parameter.requires_grad for parameter in classifier.parameters())
+    Evaluator(defence, PGD(1), ThreatModel("linf", 0.1), Protocol(1), seed=0, rows=4)
     assert not classifier.training
     assert not any(parameter.requires_grad for parameter in defence.parameters())
     leaf = images(2).requires_grad_()
@@ -81,9 +118,9 @@ def test_an_attack_sees_fresh_noise_at_every_iteration_and_restart() -> None:
     asked: list[NoiseStream] = []
 
     class Watching(NoisyPurifier):
-        def run(self, x: Tensor, context: Context, noise: NoiseStream) -> Purified:
+        def run(self, x: Tensor, context: Context, noise: NoiseStream, wants: Collection[str]) -> Purified:
             asked.append(noise)
-            return super().run(x, context, noise)
+            return super().run(x, context, noise, wants)
 
     attack = PGD(4, restarts=2, eot=3, selection_draws=2)
     attack(Engine(Defence(ToyClassifier(), Watching()), 16), cases(5), ThreatModel("linf", 0.1), stream(5))

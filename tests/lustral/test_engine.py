@@ -1,7 +1,8 @@
 """The engine and what it ascends: chunks of R rows, EOT, gradients of any objective."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import ClassVar
 
 import pytest
 import torch
@@ -54,8 +55,10 @@ OBJECTIVES: dict[str, Objective] = {
 class Tracing(NoisyPurifier):
     """Has all that an objective may need in its trace, of an image and a draw."""
 
-    def run(self, x: Tensor, context: Context, noise: NoiseStream) -> Purified:
-        images = super().run(x, context, noise).images
+    offers: ClassVar = {"score": "(B,)", "deviation": "(B,)"}
+
+    def run(self, x: Tensor, context: Context, noise: NoiseStream, wants: Collection[str]) -> Purified:
+        images = super().run(x, context, noise, wants).images
         score = 1 + (images[0].double() ** 2).flatten(1).sum(1)
         return Purified(images, {"score": score, "deviation": torch.sin(3 * images[0].double()).flatten(1).sum(1)})
 
@@ -224,7 +227,7 @@ def test_the_gradient_is_the_whole_expressions(name: str, rows: int) -> None:
     x, y, noise = images(5, dtype=torch.float64), cases(5).labels, stream(5)
 
     def folded(x: Tensor) -> Tensor:
-        judged = defence(x.repeat(4, 1, 1, 1), noise.repeat(4))
+        judged = defence(x.repeat(4, 1, 1, 1), noise.repeat(4), wants=objective.needs)
         trace = {name: judged.trace[name].view(4, 5) for name in objective.needs}
         return objective(judged.logits.view(4, 5, -1), y, trace)
 
@@ -281,15 +284,15 @@ def test_a_loss_that_rests_once_a_draw_is_wrong_hides_no_gradient() -> None:
 @pytest.mark.parametrize("name", ["lower_score", "deviation"])
 def test_an_objective_that_would_be_blind_is_refused_at_the_first_query(name: str) -> None:
     x, y = images(3), cases(3).labels
-    with pytest.raises(ValueError, match=r"follows the (score|deviation) in the purifier, but .* has only nothing"):
+    with pytest.raises(ValueError, match=r"The trace of Identity has no (score|deviation); it offers nothing"):
         Engine(DEFENCES["undefended"](), ROWS).answer(x, y, stream(3), OBJECTIVES[name])
 
     class Detached(Tracing):
-        def run(self, x: Tensor, context: Context, noise: NoiseStream) -> Purified:
-            purified = super().run(x, context, noise)
+        def run(self, x: Tensor, context: Context, noise: NoiseStream, wants: Collection[str]) -> Purified:
+            purified = super().run(x, context, noise, wants)
             return Purified(purified.images, {key: values.detach() for key, values in purified.trace.items()})
 
-    with pytest.raises(ValueError, match=r"gradient 'exact' of this purifier takes it as a constant"):
+    with pytest.raises(ValueError, match=r"follows the (score|deviation), but this purifier takes it as a constant"):
         Engine(Defence(ToyClassifier(), Detached()), ROWS).answer(x, y, stream(3), OBJECTIVES[name])
 
 

@@ -1,19 +1,34 @@
 """FAB: projections against a linear program and bisection, exact distances of linear classifiers, a straight walk."""
 
 import math
+from collections.abc import Collection
 
 import pytest
 import torch
 from scipy.optimize import linprog
 from torch import Tensor
 
-from lustral.attacks import FAB, Answer, Cases, Engine, Judged, State
+from lustral.attacks import (
+    FAB,
+    Answer,
+    Cases,
+    Engine,
+    Ensemble,
+    FirstOrderAttack,
+    GradientAttack,
+    Judged,
+    Square,
+    State,
+    gradient_attacks,
+    surrogates,
+)
 from lustral.attacks.fab import to_hyperplane
-from lustral.attacks.first_order import MEASURES
-from lustral.attacks.objectives import TargetMargin
+from lustral.attacks.first_order import MEASURES, likeliest_wrong_classes
+from lustral.attacks.objectives import TARGET, TargetMargin
 from lustral.evaluation import Defence
+from lustral.evaluation.probes import on_the_defence, twice_the_steps
 from lustral.noise import NoiseStream
-from lustral.purifiers import GradientMode, Identity
+from lustral.purifiers import Context, GradientMode, Identity, Variant
 from lustral.threat import ThreatModel
 from tests.contracts import (
     NoisyPurifier,
@@ -45,7 +60,12 @@ class Linear:
         return x.flatten(1).double() @ self.weights.T + self.offsets
 
     def __call__(
-        self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact", anchor: Tensor | None = None
+        self,
+        x: Tensor,
+        noise: NoiseStream,
+        gradient: GradientMode = "exact",
+        context: Context | None = None,
+        wants: Collection[str] = frozenset(),
     ) -> Judged:
         return Judged(self.logits(x).to(x.dtype))
 
@@ -271,7 +291,7 @@ def test_images_that_are_wrong_at_once_come_back_untouched_and_cost_nothing_more
 def test_targets_are_the_most_likely_wrong_classes() -> None:
     victim = Linear()
     chosen = victim.cases(30)
-    found = FAB(1, 2).targets(Engine(victim, 8), chosen, stream(30))
+    found = likeliest_wrong_classes(Engine(victim, 8), chosen, stream(30), 1, 2)
     for b, logits in enumerate(victim.logits(chosen.images)):
         ranked = [k for k in logits.argsort(descending=True).tolist() if k != int(chosen.labels[b])]
         assert found[:, b].tolist() == ranked
@@ -282,10 +302,13 @@ def test_targets_are_the_most_likely_wrong_classes() -> None:
 def test_the_objective_is_the_targets_logit_minus_the_true_one() -> None:
     logits = torch.tensor([[[1.0, 2.0, 4.0], [0.0, 0.0, 5.0]], [[3.0, 2.0, 0.0], [1.0, 3.0, 5.0]]])
     y, target = torch.tensor([0, 2]), torch.tensor([2, 1])
-    assert TargetMargin().toward(target)(logits, y, {}).tolist() == [0.0, -3.5]
+    assert TargetMargin()(logits, y, {}, {TARGET: target}).tolist() == [0.0, -3.5]
     assert TargetMargin().plain(logits, y, {}).tolist() == [1.0, -3.5]
-    with pytest.raises(ValueError, match="TargetMargin has no target class: use an attack that chooses"):
-        TargetMargin()(logits, y, {})
+    engine, chosen = Engine(Linear(), 8), cases(2)
+    with pytest.raises(
+        ValueError, match="TargetMargin takes the target of each image, which nobody chose: use an attack"
+    ):
+        engine.answer(chosen.images, chosen.labels, stream(2), TargetMargin())
 
 
 def test_gradients_of_zero_lead_nowhere_and_are_counted() -> None:
@@ -316,7 +339,12 @@ def test_a_random_defence_without_a_signal_is_not_broken_by_looking_often() -> N
         random = True
 
         def __call__(
-            self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact", anchor: Tensor | None = None
+            self,
+            x: Tensor,
+            noise: NoiseStream,
+            gradient: GradientMode = "exact",
+            context: Context | None = None,
+            wants: Collection[str] = frozenset(),
         ) -> Judged:
             row = (noise.index[:, None] == chosen.index[None]).int().argmax(1)
             signs = torch.where(noise.fork("flicker").uniform((1,)) > 0.024, 1.0, -1.0)
@@ -370,6 +398,37 @@ def test_a_surrogate_lends_its_gradients_only() -> None:
     noisy = FAB(6, 2, eot=4, surrogate=NoisyPurifier(0.05))(engine, chosen, threat, stream(8))
     assert (engine.logits(noisy.images, stream(8))[0].argmax(1) != chosen.labels).all()
     assert not torch.equal(own.images, noisy.images)
+
+
+def test_it_follows_gradients_and_takes_no_steps_of_its_own() -> None:
+    """The audit asks of it what it asks of every attack with gradients, also as a member of an ensemble."""
+    attack, surrogate = FAB(4, 2), NoisyPurifier(0.05)
+    other = FAB(4, 2, surrogate=surrogate)
+    assert isinstance(attack, GradientAttack)
+    assert not isinstance(attack, FirstOrderAttack)
+    assert gradient_attacks(attack) == [attack]
+    assert gradient_attacks(Ensemble([Square(5), attack, Ensemble([other])])) == [attack, other]
+    assert surrogates(Ensemble([attack, other, FAB(2, 1, surrogate=surrogate)])) == [surrogate]
+    assert attack.sees_the_defence
+    assert not other.sees_the_defence
+    doubled = twice_the_steps(attack)
+    assert isinstance(doubled, FAB)
+    assert (doubled.num_steps, doubled.num_targets, attack.num_steps) == (8, 2, 4)
+    direct = on_the_defence(FAB(4, 2, surrogate=surrogate, eta=1.2), ["exact", "bpda"])
+    assert isinstance(direct, FAB)
+    assert (direct.surrogate, direct.eta, direct.sees_the_defence) == (None, 1.2, True)
+
+
+def test_a_variant_and_a_held_context_lend_their_gradients_too() -> None:
+    chosen, threat = right_cases(8), ThreatModel("linf", 0.3)
+    engine = Engine(Defence(ToyClassifier(), NoisyPurifier(0.2)), 8)
+    variant, full = (
+        FAB(3, 2, eot=2, selection_draws=2, surrogate=each)(engine, chosen, threat, stream(8)).images
+        for each in (Variant({"std": 0.05}), NoisyPurifier(0.05))
+    )
+    assert torch.equal(variant, full)
+    with pytest.raises(ValueError, match="context is clean, but nothing that NoisyPurifier decides"):
+        FAB(3, 2, context="clean")(engine, chosen, threat, stream(8))
 
 
 @pytest.mark.parametrize(

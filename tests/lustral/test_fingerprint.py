@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -63,9 +64,9 @@ def test_the_attack_and_both_verdicts_see_streams_of_their_own() -> None:
     seen: list[tuple[str, ...]] = []
 
     class Watching(NoisyPurifier):
-        def run(self, x: Tensor, context: Context, noise: NoiseStream) -> Purified:
+        def run(self, x: Tensor, context: Context, noise: NoiseStream, wants: Collection[str]) -> Purified:
             seen.append(noise.path)
-            return super().run(x, context, noise)
+            return super().run(x, context, noise, wants)
 
     evaluator = toy_evaluator(Watching(0.05), PGD(2, selection_draws=2), audit_images=0)
     evaluator.evaluate(right_cases(8), torch.zeros(8, dtype=torch.bool))
@@ -91,7 +92,7 @@ from lustral.purifiers import Purified, Purifier
 
 class Mine(Purifier):
     random = False
-    def run(self, x, context, noise):
+    def run(self, x, context, noise, wants):
         return Purified(strength() * x[None])
 """
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lustral.diffusion import EDMSchedule, LinearSchedule, VPSchedule
 from lustral.diffusion.solvers import Variance
-from lustral.purifiers import GDMP
+from lustral.purifiers import GDMP, MSEGuidance
 from tests.contracts import SmoothDenoiser, VariedDenoiser, images, stream
 
 SHAPE = (1, 4, 4)
@@ -42,7 +42,10 @@ def test_gdmp_is_guided_ancestral_sampling(kept: list[int], options: dict[str, A
     denoiser, table = VariedDenoiser(LinearSchedule(), SHAPE), _tables(kept)
     x, noise, scale, budget = images(3, SHAPE, dtype=torch.float64), stream(3), 2000.0, 8 / 255
     slowness = 2.0 * budget / (3.0 * scale)
-    purifier = GDMP(denoiser, num_rounds=2, scale=scale, budget=budget, reference_batch=1, variance=variance, **options)
+    options = dict(options)
+    reference = options.pop("reference", "noised")
+    guidance = MSEGuidance(reference, 1)
+    purifier = GDMP(denoiser, guidance, num_rounds=2, scale=scale, budget=budget, variance=variance, **options)
     origin = 2.0 * x - 1.0
     state, offset = origin, options.get("noise_offset", 0)
     for number in range(2):
@@ -60,7 +63,7 @@ def test_gdmp_is_guided_ancestral_sampling(kept: list[int], options: dict[str, A
             elif variance == "learned":
                 own = (v * np.log(beta) + (1 - v) * np.log(clipped)).exp()
             target = origin
-            if options.get("reference") != "clean":
+            if reference != "clean":
                 drawn = noise.fork("guide").normal(SHAPE, round=number, step=key, dtype=torch.float64)
                 target = abar**0.5 * origin + (1 - abar) ** 0.5 * drawn
             gradient = (1 - abar) ** 0.5 / abar**0.5 / slowness * 2.0 * (target - state) / 16
@@ -76,14 +79,14 @@ def test_gdmp_is_guided_ancestral_sampling(kept: list[int], options: dict[str, A
 def test_the_learned_variance_costs_no_second_call() -> None:
     denoiser, calls = VariedDenoiser(LinearSchedule(), SHAPE), []
     denoiser.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
-    purifier = GDMP(denoiser, 60, 3, 2, scale=20.0, reference_batch=1, variance="learned")
+    purifier = GDMP(denoiser, MSEGuidance("noised", 1), 60, 3, 2, scale=20.0, variance="learned")
     purifier(images(2, SHAPE, dtype=torch.float64), stream(2))
     assert calls == [2] * 6
 
 
 def test_the_pull_of_a_round_is_the_sum_of_its_steps() -> None:
     """2.61 at the published scale with one image a batch; the last step's variance is 5.45e-5, not 1e-4."""
-    purifier = GDMP(SmoothDenoiser(LinearSchedule(), (3, 32, 32)), reference_batch=1)
+    purifier = GDMP(SmoothDenoiser(LinearSchedule(), (3, 32, 32)), MSEGuidance("noised", 1))
     betas = np.linspace(1e-4, 0.02, 1000)[:36]
     abar = np.cumprod(1.0 - betas)
     variances = np.append(betas[1] * (1 - abar[0]) / (1 - abar[1]), betas[1:])
@@ -96,7 +99,7 @@ def test_the_pull_of_a_round_is_the_sum_of_its_steps() -> None:
 
 def test_in_continuous_time_a_step_has_the_variance_that_its_noise_has() -> None:
     """There is no step to the clean image, so nothing is clipped: the factors are beta's."""
-    purifier = GDMP(SmoothDenoiser(VPSchedule(), SHAPE), 60, 3, reference_batch=1)
+    purifier = GDMP(SmoothDenoiser(VPSchedule(), SHAPE), MSEGuidance("noised", 1), 60, 3)
     schedule, pull = purifier.denoiser.schedule, 0.0
     for t, s in itertools.pairwise(schedule.grid(60, 3)):
         beta = 1.0 - float((schedule.alpha(t) / schedule.alpha(s)).square())
@@ -108,9 +111,9 @@ def test_in_continuous_time_a_step_has_the_variance_that_its_noise_has() -> None
 def test_a_level_that_is_differentiated_meets_no_root_of_zero(variance: Variance) -> None:
     """One step from a level of its own to the clean image, where the variance is 0."""
     denoiser = SmoothDenoiser(EDMSchedule(), SHAPE)
-    purifier = GDMP(denoiser, 300, 1, 1, scale=0.001, reference_batch=1, variance=variance)
+    purifier = GDMP(denoiser, MSEGuidance("noised", 1), 300, 1, 1, scale=0.001, variance=variance)
     levels = torch.tensor([[280.0], [120.0]], dtype=torch.float64, requires_grad=True)
-    out = purifier.run(images(2, SHAPE, dtype=torch.float64), {"levels": levels}, stream(2)).images
+    out = purifier.walk(images(2, SHAPE, dtype=torch.float64), levels, stream(2), ()).images
     (gradient,) = torch.autograd.grad(out.sum(), levels)
     assert gradient.isfinite().all()
     assert gradient.abs().min() > 0

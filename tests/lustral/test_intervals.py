@@ -123,3 +123,51 @@ def test_unpaired_values_are_refused(first: list[float], second: list[float]) ->
 
 def test_a_rate_reads_as_papers_write_it() -> None:
     assert str(Rate(0.5, 0.4321, 0.5679)) == "50.0 % [43.2, 56.8]"
+
+
+# Images that depend on each other ------------------------------------------------------------
+
+
+def _grouped(rng: np.random.Generator, groups: int, size: int) -> tuple[np.ndarray, list[int]]:
+    """Verdicts that agree within a group."""
+    shares = rng.choice([0.2, 0.8], size=groups)
+    return (rng.random((groups, size)) < shares[:, None]).astype(float).ravel(), np.repeat(range(groups), size).tolist()
+
+
+def test_the_bootstrap_over_groups_covers_where_that_over_images_does_not() -> None:
+    rng, covered = np.random.default_rng(0), np.zeros(2)
+    for _ in range(100):
+        values, labels = _grouped(rng, 40, 10)
+        for i, rate in enumerate((bootstrap(values.tolist()), bootstrap(values.tolist(), [labels]))):
+            covered[i] += rate.low <= 0.5 <= rate.high
+    assert covered[0] / 100 < 0.8
+    assert covered[1] / 100 > 0.9
+
+
+def test_groups_of_one_are_images() -> None:
+    values = np.random.default_rng(1).random(60).tolist()
+    alone, grouped = bootstrap(values), bootstrap(values, [list(range(60))])
+    assert grouped.value == alone.value
+    assert grouped.high - grouped.low == pytest.approx(alone.high - alone.low, rel=0.05)
+
+
+def test_replicates_of_the_same_images_do_not_narrow_an_interval_to_nothing() -> None:
+    """A hundred partitions of 50 images: many groups, but still only 50 images."""
+    rng = np.random.default_rng(2)
+    image = np.tile(np.arange(50), 100)
+    values = (rng.random(50) < 0.5)[image].astype(float)
+    groups = np.concatenate([r * 10 + rng.permutation(50) // 5 for r in range(100)])
+    both = bootstrap(values.tolist(), [groups.tolist(), image.tolist()])
+    assert both.high - both.low > 0.2
+
+
+def test_no_certainty_beyond_the_number_of_groups() -> None:
+    rate = bootstrap([1.0] * 40, [np.repeat(range(4), 10).tolist()])
+    assert (rate.low, rate.high) == (wilson(4, 4).low, 1.0)
+
+
+def test_a_comparison_resamples_groups_too() -> None:
+    values, labels = _grouped(np.random.default_rng(3), 40, 10)
+    plain, grouped = (compare([0.5] * 400, values.tolist(), clusters=each) for each in ((), [labels]))
+    assert grouped.difference == plain.difference
+    assert grouped.high - grouped.low > 1.5 * (plain.high - plain.low)

@@ -1,6 +1,7 @@
 """Noise levels and scores of verdict draws: from the trace to the record and the card, at no cost."""
 
 import json
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -54,7 +55,9 @@ def test_a_record_has_what_the_verdict_draws_had(two_rounds: bool) -> None:
     attacked = torch.stack([record.image for record in records])
     for kind, x in (("clean", chosen.images), ("adversarial", attacked)):
         noise = NoiseStream(evaluator.seed, chosen.index).fork("verdict", kind)
-        traces = [ssni(x, noise.repeat(draws).select(torch.arange(5) + 5 * d)).trace for d in range(draws)]
+        wants = ["levels", "score"]
+        rows = [torch.arange(5) + 5 * d for d in range(draws)]
+        traces = [ssni(x, noise.repeat(draws).select(row), wants=wants).trace for row in rows]
         level = np.array([trace["levels"][:, 0].numpy() for trace in traces])
         score = np.array([trace["score"].numpy() for trace in traces])
         assert len(np.unique(level)) > 5, "the test needs levels that differ"
@@ -82,7 +85,7 @@ def test_looking_costs_no_network_call_and_changes_no_bit() -> None:
     logits = engine.logits(images(3), stream(3), DRAWS)
     without = list(calls)
     calls.clear()
-    again, trace = engine.judge(images(3), stream(3), DRAWS, ("levels", "score", "colour"))
+    again, trace = engine.judge(images(3), stream(3), DRAWS, ("levels", "score"))
     assert calls == without
     assert torch.equal(again, logits)
     shapes = {name: tuple(values.shape) for name, values in trace.items()}
@@ -93,8 +96,10 @@ def test_padding_and_chunks_leave_no_trace() -> None:
     """Five rows in calls of four: the padding of the last call is no image's."""
 
     class Brightness(NoisyPurifier):
-        def run(self, x, context, noise):
-            purified = super().run(x, context, noise)
+        offers: ClassVar = {"levels": "(B, 1)"}
+
+        def run(self, x, context, noise, wants):
+            purified = super().run(x, context, noise, wants)
             return type(purified)(purified.images, {"levels": x.flatten(1).mean(1)[:, None]})
 
     engine, x = Engine(toy_evaluator(Brightness(0.1), PGD(1)).defence, ROWS), images(5)
@@ -111,7 +116,7 @@ def test_records_with_and_without_levels_make_a_card(tmp_path) -> None:
     folder.append([Record(**{**vars(records[0]), "statistics": old}), *records[1:]])
     folder.close()
     read = read_records(tmp_path / "records")
-    assert [read[r.index].statistics for r in records[1:]] == [r.statistics for r in records[1:]]
+    assert [read[r.key].statistics for r in records[1:]] == [r.statistics for r in records[1:]]
     content = {"sha256": fingerprint.sha256, "decides": json.loads(json.dumps(fingerprint.decides))}
     card = make_card(list(read.values()), content)
     assert card["n"] == 5

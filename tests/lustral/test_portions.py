@@ -5,7 +5,7 @@ import torch
 
 from lightning_modules import RobustnessEvaluation
 from lustral.attacks import PGD, Ensemble
-from lustral.evaluation import Defence, Protocol, Record
+from lustral.evaluation import Dealing, Defence, Protocol, Record
 from lustral.evaluation.portions import portions, smallest_portion
 from lustral.purifiers import Identity
 from lustral.threat import ThreatModel
@@ -52,7 +52,9 @@ def test_audited_images_wait_until_they_fill_the_calls_of_the_audit() -> None:
     attack, threat = PGD(1, eot=2, selection_draws=2), ThreatModel("linf", "8/255")
     module = RobustnessEvaluation(ToyClassifier(), NoisyPurifier(0.1), attack, threat, protocol, rows=4)
     cases, taken = right_cases(8), list[list[Record]]()
-    module._audited = cases.index[[1, 4, 7]]
+    indices = cases.index.tolist()
+    module.dealing = Dealing(indices, audit_images=3)
+    module.dealing.audited = frozenset((0, indices[i]) for i in (1, 4, 7))
     module.hand_on(lambda records: taken.append(list(records)))
     for rows in torch.arange(8).split(4):
         some = cases.select(rows)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from lustral.attacks import APGD, PGD, Attack, Ensemble, RandomDirections, Square
+from lustral.attacks import APGD, PGD, Attack, CrossEntropy, Deviation, Ensemble, RandomDirections, Square
 from lustral.evaluation import Record, probes
 from lustral.evaluation.audit import audited_indices
 from lustral.evaluation.doubts import _word, audited_records, rightness
 from lustral.evaluation.probes import make_plan
-from lustral.purifiers import Identity
+from lustral.purifiers import Identity, Variant
 from lustral.threat import ThreatModel
 from tests.contracts import NoisyPurifier
 
@@ -72,6 +72,41 @@ def test_larger_budgets_are_walked_from_the_image_with_steps_that_can_use_them()
     assert isinstance(walked, PGD)
     assert (walked.random_start, walked.restarts, walked.step_length(larger)) == (False, 1, 0.2)
     assert (attack.random_start, attack.restarts) == (True, 3), "the run's own stays as it is"
+
+
+def test_direct_probes_ask_the_defence_itself_and_keep_all_else() -> None:
+    surrogate = NoisyPurifier(0.5)
+    attack = PGD(7, eot=3, step_size="2/255", surrogate=surrogate, context="clean", carry=["levels"], spread=4)
+    direct = probes.on_the_defence(attack, ["exact"])
+    assert isinstance(direct, PGD)
+    assert direct.sees_the_defence
+    assert (direct.surrogate, direct.context, direct.carry) == (None, "own", [])
+    assert (direct.num_steps, direct.eot, direct.step_size, direct.spread) == (7, 3, "2/255", 4)
+    assert (attack.surrogate, attack.context, attack.carry) == (surrogate, "clean", ["levels"])
+    plain, blind = PGD(7), PGD(7, surrogate=surrogate)
+    assert probes.on_the_defence(plain, ["exact"]) is plain
+    assert probes.on_the_defence(blind, ["bpda"]) is blind, "its gradient is no gradient of the defence"
+    steered = PGD(7, objective=Deviation(CrossEntropy(), 1.0), surrogate=surrogate)
+    assert probes.on_the_defence(steered, ["exact"]) is steered, "perhaps the variant alone differentiates it"
+    chance = RandomDirections()
+    assert probes.on_the_defence(chance, ["exact"]) is chance
+
+
+def test_changed_attacks_share_their_surrogates() -> None:
+    """An attack made anew for the audit differentiates the very same purifier, whose exchanged defence is made once."""
+    for surrogate in (NoisyPurifier(0.5), Variant({"std": 0.5})):
+        attack = PGD(7, surrogate=surrogate)
+        assert probes.twice_the_steps(attack).surrogate is surrogate  # type: ignore[attr-defined]
+        assert probes.twice_the_draws(attack).eot == 2  # type: ignore[attr-defined]
+
+
+def test_a_purifier_without_an_exact_gradient_is_not_asked_for_it() -> None:
+    class Blind(NoisyPurifier):
+        gradient_modes = ("bpda", "detached")
+
+    plan = make_plan(PGD(3, gradient="bpda"), Blind(), True, 10, THREAT, (1, 4, 4), True)
+    assert plan.skipped == {"house": "Blind offers no exact gradient"}
+    assert "bpda" in [probe.name for probe in plan.probes]
 
 
 def test_audited_images_come_from_everywhere_and_a_part_keeps_those_of_the_whole() -> None:

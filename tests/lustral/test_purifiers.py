@@ -4,7 +4,8 @@ A new purifier joins by one row in `PURIFIERS`: a function that builds it small,
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import Any
 
 import pytest
 import torch
@@ -37,11 +38,13 @@ from lustral.purifiers import (
     LevelRule,
     LinearLevels,
     MeanLevels,
+    MSEGuidance,
     Purified,
     Purifier,
     RoundPurifier,
     ShuffledLevels,
     SigmoidLevels,
+    SSIMGuidance,
 )
 from tests.closed_form import SCHEDULES
 from tests.contracts import (
@@ -82,15 +85,16 @@ def _unet() -> DiffPure:
 def _gdmp(guidance: str = "mse", reference: str = "noised", schedule: str = "discrete") -> GDMP:
     denoiser = SmoothDenoiser(SCHEDULES[schedule](), SHAPE)
     scale = 0.2 if guidance == "ssim" else 20.0
-    return GDMP(denoiser, 60, 3, 2, guidance, scale, "24/255", 1, reference, noise_offset=1)  # type: ignore[arg-type]
+    made = {"mse": MSEGuidance, "ssim": SSIMGuidance, "none": lambda *_: None}[guidance](reference, 1)
+    return GDMP(denoiser, made, 60, 3, 2, scale, "24/255", noise_offset=1)
 
 
 def _gdmp_learned() -> GDMP:
     denoiser = VariedDenoiser(LinearSchedule(), SHAPE)
-    return GDMP(denoiser, 60, 3, 2, "mse", 20.0, "24/255", 1, "clean", respacing=30, variance="learned")
+    return GDMP(denoiser, MSEGuidance("clean", 1), 60, 3, 2, 20.0, "24/255", respacing=30, variance="learned")
 
 
-def _ssni(purifier: RoundPurifier, rule: LevelRule, rounding: bool = True, statistic: str = "eps") -> SSNI:
+def _ssni(purifier: RoundPurifier, rule: LevelRule, rounding: Any = True, statistic: str = "eps") -> SSNI:
     """Levels between a third and all of t*, well apart for different images."""
     score = EPS(3, 10.0) if statistic == "eps" else SingleScore()
     known = [280.0, 310.0, 400.0] if statistic == "eps" else [180.0, 210.0, 270.0]
@@ -124,6 +128,7 @@ PURIFIERS: dict[str, Callable[[], Purifier]] = {
     "ssni_n_gdmp": lambda: _ssni(_gdmp(), SigmoidLevels(5.0, 40.0)),
     "ssni_n_gdmp_learned": lambda: _ssni(_gdmp_learned(), SigmoidLevels(5.0, 40.0)),
     "ssni_n_gdmp_unrounded": lambda: _ssni(_gdmp("ssim", "noised", "vp"), SigmoidLevels(5.0, 40.0), rounding=False),
+    "ssni_straight_through": lambda: _ssni(_diffpure(EulerMaruyama()), SigmoidLevels(5.0, 40.0), "straight_through"),
     "ssni_half": lambda: _ssni(_diffpure(EulerMaruyama()), FixedLevels(0.5)),
     "ssni_mean": lambda: _ssni(_diffpure(EulerMaruyama()), MeanLevels(SigmoidLevels(5.0, 40.0))),
     "ssni_shuffled": lambda: _ssni(_diffpure(EulerMaruyama()), ShuffledLevels(SigmoidLevels(5.0, 40.0))),
@@ -154,11 +159,32 @@ def purifier(name: str) -> Purifier:
 
 def test_images_and_trace_have_the_promised_shapes(purifier: Purifier) -> None:
     x = images(5, SHAPE)
-    purified = purifier(x, stream(5))
+    with torch.no_grad():
+        purified = purifier(x, stream(5), wants=purifier.offers)
     assert purified.images.shape[1:] == x.shape
     assert purified.images.dtype == torch.float32
     assert purified.images.isfinite().all()
+    assert purified.trace.keys() == purifier.offers.keys()
     assert all(len(values) == 5 and not values.requires_grad for values in purified.trace.values())
+    assert not purifier(x, stream(5)).trace, "what nobody wants is not made"
+    assert torch.equal(purifier(x, stream(5)).images, purified.images)
+
+
+def test_what_is_not_offered_or_held_is_refused(purifier: Purifier) -> None:
+    with pytest.raises(ValueError, match="has no luck; it offers"):
+        purifier(images(2, SHAPE), stream(2), wants=["luck"])
+    with pytest.raises(ValueError, match="has no luck that an attack could hand over; it holds"):
+        purifier(images(2, SHAPE), stream(2), context={"luck": torch.zeros(2)})
+
+
+def test_a_context_that_is_handed_over_takes_the_place_of_the_images(purifier: Purifier) -> None:
+    """The image's own context changes no bit; another image's is really used, and has no graph."""
+    x, other = images(3, SHAPE), images(3, SHAPE, seed=7)
+    own, others = (purifier.prepare(each, stream(3)) for each in (x, other))
+    assert own.keys() == purifier.holds
+    assert torch.equal(purifier(x, stream(3), context=own).images, purifier(x, stream(3)).images)
+    if any(not torch.equal(own[name], others[name]) for name in own if name != "score"):
+        assert not torch.equal(purifier(x, stream(3), context=others).images, purifier(x, stream(3)).images)
 
 
 def test_the_same_stream_gives_the_same_image_and_another_gives_another_iff_random(
@@ -207,6 +233,8 @@ def _loss(out: Tensor) -> Tensor:
 
 def test_the_exact_gradient_agrees_with_central_differences(name: str, purifier: Purifier) -> None:
     purifier, x = copy.deepcopy(purifier).double(), images(2, SHAPE, dtype=torch.float64)
+    if name == "ssni_straight_through":  # which is, on purpose, not the derivative of what is computed
+        return
 
     def loss(x: Tensor) -> Tensor:
         return _loss(purifier(x, stream(2)).images.mean(0))
@@ -221,7 +249,7 @@ def test_the_exact_gradient_agrees_with_central_differences(name: str, purifier:
 def test_the_gradient_does_not_depend_on_the_budget(purifier: Purifier) -> None:
     found = []
     for budget in (0.0, 1e4, 1e18):
-        purifier.graph_budget = budget
+        purifier.runtime.graph_budget = budget
         leaf = images(3, SHAPE).requires_grad_()
         found.append(torch.autograd.grad(_loss(purifier(leaf, stream(3)).images[0]).sum(), leaf)[0])
     assert torch.equal(found[0], found[1])
@@ -234,9 +262,8 @@ def test_gradient_modes(purifier: Purifier) -> None:
     weights = images(3, SHAPE, seed=5)
     for mode in purifier.gradient_modes:
         leaf = x.clone().requires_grad_()
-        out = purifier(leaf, stream(3), mode, x).images
-        # Smooth levels are not rounded: the one mode whose image is another.
-        assert torch.equal(out.detach(), expected) or (mode == "smooth" and isinstance(purifier, SSNI)), mode
+        out = purifier(leaf, stream(3), mode).images
+        assert torch.equal(out.detach(), expected), mode
         assert out.requires_grad == (mode != "detached")
         if mode == "bpda":
             (gradient,) = torch.autograd.grad((out * weights / len(out)).sum(), leaf)
@@ -289,7 +316,7 @@ def _has_weights(module: nn.Module) -> bool:
 )
 def test_what_run_returns_is_checked(run: Callable[[Tensor], Purified], told: str, gradient: GradientMode) -> None:
     class Wrong(Purifier):
-        def run(self, x: Tensor, context: Context, noise: NoiseStream) -> Purified:
+        def run(self, x: Tensor, context: Context, noise: NoiseStream, wants: Collection[str]) -> Purified:
             return run(x)
 
     x = torch.zeros(2, *SHAPE)
@@ -301,7 +328,7 @@ def test_views_share_the_straight_through_gradient() -> None:
     """With V views, each has the identity as its Jacobian, so their gradients add up."""
 
     class TwoViews(Purifier):
-        def run(self, x: Tensor, context: Context, noise) -> Purified:
+        def run(self, x: Tensor, context: Context, noise: NoiseStream, wants: Collection[str]) -> Purified:
             return Purified(torch.stack((x * 0, x + 1)))
 
     leaf = images(2, SHAPE).requires_grad_()

@@ -8,13 +8,14 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from lustral.evaluation import Fingerprint, Record, RecordFolder, read_records
-from lustral.evaluation.records import record_indices
+from lustral.evaluation import Fingerprint, Key, Record, RecordFolder, read_records
+from lustral.evaluation.records import record_keys
 from tests.contracts import generator
 
 FINGERPRINT = Fingerprint({"seed": 0, "attack": {"class": "PGD", "num_steps": 20}, "rows": 64})
@@ -33,6 +34,10 @@ def _record(index: int) -> Record:
         statistics={"loss_first": 0.1 + index, "loss_last": 1 / 3},
         audit={"bpda": 0.25} if index == 0 else {},
     )
+
+
+def _keys(*indices: int) -> list[Key]:
+    return [(0, index) for index in indices]
 
 
 def _same(one: Record, other: Record) -> bool:
@@ -56,12 +61,12 @@ def test_a_record_survives_the_file_bit_for_bit(tmp_path: Path) -> None:
     folder.append(written[:1])
     folder.append(written[1:])
     found = folder.read()
-    assert list(found) == [0, 3, 5, 11]
-    assert all(_same(found[record.index], record) for record in written)
-    assert found[0].image.dtype == found[0].clean_logits.dtype == torch.float32
-    assert folder.indices() == {0, 3, 5, 11}
+    assert list(found) == _keys(0, 3, 5, 11)
+    assert all(_same(found[record.key], record) for record in written)
+    assert found[0, 0].image.dtype == found[0, 0].clean_logits.dtype == torch.float32
+    assert folder.keys() == set(_keys(0, 3, 5, 11))
     folder.close()
-    assert list(read_records(tmp_path / "records")) == [0, 3, 5, 11]
+    assert list(read_records(tmp_path / "records")) == _keys(0, 3, 5, 11)
 
 
 def test_logits_that_are_no_numbers_survive_too() -> None:
@@ -76,7 +81,7 @@ def test_every_append_is_readable_at_once(tmp_path: Path) -> None:
     folder = RecordFolder(tmp_path, FINGERPRINT)
     for i in range(3):
         folder.append([_record(i)])
-        assert list(read_records(tmp_path)) == list(range(i + 1))
+        assert list(read_records(tmp_path)) == _keys(*range(i + 1))
     folder.close()
 
 
@@ -94,10 +99,10 @@ def test_a_full_disk_is_told_and_what_was_recorded_is_kept(tmp_path: Path) -> No
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     again = RecordFolder(tmp_path, FINGERPRINT)
-    assert again.indices() == {0}
+    assert again.keys() == set(_keys(0))
     again.append([_record(1)])
     again.close()
-    assert all(_same(record, _record(index)) for index, record in again.read().items())
+    assert all(_same(record, _record(index)) for (_, index), record in again.read().items())
 
 
 def _append_five_and_hang(folder: Path) -> None:
@@ -118,7 +123,7 @@ def test_a_killed_process_loses_nothing_that_it_appended(tmp_path: Path) -> None
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    assert list(read_records(tmp_path)) == [0, 1, 2, 3, 4]
+    assert list(read_records(tmp_path)) == _keys(0, 1, 2, 3, 4)
 
 
 @pytest.mark.parametrize("kept", [1, 20, -2, -1])
@@ -130,12 +135,12 @@ def test_a_torn_last_line_is_passed_over(tmp_path: Path, kept: int) -> None:
     (shard,) = _shards(tmp_path)
     *lines, last = shard.read_text().splitlines(keepends=True)
     shard.write_text("".join(lines) + last[:kept])
-    assert list(read_records(tmp_path)) == [0, 1]
+    assert list(read_records(tmp_path)) == _keys(0, 1)
     again = RecordFolder(tmp_path, FINGERPRINT)
-    assert again.indices() == {0, 1}
+    assert again.keys() == set(_keys(0, 1))
     again.append([_record(2)])
     again.close()
-    assert list(read_records(tmp_path)) == [0, 1, 2]
+    assert list(read_records(tmp_path)) == _keys(0, 1, 2)
     assert shard.read_text().endswith(last[:kept]), "the dead process's shard was written to"
 
 
@@ -150,7 +155,7 @@ def test_a_broken_line_in_the_middle_is_not_passed_over(tmp_path: Path) -> None:
         read_records(tmp_path)
 
 
-@pytest.mark.parametrize("read", [read_records, record_indices])
+@pytest.mark.parametrize("read", [read_records, record_keys])
 @pytest.mark.parametrize(
     ("before", "after"),
     [(r'"label": 1', '"label": 2'), (r'"float32": "..', '"float32": "AA'), (r', "crc32": "\w+"', ""), (r"^", "\0\0")],
@@ -171,7 +176,7 @@ def test_a_line_that_is_not_as_it_was_written_is_told_by_file_and_number(
     with pytest.raises(ValueError, match=rf"{shard}, line 2 is no record as it was written"):
         read(tmp_path)
     with pytest.raises(ValueError, match=r"line 2 is no record"):
-        RecordFolder(tmp_path, FINGERPRINT).indices()
+        RecordFolder(tmp_path, FINGERPRINT).keys()
 
 
 def test_a_folder_of_an_older_version_is_read_as_it_is_and_not_gone_on_with(tmp_path: Path) -> None:
@@ -184,8 +189,8 @@ def test_a_folder_of_an_older_version_is_read_as_it_is_and_not_gone_on_with(tmp_
     (tmp_path / "fingerprint.json").write_text(
         json.dumps({"sha256": FINGERPRINT.hashed(1), "decides": FINGERPRINT.decides})
     )
-    assert all(_same(record, _record(index)) for index, record in read_records(tmp_path).items())
-    assert record_indices(tmp_path) == {0, 1}
+    assert all(_same(record, _record(index)) for (_, index), record in read_records(tmp_path).items())
+    assert record_keys(tmp_path) == set(_keys(0, 1))
     with pytest.raises(ValueError, match="it differs in the version of Lustral"):
         RecordFolder(tmp_path, FINGERPRINT)
 
@@ -238,7 +243,7 @@ def test_the_same_evaluation_goes_on_in_its_folder(tmp_path: Path) -> None:
     folder.close()
     again = Fingerprint(json.loads(json.dumps(dict(reversed(FINGERPRINT.decides.items())))))
     assert again.sha256 == FINGERPRINT.sha256
-    assert RecordFolder(tmp_path, again).indices() == {0}
+    assert RecordFolder(tmp_path, again).keys() == set(_keys(0))
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
@@ -258,15 +263,37 @@ def test_two_processes_write_two_shards_and_the_first_of_equal_records_counts(tm
     folders[1].append([_record(1), _record(2)])
     folders[0].append([_record(4)])
     for folder in folders:
-        assert folder.indices() == {0, 1, 2, 4}
+        assert folder.keys() == set(_keys(0, 1, 2, 4))
         folder.close()
     assert len(_shards(tmp_path)) == 2
     found = read_records(tmp_path)
-    assert list(found) == [0, 1, 2, 4]
-    assert all(_same(found[i], _record(i)) for i in found)
+    assert list(found) == _keys(0, 1, 2, 4)
+    assert all(_same(record, _record(index)) for (_, index), record in found.items())
 
 
 def test_a_process_with_nothing_to_write_leaves_no_shard(tmp_path: Path) -> None:
     RecordFolder(tmp_path, FINGERPRINT).close()
     assert _content(tmp_path).keys() == {"fingerprint.json"}
     assert read_records(tmp_path) == {}
+
+
+def test_a_group_that_was_judged_again_takes_the_place_of_its_old_records(tmp_path: Path) -> None:
+    """A killed write left a part of a group of three; the start after it judges the whole group, on another machine."""
+    old, new = ([replace(_record(i), replicate=1, group=4, distance=far) for i in (4, 9, 2)] for far in (0.5, 0.25))
+    for rank, some in ((3, old[:2]), (0, new)):  # the later shard has the smaller rank
+        folder = RecordFolder(tmp_path, FINGERPRINT, rank)
+        folder.append(some)
+        folder.close()
+    found = read_records(tmp_path)
+    assert list(found) == [(1, 2), (1, 4), (1, 9)]
+    assert record_keys(tmp_path) == set(found)
+    assert {record.distance for record in found.values()} == {0.25}
+    assert {record.unit for record in found.values()} == {(1, 4)}
+
+
+def test_the_line_of_an_image_that_is_judged_alone_names_no_group() -> None:
+    line = _record(5).to_json()
+    assert line.startswith('{"index": 5, "label": 5, "image": ')
+    assert '"replicate"' not in line
+    assert '"group"' not in line
+    assert replace(_record(5), replicate=2, group=1).to_json().startswith('{"index": 5, "replicate": 2, "group": 1, ')

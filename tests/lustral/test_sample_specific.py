@@ -2,8 +2,9 @@
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,14 +26,17 @@ from lustral.purifiers import (
     LevelRule,
     LinearLevels,
     MeanLevels,
+    MSEGuidance,
     Purified,
+    Purifier,
     RoundPurifier,
     ShuffledLevels,
     SigmoidLevels,
     StoredScores,
+    Variant,
 )
-from lustral.purifiers.pieces import Pieces
 from lustral.purifiers.slots import clock, own_grid
+from lustral.rows import Runtime
 from tests.closed_form import FULL, MEAN, GaussianDenoiser
 from tests.contracts import (
     SmoothDenoiser,
@@ -60,7 +64,7 @@ class GivenLevels(LevelRule):
         return share * t_star
 
 
-def _ssni(purifier: RoundPurifier, rule: LevelRule, rounding: bool = True) -> SSNI:
+def _ssni(purifier: RoundPurifier, rule: LevelRule, rounding: Any = True) -> SSNI:
     score = EPS(3, 10.0)
     return SSNI(purifier, rule, stored_scores(purifier.denoiser, score, [280.0, 310.0, 400.0]), score, rounding)
 
@@ -70,7 +74,7 @@ def _diffpure(steps: int = 100, denoiser: SmoothDenoiser | None = None) -> DiffP
 
 
 def _gdmp() -> GDMP:
-    return GDMP(SmoothDenoiser(LinearSchedule(), SHAPE).float(), 60, 6, 2, "mse", 20.0, "24/255", 1)
+    return GDMP(SmoothDenoiser(LinearSchedule(), SHAPE).float(), MSEGuidance("noised", 1), 60, 6, 2, 20.0, "24/255")
 
 
 BASES: dict[str, Callable[[], RoundPurifier]] = {
@@ -120,7 +124,7 @@ def test_another_model_may_score() -> None:
     other = _ssni(_diffpure(10, continuous), rule)
     levels = ssni.prepare(x, stream(4))["levels"]
     assert torch.equal(levels, other.prepare(x, stream(4))["levels"])
-    walked = purifier.run(x, {"levels": levels}, stream(4)).images
+    walked = purifier.walk(x, levels, stream(4), ()).images
     torch.testing.assert_close(ssni(x, stream(4)).images, walked)
     assert not torch.allclose(other(x, stream(4)).images, walked, atol=1e-2)
     with pytest.raises(ValueError, match="are of another denoiser"):
@@ -281,56 +285,65 @@ def test_pieces_have_one_shape_and_give_the_same_rows() -> None:
         return 2 * x + shift + rows[:, None]
 
     x, shift, rows = torch.arange(14.0).view(7, 2), torch.tensor(0.5), torch.arange(7)
-    assert torch.equal(Pieces(3)(double, x, shift, rows), 2 * x + 0.5 + rows[:, None])
+    assert torch.equal(Runtime(3).call(double, x, shift, rows), 2 * x + 0.5 + rows[:, None])
     assert seen == [3, 3, 3]
-    assert torch.equal(Pieces()(double, x, shift, rows), 2 * x + 0.5 + rows[:, None])
+    assert torch.equal(Runtime().call(double, x, shift, rows), 2 * x + 0.5 + rows[:, None])
 
 
 # What an attack sees ----------------------------------------------------------------------
 
 
-def _gradient(ssni: SSNI, x: Tensor, mode: str, anchor: Tensor | None = None) -> Tensor:
+def _gradient(ssni: SSNI, x: Tensor, context: Context | None = None) -> Tensor:
     leaf = x.clone().requires_grad_()
-    out = ssni(leaf, stream(len(x)), mode, anchor).images[0]  # type: ignore[arg-type]
+    out = ssni(leaf, stream(len(x)), context=context).images[0]
     weights = torch.linspace(-1, 2, out[0].numel(), dtype=out.dtype).view(out.shape[1:])
     return torch.autograd.grad((weights * torch.sin(2 * out)).sum(), leaf)[0]
 
 
-def _double(rounding: bool) -> SSNI:
+def _double(rounding: Any) -> SSNI:
     return _ssni(_diffpure(10, SmoothDenoiser(VPSchedule(), SHAPE)), SigmoidLevels(5.0, 40.0), rounding)
+
+
+def _smooth(ssni: SSNI) -> Purifier:
+    return Variant({"rounding": False}).of(ssni)
 
 
 def test_the_smooth_gradient_is_that_of_the_unrounded_defence() -> None:
     x = images(2, SHAPE, dtype=torch.float64)
 
     def loss(x: Tensor) -> Tensor:
-        out = _double(True)(x, stream(2), "smooth").images[0]
+        out = _smooth(_double(True))(x, stream(2)).images[0]
         weights = torch.linspace(-1, 2, out[0].numel(), dtype=out.dtype).view(out.shape[1:])
         return (weights * torch.sin(2 * out)).flatten(1).sum(1)
 
-    assert relative_error(_gradient(_double(True), x, "smooth"), central_differences(loss, x)) < 1e-6
-    torch.testing.assert_close(_gradient(_double(True), x, "smooth"), _gradient(_double(False), x, "exact"))
+    assert relative_error(_gradient(_smooth(_double(True)), x), central_differences(loss, x)) < 1e-6
+    torch.testing.assert_close(_gradient(_smooth(_double(True)), x), _gradient(_double(False), x))
 
 
 def test_rounded_levels_are_constants_of_the_exact_gradient_alone() -> None:
     """With the levels fixed at their rounded values the gradient is the same; straight through it is another."""
     ssni, x = _double(True), images(2, SHAPE, dtype=torch.float64)
-    levels = ssni(x, stream(2)).trace["levels"][:, 0]
+    levels = ssni(x, stream(2), wants=["levels"]).trace["levels"][:, 0]
     fixed = _ssni(ssni.purifier, GivenLevels(dict(zip(stream(2).index.tolist(), (levels / 100).tolist(), strict=True))))
-    exact = _gradient(ssni, x, "exact")
-    torch.testing.assert_close(exact, _gradient(fixed, x, "exact"))
-    through = _gradient(ssni, x, "straight_through")
+    exact = _gradient(ssni, x)
+    torch.testing.assert_close(exact, _gradient(fixed, x))
+    variant = Variant({"rounding": "straight_through"}).of(ssni)
+    assert torch.equal(variant(x, stream(2)).images, ssni(x, stream(2)).images)
+    through = _gradient(variant, x)
     assert relative_error(through, exact) > 0.01
 
 
 def test_frozen_levels_are_the_clean_images() -> None:
     ssni, clean = _double(True), images(2, SHAPE, dtype=torch.float64)
     attacked = images(2, SHAPE, seed=7, dtype=torch.float64)
-    of = {name: ssni(x, stream(2)).trace["levels"] for name, x in (("clean", clean), ("attacked", attacked))}
-    assert not torch.equal(of["clean"], of["attacked"])
-    assert torch.equal(ssni(attacked, stream(2), "frozen", clean).trace["levels"], of["clean"])
-    with pytest.raises(ValueError, match="Frozen levels are those of the clean image"):
-        ssni(attacked, stream(2), "frozen")
+    wants = ["levels"]
+    of = {name: ssni(x, stream(2), wants=wants).trace["levels"] for name, x in (("clean", clean), ("it", attacked))}
+    assert not torch.equal(of["clean"], of["it"])
+    held = ssni.prepare(clean, stream(2))
+    assert torch.equal(ssni(attacked, stream(2), context=held, wants=wants).trace["levels"], of["clean"])
+    assert torch.equal(
+        ssni(attacked, stream(2), context={"levels": held["levels"]}, wants=wants).trace["levels"], of["clean"]
+    )
 
 
 def test_an_attack_freezes_the_clean_images_levels_through_the_engine() -> None:
@@ -339,27 +352,28 @@ def test_an_attack_freezes_the_clean_images_levels_through_the_engine() -> None:
     clean, attacked = images(3, SHAPE, dtype=torch.float64), images(3, SHAPE, seed=7, dtype=torch.float64)
     y = torch.zeros(3, dtype=torch.int64)
     seen = []
-    hook = ssni.purifier.run
+    hook = ssni.purifier.walk
 
-    def spy(x: Tensor, context: Context, noise: NoiseStream) -> Purified:
-        seen.append(context["levels"])
-        return hook(x, context, noise)
+    def spy(x: Tensor, levels: Tensor | None, noise: NoiseStream, wants: Collection[str]) -> Purified:
+        assert levels is not None
+        seen.append(levels)
+        return hook(x, levels, noise, wants)
 
-    ssni.purifier.run = spy  # type: ignore[method-assign]
-    Engine(defence, 4).answer(attacked, y, stream(3), CrossEntropy(), 1, "frozen", clean)
-    assert torch.equal(seen[0], ssni.prepare(clean, stream(3).repeat(1))["levels"])
+    ssni.purifier.walk = spy  # type: ignore[method-assign]
+    Engine(defence, 4).answer(attacked, y, stream(3), CrossEntropy(), 1, clean=clean)
+    assert torch.equal(seen[0][:3], ssni.prepare(clean, stream(3).repeat(1))["levels"])
 
 
 def test_every_draw_scores_the_image_afresh() -> None:
     ssni, x = _double(False), images(1, SHAPE, dtype=torch.float64)
-    scores = ssni(x.expand(6, -1, -1, -1), stream(1).repeat(6)).trace["score"]
+    scores = ssni(x.expand(6, -1, -1, -1), stream(1).repeat(6), wants=["score"]).trace["score"]
     assert len(scores.unique()) == 6
 
 
 def test_between_the_levels_of_a_table_there_is_no_gradient() -> None:
     ssni = _ssni(BASES["gnsp"](), SigmoidLevels())
-    with pytest.raises(ValueError, match="SSNI has no 'smooth' gradient; it offers exact, bpda, detached, frozen"):
-        ssni(images(2, SHAPE), stream(2), "smooth")
+    with pytest.raises(ValueError, match="between the levels of a table there is nothing to differentiate"):
+        Variant({"rounding": "straight_through"}).of(ssni)
 
 
 # The stored reference ---------------------------------------------------------------------

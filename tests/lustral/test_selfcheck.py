@@ -1,7 +1,7 @@
 """The check before an evaluation: what would make a record depend on its batch is refused, by name; sound runs pass."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def _check(
     attack: Attack | None = None,
     count: int = 3,
 ) -> list[str]:
-    engine = Engine(Defence(classifier or ToyClassifier(), purifier or Identity()), rows)
+    engine = Engine(Defence(classifier or ToyClassifier(), purifier or Identity()).eval(), rows)
     chosen, states = cases(count), (torch.get_rng_state(), random.getstate())
     remarks = self_check(engine, attack or PGD(1), chosen, seed=0)
     assert torch.equal(torch.get_rng_state(), states[0])
@@ -92,8 +92,8 @@ def test_what_would_depend_on_the_batch_is_refused_by_name(kind: type, told: str
 
 def test_other_global_generators_are_told_apart() -> None:
     class Drawing(NoisyPurifier):
-        def run(self, x: Tensor, context: Context, noise: NoiseStream) -> Purified:
-            return super().run(x + 0 * random.random(), context, noise)
+        def run(self, x: Tensor, context: Context, noise: NoiseStream, wants: Collection[str]) -> Purified:
+            return super().run(x + 0 * random.random(), context, noise, wants)
 
     state = random.getstate()
     try:
@@ -138,7 +138,7 @@ def _rounds_tails_otherwise(x: Tensor) -> Tensor:
 def test_a_tail_is_found_where_a_few_images_miss_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another processor's negation is put in the place of this one's where it is tried, and nowhere else."""
     monkeypatch.setattr(operations, "_known", {})
-    engine = Engine(Defence(_Activated(torch.Tensor.neg), Identity()), 5)
+    engine = Engine(Defence(_Activated(torch.Tensor.neg), Identity()).eval(), 5)
     original = operations._moves
 
     def moves(func: object, args: object, kwargs: object, size: int) -> bool:
@@ -148,7 +148,7 @@ def test_a_tail_is_found_where_a_few_images_miss_it(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(operations, "_moves", moves)
     with pytest.raises(ValueError, match=r"neg treats the last elements .*rows 5 x 16 .* choose --model.rows 4 or 6\."):
         self_check(engine, PGD(1), cases(3), seed=0)
-    engine = Engine(Defence(_Activated(torch.Tensor.neg), Identity()), 6)
+    engine = Engine(Defence(_Activated(torch.Tensor.neg), Identity()).eval(), 6)
     assert self_check(engine, PGD(1), cases(3), seed=0) == []
 
 

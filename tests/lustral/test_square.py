@@ -1,7 +1,7 @@
 """Square: its schedule and proposals at hand-computed numbers, a linear classifier, and honesty under noise."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Literal
 
 import pytest
@@ -11,9 +11,10 @@ from torch import Tensor
 
 from lustral.attacks import Cases, CrossEntropy, Deviation, Engine, Judged, MeanLogitMargin, Square
 from lustral.attacks import square as proposals
+from lustral.attacks.objectives import TargetMargin
 from lustral.evaluation import Defence
 from lustral.noise import NoiseStream
-from lustral.purifiers import GradientMode, Identity
+from lustral.purifiers import Context, GradientMode, Identity
 from lustral.threat import ThreatModel
 from tests.contracts import (
     NoisyPurifier,
@@ -38,7 +39,12 @@ class Answering:
         self.logits, self.random = logits, random
 
     def __call__(
-        self, x: Tensor, noise: NoiseStream, gradient: GradientMode = "exact", anchor: Tensor | None = None
+        self,
+        x: Tensor,
+        noise: NoiseStream,
+        gradient: GradientMode = "exact",
+        context: Context | None = None,
+        wants: Collection[str] = frozenset(),
     ) -> Judged:
         return Judged(self.logits(x, noise))
 
@@ -310,7 +316,8 @@ def test_no_budget_and_a_negligible_one_return_the_clean_number(norm: Literal["l
 
 def test_earlier_incumbents_are_ranked_by_the_mean_of_their_looks() -> None:
     """Three incumbents of one case and one of another, two places: by hand."""
-    found = proposals._Found(torch.zeros(2, 1, 1, 1), finalists=2)
+    two = Cases(torch.zeros(2, 1, 1, 1), torch.zeros(2, dtype=torch.int64), torch.arange(2))
+    found = proposals._Found(two, finalists=2, group_size=1)
     found.begin(torch.full((2, 1, 1, 1), 0.1))
     rows, one = torch.tensor([0]), torch.tensor([True])
     for image, looks in ((1.0, (5.0, 1.0)), (2.0, (4.0,)), (3.0, (-1.0,)), (4.0, (3.5, 3.5))):
@@ -373,7 +380,12 @@ def test_an_evaluation_asks_it_for_no_gradients(purifier: Identity | NoisyPurifi
         ({"p_init": 0.0}, "p_init is 0.0; it is a share of the image"),
         ({"p_init": 1.5}, "p_init is 1.5"),
         ({"schedule": "rescaled"}, "schedule is 'rescaled'; it may be proportional or absolute"),
-        ({"objective": Deviation(CrossEntropy(), 1.0)}, "the deviation in the purifier, but Square sees"),
+        pytest.param(
+            {"objective": Deviation(CrossEntropy(), 1.0)},
+            "Deviation takes the deviation as well, but Square sees logits alone",
+            id="options8-the deviation in the purifier, but Square sees",
+        ),
+        ({"objective": TargetMargin()}, "TargetMargin takes the target as well, but Square sees"),
     ],
 )
 def test_impossible_options_are_refused(options: dict, message: str) -> None:

@@ -1,5 +1,7 @@
 """Purifiers and classifiers as their authors must not write them: what the check before an evaluation is for."""
 
+from collections.abc import Collection
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,14 +14,14 @@ from tests.contracts import NoisyPurifier, ToyClassifier
 class GlobalNoise(NoisyPurifier):
     """Draws from the global generator."""
 
-    def run(self, x: Tensor, context: Context, noise: NoiseStream) -> Purified:
+    def run(self, x: Tensor, context: Context, noise: NoiseStream, wants: Collection[str]) -> Purified:
         return Purified((x + self.std * torch.randn_like(x))[None])
 
 
 class NoiseBySlot(NoisyPurifier):
     """Seeds a generator of its own: the noise belongs to the slot."""
 
-    def run(self, x: Tensor, context: Context, noise: NoiseStream) -> Purified:
+    def run(self, x: Tensor, context: Context, noise: NoiseStream, wants: Collection[str]) -> Purified:
         return Purified((x + self.std * torch.randn(x.shape, generator=torch.Generator().manual_seed(0)))[None])
 
 
@@ -30,23 +32,23 @@ class NoiseByCall(NoisyPurifier):
         super().__init__()
         self.source = torch.Generator().manual_seed(0)
 
-    def run(self, x: Tensor, context: Context, noise: NoiseStream) -> Purified:
+    def run(self, x: Tensor, context: Context, noise: NoiseStream, wants: Collection[str]) -> Purified:
         return Purified((x + self.std * torch.randn(x.shape[1:], generator=self.source))[None])
 
 
 class NoiseOfTheFirst(NoisyPurifier):
     """Gives every row the first one's noise."""
 
-    def run(self, x: Tensor, context: Context, noise: NoiseStream) -> Purified:
+    def run(self, x: Tensor, context: Context, noise: NoiseStream, wants: Collection[str]) -> Purified:
         return Purified((x + self.std * noise.normal(x.shape[1:])[:1])[None])
 
 
 class OneDraw(NoisyPurifier):
     """Builds its stream anew and forgets the draw."""
 
-    def run(self, x: Tensor, context: Context, noise: NoiseStream) -> Purified:
+    def run(self, x: Tensor, context: Context, noise: NoiseStream, wants: Collection[str]) -> Purified:
         other = NoiseStream(noise.seed, noise.index, noise.iteration, path=noise.path)
-        return super().run(x, context, other)
+        return super().run(x, context, other, wants)
 
 
 class SaysItIsDeterministic(NoisyPurifier):
@@ -54,7 +56,7 @@ class SaysItIsDeterministic(NoisyPurifier):
 
 
 class SaysItIsRandom(NoisyPurifier):
-    def run(self, x: Tensor, context: Context, noise: NoiseStream) -> Purified:
+    def run(self, x: Tensor, context: Context, noise: NoiseStream, wants: Collection[str]) -> Purified:
         return Purified((0.9 * x)[None])
 
 
@@ -65,7 +67,7 @@ class Hidden(NoisyPurifier):
         super().__init__()
         self.kept = [nn.BatchNorm2d(1)]
 
-    def run(self, x: Tensor, context: Context, noise: NoiseStream) -> Purified:
+    def run(self, x: Tensor, context: Context, noise: NoiseStream, wants: Collection[str]) -> Purified:
         return Purified(self.kept[0](x)[None])
 
 

@@ -53,7 +53,7 @@ def test_runs_are_compared_image_by_image(make_run) -> None:
     pairs, notes = paired_comparisons(load_runs([first, second]))
     assert not notes
     assert (pairs[0].run, pairs[0].reference, pairs[0].n) == ("digits_diffpure", "digits_undefended", 90)
-    a, b = (run.verdicts("expected", range(20, 110))[1] for run in load_runs([first, second]))
+    a, b = (run.verdicts("expected", [(0, i) for i in range(20, 110)])[1] for run in load_runs([first, second]))
     assert pairs[0].robust == compare(a, b)
     assert pairs[0].robust.verdict == "better"
     pairs, _ = paired_comparisons(load_runs([second, first]))

@@ -10,7 +10,7 @@ import pytest
 
 from lustral.diffusion import EulerMaruyama, LinearSchedule, VPSchedule
 from lustral.diffusion.perturbation import EPS
-from lustral.purifiers import GDMP, SSNI, DiffPure, SigmoidLevels
+from lustral.purifiers import GDMP, SSNI, DiffPure, MSEGuidance, SigmoidLevels
 from lustral.reporting import load_runs
 from lustral.reporting.runs import Run
 from lustral.reporting.sweeps import DERIVED, find_sweeps
@@ -120,7 +120,7 @@ def test_images_and_audits_do_not_matter_and_draws_do(make_run) -> None:
 
 def test_what_purifiers_derive_is_known() -> None:
     """A derived quantity that is not would look like a second argument that differs."""
-    gdmp = GDMP(SmoothDenoiser(LinearSchedule()).float(), 60, 6, 2, "mse", 20.0, "24/255", 1)
+    gdmp = GDMP(SmoothDenoiser(LinearSchedule()).float(), MSEGuidance("noised", 1), 60, 6, 2, 20.0, "24/255")
     score = EPS(3, 10.0)
     ssni = SSNI(gdmp, SigmoidLevels(5.0, 4.0), stored_scores(gdmp.denoiser, score, [280.0, 310.0]), score)
     diffpure = DiffPure(SmoothDenoiser(VPSchedule()).float(), EulerMaruyama(), 100, 5)

@@ -1,0 +1,115 @@
+"""What an attack is given: a victim, what it answers, and the images to attack."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lustral.diffusion import Context
+from lustral.noise import NoiseStream
+from lustral.purifiers import GradientMode
+from lustral.rows import Runtime
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A defence's answer to a batch.
+
+    Attributes:
+        logits: (B, K), of all views together: for verdict, ranking and deciding.
+        trace: the wanted entries of the purifier's.
+        views: (V, B, K), what an objective differentiates where the views vote, for counts have no gradient; None where
+            ``logits`` are differentiable themselves.
+    """
+
+    logits: Tensor
+    trace: dict[str, Tensor] = field(default_factory=dict)
+    views: Tensor | None = None
+
+
+class Victim(Protocol):
+    """What an attack may know of a defence: the very thing that is judged, its noise apart."""
+
+    @property
+    def runtime(self) -> Runtime:
+        """How networks are called; the engine sets it."""
+        ...
+
+    @runtime.setter
+    def runtime(self, runtime: Runtime) -> None: ...
+
+    @property
+    def random(self) -> bool:
+        """Whether two answers with other noise differ."""
+        ...
+
+    def __call__(
+        self,
+        x: Tensor,
+        noise: NoiseStream,
+        gradient: GradientMode = "exact",
+        context: Context | None = None,
+        wants: Collection[str] = frozenset(),
+    ) -> Judged:
+        """Judge images (B, C, H, W) with a stream of B rows; ``context`` is handed over, ``wants`` name the trace."""
+        ...
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Images under attack, one row each; of a defence that judges groups, whole groups in contiguous blocks.
+
+    Attributes:
+        images: (B, C, H, W) in [0, 1].
+        labels: (B,).
+        index: (B,) positions in the full split.
+        free: (B,) which images may be perturbed; None: all.
+        aim: (B,) whose losses count; None: all. (Mixed groups perturb some, poisoned ones aim at others.)
+    """
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+    free: Tensor | None = None
+    aim: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def select(self, rows: Tensor) -> "Cases":
+        columns = {name: None if (c := getattr(self, name)) is None else c[rows] for name in ("free", "aim")}
+        return replace(self, images=self.images[rows], labels=self.labels[rows], index=self.index[rows], **columns)
+
+    def confined(self, images: Tensor) -> Tensor:
+        """``images`` (B, C, H, W) where they may be perturbed, the clean ones elsewhere."""
+        return images if self.free is None else torch.where(self.free[:, None, None, None], images, self.images)
+
+
+# Groups ----------------------------------------------------------------------
+
+
+def group_size(victim: object) -> int:
+    """How many images ``victim`` judges together."""
+    return getattr(victim, "group_size", 1)
+
+
+def group_sum(values: Tensor, size: int, aim: Tensor | None) -> Tensor:
+    """(..., B): for each row the sum of ``values`` (..., B) over the rows of its group that are aimed at."""
+    if aim is not None:
+        values = values.masked_fill(~aim, 0)
+    if size == 1:
+        return values
+    return values.unflatten(-1, (-1, size)).sum(-1, keepdim=True).expand(*values.shape[:-1], -1, size).flatten(-2)
+
+
+def whole_groups(rows: Tensor, size: int, aim: Tensor | None = None) -> Tensor:
+    """(B,) bool: for each row whether all rows of its group that are aimed at are among ``rows`` (B,) bool, and there
+    are any."""
+    if size == 1 and aim is None:
+        return rows
+    wanted = torch.ones_like(rows) if aim is None else aim
+    return (group_sum(wanted.int(), size, None) == group_sum((rows & wanted).int(), size, None)) & (
+        group_sum(wanted.int(), size, None) > 0
+    )

@@ -1,0 +1,57 @@
+"""Verdicts that depend on each other: those on images of one group, and those on one image in several replicates."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lustral.evaluation.records import Key, Record
+
+GROUPS = 100
+"""So many random groups at least, where a verdict depends on the group (specs/evaluation.md)."""
+
+
+def dependences(records: Sequence[Record]) -> list[list[Key]]:
+    """In which ways verdicts on ``records`` depend on each other, as labels of each that are resampled together (see
+    `bootstrap`): by group, where images are judged in groups, and by image, where there are several replicates. Empty
+    if images are judged alone."""
+    if all(record.group is None for record in records):
+        return []
+    units = [[record.unit for record in records]]
+    return units if _num_replicates(records) == 1 else [*units, [(0, record.index) for record in records]]
+
+
+def group_section(records: Sequence[Record]) -> dict[str, Any]:
+    """What a card says of images that are judged in groups: ``group_size`` and ``replicates`` if they are not 1,
+    ``groups``, how many there are, and a sentence if those are too few. Nothing of images that are judged alone."""
+    if all(record.group is None for record in records):
+        return {}
+    sizes = Counter(record.unit for record in records)
+    size, replicates = max(sizes.values()), _num_replicates(records)
+    section: dict[str, Any] = {"group_size": size, "groups": len(sizes)}
+    if replicates > 1:
+        section["replicates"] = replicates
+    if len(sizes) < GROUPS:
+        each = len(sizes) / replicates
+        section["too_few_groups"] = (
+            f"only {len(sizes)} random groups of {size} images were judged, and intervals over fewer than {GROUPS} are "
+            f"too narrow: raise protocol.replicates to {math.ceil(GROUPS / each)}"
+        )
+    return section
+
+
+def _num_replicates(records: Sequence[Record]) -> int:
+    return len({record.replicate for record in records})
+
+
+def by_group(values: Sequence[float] | np.ndarray, records: Sequence[Record]) -> np.ndarray:
+    """The mean of ``values``, one a record, over each group: what a test may take for independent. The values
+    themselves where images are judged alone."""
+    if all(record.group is None for record in records):
+        return np.asarray(values)
+    found: dict[Key, list[float]] = {}
+    for value, record in zip(values, records, strict=True):
+        found.setdefault(record.unit, []).append(float(value))
+    return np.array([sum(each) / len(each) for each in found.values()])
