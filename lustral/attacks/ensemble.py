@@ -7,7 +7,8 @@ from torch import Tensor
 
 from lustral.attacks.base import Attack, AttackResult
 from lustral.attacks.engine import Engine
-from lustral.attacks.first_order import MEASURES, GradientAttack
+from lustral.attacks.first_order import GradientAttack
+from lustral.attacks.leaderboard import MEASURES
 from lustral.attacks.selection import better, select
 from lustral.attacks.victim import Cases, whole_groups
 from lustral.noise import NoiseStream

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from lustral.attacks.engine import Answer, Engine
-from lustral.attacks.first_order import GradientAttack, GradientStatistics, Held, State, likeliest_wrong_classes
+from lustral.attacks.first_order import GradientAttack, Held, State, likeliest_wrong_classes
+from lustral.attacks.leaderboard import GradientStatistics
 from lustral.attacks.objectives import TARGET, TargetMargin, margin, mean_over_draws
 from lustral.attacks.selection import select
 from lustral.attacks.victim import Cases, whole_groups

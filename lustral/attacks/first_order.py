@@ -14,16 +14,14 @@ from torch import Tensor
 
 from lustral.attacks.base import Attack
 from lustral.attacks.engine import Answer, Engine
+from lustral.attacks.leaderboard import MEASURES, GradientStatistics, Leaderboard
 from lustral.attacks.objectives import TARGET, CrossEntropy, Objective, mean_over_draws
 from lustral.attacks.selection import score, select
-from lustral.attacks.victim import Cases, group_sum, whole_groups
+from lustral.attacks.victim import Cases, group_sum
 from lustral.noise import NoiseStream
 from lustral.purifiers import GradientMode, Purifier, Variant
 from lustral.threat import ThreatModel
-from lustral.votes import strictly_right
 
-MEASURES = ("zero_gradients", "right_draws", "loss_first", "loss_last", "predicted_gain")
-"""The statistics of an attack that follows gradients."""
 _COMPACT_EVERY = 5  # steps between looks at which cases are decided: a look waits for the device
 
 
@@ -259,7 +257,7 @@ class FirstOrderAttack(GradientAttack):
         honest = self.sees_the_defence
         targets = self.targets(engine, cases, noise.fork("targets"))
         told = self.told(source, cases, noise.fork("told"))
-        board = _Leaderboard(cases, self.finalists, honest and not engine.defence.random, engine.group_size)
+        board = Leaderboard(cases, self.finalists, honest and not engine.defence.random, engine.group_size)
         statistics = GradientStatistics(cases.images)
         last = cases.images
         every = {self.num_steps * (j + 1) // (self.spread + 1) for j in range(self.spread)}
@@ -307,7 +305,7 @@ class FirstOrderAttack(GradientAttack):
         return last, statistics.result()
 
     def _best(
-        self, engine: Engine, cases: Cases, board: "_Leaderboard", statistics: "GradientStatistics", noise: NoiseStream
+        self, engine: Engine, cases: Cases, board: Leaderboard, statistics: GradientStatistics, noise: NoiseStream
     ) -> Tensor:
         """Of a case that is decided the image that broke it, of the others the best finalist (see `select`)."""
         candidates = [*board.images, *board.entered]
@@ -327,80 +325,3 @@ def likeliest_wrong_classes(engine: Engine, cases: Cases, noise: NoiseStream, dr
         )
     wrong = logits.scatter(1, cases.labels[:, None], -torch.inf)
     return wrong.sort(dim=1, descending=True, stable=True).indices[:, :num_targets].T
-
-
-class _Leaderboard:
-    """The iterates of highest loss an image, and of a deterministic defence the first that breaks it; where images are
-    judged together, group by group.
-
-    One wrong answer decides a case only where a second look could not differ. For a random defence it would be
-    optional stopping: looking once in each of 100 steps "breaks" most images that nobody attacked.
-    """
-
-    def __init__(self, cases: Cases, size: int, may_decide: bool, group_size: int) -> None:
-        images = cases.images
-        self.may_decide, self._aim, self._group_size = may_decide, cases.aim, group_size
-        self.decided = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-        self.broken = images.clone()
-        self.images = images.repeat(size, 1, 1, 1, 1)
-        self.losses = images.new_full((size, len(images)), -torch.inf, dtype=torch.float64)
-        self.entered: list[Tensor] = []  # last iterates: their loss is not known, so each is a finalist
-        self._clean = images
-
-    def offer(self, rows: Tensor, y: Tensor, query: Tensor, answer: Answer) -> None:
-        """An iterate with the loss and the logits of draws that it has not seen."""
-        aim = None if self._aim is None else self._aim[rows]
-        loss = group_sum(answer.rank.double().nan_to_num(-torch.inf), self._group_size, aim)
-        slot = self.losses[:, rows].argmin(0)
-        better = loss > self.losses[slot, rows]
-        self.images[slot, rows] = torch.where(better[:, None, None, None], query, self.images[slot, rows])
-        self.losses[slot, rows] = torch.where(better, loss, self.losses[slot, rows])
-        if self.may_decide:
-            wrong = whole_groups(~strictly_right(answer.logits[0], y), self._group_size, aim)
-            broken = wrong & ~self.decided[rows]
-            self.broken[rows] = torch.where(broken[:, None, None, None], query, self.broken[rows])
-            self.decided[rows] |= broken
-
-    def enter(self, rows: Tensor, query: Tensor) -> None:
-        """An iterate whose loss is not known."""
-        self.entered.append(self._clean.index_copy(0, rows, query))
-
-
-class GradientStatistics:
-    """What the audit asks about the first restart: does the gradient exist, and does following it raise the loss?"""
-
-    def __init__(self, images: Tensor) -> None:
-        zero = images.new_zeros(len(images))
-        self.first, self.last, self.predicted = zero.clone(), zero.clone(), zero.clone()
-        self._zero_rows, self._right_rows = zero.clone(), zero.clone()
-        self._steps, self._ahead = zero.clone(), zero.clone()
-        self._bad = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-
-    def check(self, rows: Tensor, answer: Answer) -> None:
-        """Remember where an answer is no number, at whatever step of whatever restart."""
-        finite = answer.loss.isfinite() & answer.gradient.flatten(1).isfinite().all(1)
-        self._bad[rows] |= ~(finite & answer.logits.isfinite().all(-1).all(0))
-
-    def mark(self, failed: Tensor) -> None:
-        """Remember (B,) cases that met NaN or Inf elsewhere."""
-        self._bad |= failed
-
-    def record(self, rows: Tensor, query: Tensor, answer: Answer, following: Tensor) -> None:
-        self.first[rows] = torch.where(self._steps[rows] == 0, answer.loss, self.first[rows])
-        self.last[rows] = answer.loss
-        self.predicted[rows] = self._ahead[rows]
-        self._ahead[rows] += (answer.gradient * (following - query)).flatten(1).sum(1)
-        self._zero_rows[rows] += answer.zero_rows
-        self._right_rows[rows] += answer.right_rows
-        self._steps[rows] += 1
-
-    def result(self) -> dict[str, Tensor]:
-        """(B,) each; NaN for every case that met NaN or Inf, which is how the base class learns of it."""
-        found = {
-            "zero_gradients": self._zero_rows / self._right_rows.clamp_min(1),
-            "right_draws": self._right_rows,
-            "loss_first": self.first,
-            "loss_last": self.last,
-            "predicted_gain": self.predicted,
-        }
-        return {name: values.masked_fill(self._bad, torch.nan) for name, values in found.items()}

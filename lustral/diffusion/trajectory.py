@@ -93,8 +93,8 @@ class _Loop:
     def __call__(self, i: int, tensors: Sequence[Tensor]) -> list[Tensor]:
         names = self.names
         state, context = names.state(tensors[: names.size]), names.context(tensors[names.size :])
-        found = names.flat_state(self._step(i, state, context))
-        if any(a.is_floating_point() != b.is_floating_point() for a, b in zip(tensors, found, strict=False)):
+        given, found = tensors[: names.size], names.flat_state(self._step(i, state, context))
+        if any(a.is_floating_point() != b.is_floating_point() for a, b in zip(given, found, strict=True)):
             raise ValueError(
                 "A step turned integers or booleans of its state into floating-point numbers, or back, whose gradient "
                 "would be lost: keep the types of a state."
@@ -200,7 +200,8 @@ class _Unrolled(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *arriving: Tensor) -> tuple[Tensor | None, ...]:
         size = ctx.loop.names.size
-        gradients: list[Tensor | None] = [g if need else None for g, need in zip(arriving, ctx.needs, strict=False)]
+        needs = ctx.needs[:size]
+        gradients: list[Tensor | None] = [g if need else None for g, need in zip(arriving, needs, strict=True)]
         totals: list[Tensor | None] = [None] * len(ctx.context)
         device, dtype, enabled = ctx.autocast
         for i in reversed(range(len(ctx.states))):
@@ -213,7 +214,7 @@ class _Unrolled(torch.autograd.Function):
             # A step that ignores its state hands zero on, not nothing.
             gradients = [
                 torch.zeros_like(t) if g is None and need else g
-                for g, need, t in zip(found[:size], ctx.needs, ctx.states[i], strict=False)
+                for g, need, t in zip(found[:size], needs, ctx.states[i], strict=True)
             ]
             for k, one in enumerate(found[size:]):
                 total = totals[k]

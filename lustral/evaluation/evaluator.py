@@ -180,7 +180,8 @@ class Evaluator:
 
     def _networks(self) -> Sequence[tuple[str, nn.Module]]:
         """The networks whose calls are counted: the defence's, and those of the attack's surrogates."""
-        purifiers = [self.defence.purifier, *(source.defence.purifier for source in self.sources())]  # type: ignore
+        others = [source.defence.purifier for source in self.sources()]  # type: ignore[attr-defined]
+        purifiers = [self.defence.purifier, *others]
         # A denoiser's own network where it has one: noise and score may ask that without the denoiser's `forward`.
         denoisers = [getattr(m, "network", m) for p in purifiers for m in p.modules() if isinstance(m, Denoiser)]
         once = {id(network): network for network in denoisers}.values()

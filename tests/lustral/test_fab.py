@@ -23,7 +23,8 @@ from lustral.attacks import (
     surrogates,
 )
 from lustral.attacks.fab import to_hyperplane
-from lustral.attacks.first_order import MEASURES, likeliest_wrong_classes
+from lustral.attacks.first_order import likeliest_wrong_classes
+from lustral.attacks.leaderboard import MEASURES
 from lustral.attacks.objectives import TARGET, TargetMargin
 from lustral.evaluation import Defence
 from lustral.evaluation.probes import on_the_defence, twice_the_steps
