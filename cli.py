@@ -4,6 +4,7 @@
     python cli.py fit  -c configs/train/RECIPE.yaml      train a network; writes runs/train/RECIPE/weights.safetensors
     python cli.py test -c configs/eval/RECIPE.yaml       attack a defence; writes runs/eval/RECIPE/card.json
     python cli.py predict -c configs/eval/RECIPE.yaml    classes of clean images; writes predictions-rank0.csv
+    python cli.py table configs/tables/TABLE.yaml        a paper's table, measured beside published; --list, --rows 3,5
     python cli.py report RUN_DIR ...                     tables and figures of finished runs
     python cli.py import --format F --source FILE --output weights/NAME.safetensors        published weights
 
@@ -56,8 +57,9 @@ from yaml import YAMLError
 
 from lustral.complaints import plain, surprising
 from lustral.networks.importing.command import run_command as import_weights
-from lustral.recipes import check_folder, check_layers, check_recipes, forget_weights, imported, run_folder
+from lustral.recipes import check_folder, check_recipes, forget_weights, imported, resets, run_folder
 from lustral.reporting.command import run_command as report
+from lustral.reporting.table_command import run_command as table
 
 BASE = Path(__file__).parent / "configs" / "base.yaml"
 SUSPECT_EXIT_CODE = 3
@@ -86,8 +88,7 @@ class LustralCLI(LightningCLI):
         if words[0] in self.subcommands() and not named:
             raise ValueError(f"No recipe is named: python cli.py {words[0]} -c configs/.../RECIPE.yaml.")
         check_recipes(words)
-        check_layers(words)
-        super().parse_arguments(parser, args)
+        super().parse_arguments(parser, [*words, *resets(words)])
 
     def _parse_ckpt_path(self) -> None:
         """Hyper-parameters saved in a checkpoint may not overrule the config: its weights are taken, nothing else."""
@@ -201,6 +202,8 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         if words[:1] == ["report"]:
             return report(words[1:])
+        if words[:1] == ["table"]:
+            return table(words[1:], Path(__file__).resolve())
         if words[:1] == ["import"]:
             return import_weights(words[1:])
         with Stopping(words) as stopping:

@@ -88,42 +88,40 @@ def check_recipes(words: Sequence[str]) -> None:
                 raise ValueError(f"{part.source}: {problem}")
 
 
-def check_layers(words: Sequence[str]) -> None:
-    """Refuse layers that choose different classes for one part.
+def resets(words: Sequence[str]) -> list[str]:
+    """Words that let what is chosen for a part take the whole place of what was there.
 
-    The parser keeps the first class's arguments and hands them to the second where their names agree, without a
-    word: a purifier with another one's noise level, say. So two files may not disagree; and a class chosen on the
-    command line must be given those arguments there too.
+    The parser keeps the first choice's options and hands them to the second where their names agree, without a word: a
+    purifier with another one's noise level, say. So options that the second choice leaves out are given their defaults
+    here. A layer that names the class which is there already (or none) only changes options, and resets nothing.
 
     Raises:
-        ValueError: naming the part, both classes and what to do.
+        ValueError: if an option has no default that could be written down; it names both files and what to do.
     """
+    given = {option.removeprefix("--") for option, _ in _options(words)}
     chosen: dict[str, _Part] = {}
+    found: dict[str, Any] = {}
     for recipe in recipes_of(words):
         for part in _parts(Path(recipe)):
             before = chosen.get(part.key, part)
             if before.class_path != part.class_path:
-                raise ValueError(
-                    f"{before.source} chooses {before.class_path} for {part.key}, and {part.source} chooses "
-                    f"{part.class_path}: arguments of the first would leak into the second. Copy the recipe and name "
-                    "one class."
-                )
+                found |= part.in_the_place_of(before)
+                before = part
             chosen[part.key] = replace(part, options=before.options | part.options)
-    given = {option.removeprefix("--") for option, _ in _options(words)}
+            for name in part.options:
+                found.pop(f"{part.key}.{name}", None)
     for option, value in _options(words):
         key = option.removeprefix("--")
-        if key not in chosen or value in ("", chosen[key].class_path):
-            continue
-        new = next(_walk(value, key, Path(), Path("the command line")), None)
-        if new is None:
-            continue
-        explicit = {name for name in new.parameters if {f"{key}.{name}", f"{key}.init_args.{name}"} & given}
-        leaking = sorted((chosen[key].options & new.parameters) - explicit - new.options)
-        if leaking:
-            raise ValueError(
-                f"--{key} chooses {value}, but {', '.join(leaking)} of {chosen[key].source} would leak into it: give "
-                f"{', '.join(f'--{key}.{name}' for name in leaking)} too (null where it has none), or copy the recipe."
-            )
+        for part in _walk(value, key, Path(), Path("the command line")) if key in chosen else ():
+            before = chosen.get(part.key, part)
+            named = {name for name in before.options if {f"{part.key}.{name}", f"{part.key}.init_args.{name}"} & given}
+            if value != before.class_path:
+                found |= part.in_the_place_of(replace(before, options=before.options - named))
+    return [word for key, default in found.items() if key not in given for word in (f"--{key}", _in_yaml(default))]
+
+
+def _in_yaml(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n").removesuffix("\n...")
 
 
 @dataclass(frozen=True)
@@ -142,6 +140,20 @@ class _Part:
             return set(inspect.signature(imported(self.class_path)).parameters)
         except (ImportError, AttributeError, ValueError, TypeError):
             return set()
+
+    def in_the_place_of(self, before: "_Part") -> dict[str, Any]:
+        """The defaults, by dotted key, of options that only the part before was given and this one has too."""
+        leaking = sorted((before.options & self.parameters) - self.options)
+        defaults = {}
+        for name in leaking:
+            default = inspect.signature(imported(self.class_path)).parameters[name].default
+            if not isinstance(default, (bool, int, float, str, type(None))):
+                raise ValueError(
+                    f"{self.source} chooses {self.class_path} for {self.key} in the place of {before.class_path} in "
+                    f"{before.source}, whose {name} would leak into it: give --{self.key}.{name}."
+                )
+            defaults[f"{self.key}.{name}"] = default
+        return defaults
 
     def problem(self) -> str | None:
         """What is wrong with the class or its options, in a sentence."""

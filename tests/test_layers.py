@@ -40,7 +40,9 @@ ALLOWED: dict[str, set[str]] = {
     "defence": BOTTOM | {"diffusion", "networks", "purifiers", "attacks"},
     "training": BOTTOM | {"diffusion", "networks", "purifiers", "detectors", "attacks", "defence"},
     "evaluation": BOTTOM | {"diffusion", "networks", "purifiers", "detectors", "attacks", "defence"},
-    "reporting": BOTTOM | {"diffusion", "networks", "purifiers", "detectors", "attacks", "defence", "evaluation"},
+    "tables": BOTTOM | {"evaluation"},
+    "reporting": BOTTOM
+    | {"diffusion", "networks", "purifiers", "detectors", "attacks", "defence", "evaluation", "tables"},
 }
 FRAMEWORKS = {"lightning", "pytorch_lightning", "lightning_fabric", "tensorboard", "jsonargparse"}
 ONLY_IN_NETWORKS = {"diffusers", "timm"}

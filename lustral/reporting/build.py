@@ -5,6 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from lustral.reporting.beside import beside, published_beside
 from lustral.reporting.curves import sweep_curve
 from lustral.reporting.data import csv_text, json_text
 from lustral.reporting.figures import accuracy_bars, budget_curve, draws_histogram
@@ -75,7 +76,8 @@ def _text(runs: Sequence[Run], format: str) -> str:
         return csv_text(runs)
     if format == "json":
         return json_text(runs)
-    return (latex if format == "latex" else markdown)(all_tables(runs))
+    published = beside(published_beside(runs))
+    return (latex if format == "latex" else markdown)([*all_tables(runs), *([published] if published.rows else [])])
 
 
 def all_figures(runs: Sequence[Run]) -> dict[str, tuple[Figure, str]]:

@@ -9,7 +9,6 @@ from lustral.evaluation.intervals import Comparison
 from lustral.evaluation.levels import KINDS
 from lustral.reporting.gaps import frontier_gaps
 from lustral.reporting.paired import paired_comparisons
-from lustral.reporting.published import EVIDENCE, Published, published_beside
 from lustral.reporting.runs import Card, Run, aimed_rule
 from lustral.reporting.words import (
     attack_in_short,
@@ -105,7 +104,6 @@ def all_tables(runs: Sequence[Run]) -> list[Table]:
         _gaps(runs),
         _levels(runs),
         _audit(runs),
-        _published(runs),
     ]
     return [table for table in tables if table.rows or table.notes]
 
@@ -267,36 +265,3 @@ def _audit(runs: Sequence[Run]) -> Table:
         "contradict the attack's. Zero gradients in % of those of draws that are still right."
     ]
     return Table("audit", "Audit", columns, rows, notes if rows else [])
-
-
-def _published(runs: Sequence[Run]) -> Table:
-    published = published_beside(run.recipe for run in runs)
-    labels = ("Source", "Defence", "Data", "Classifier", "Threat", "Attack")
-    columns = [Column(label) for label in labels]
-    columns += [Column("Clean (%)", numeric=True), Column("Robust (%)", numeric=True), Column("Evidence")]
-    rows, notes = [], []
-    for row in published:
-        tag = row.evidence
-        if row.note:
-            notes.append(f"[{len(notes) + 1}] {row.note[0].upper()}{row.note[1:]}.")
-            tag += f" [{len(notes)}]"
-        words = [row.source, row.defence, row.dataset, row.classifier, row.threat, row.attack]
-        rows.append([*words, _printed(row.clean), _printed(row.robust), tag])
-    if rows:
-        notes.insert(
-            0,
-            "Published by the sources named, not measured here; \N{PLUS-MINUS SIGN} is theirs, no interval.",
-        )
-        notes.append(_legend(published))
-    return Table("published", "Published numbers", columns, rows, notes)
-
-
-def _printed(value: tuple[float, float | None] | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value[0]:.2f}" + ("" if value[1] is None else f" \N{PLUS-MINUS SIGN} {value[1]:.2f}")
-
-
-def _legend(published: Sequence[Published]) -> str:
-    used = {row.evidence for row in published}
-    return "Evidence: " + "; ".join(f"{tag}: {words}" for tag, words in EVIDENCE.items() if tag in used) + "."

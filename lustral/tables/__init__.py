@@ -1,0 +1,23 @@
+"""The papers' tables: what each row evaluates, and what was published of it."""
+
+from lustral.tables.choice import GROUPS, Choice
+from lustral.tables.fits import fits
+from lustral.tables.jobs import HAVE_A_CARD, Job, call, make_jobs, missing
+from lustral.tables.table import EVIDENCE, PaperTable, Published, Row, read_table, read_tables
+
+__all__ = [
+    "EVIDENCE",
+    "GROUPS",
+    "HAVE_A_CARD",
+    "Choice",
+    "Job",
+    "PaperTable",
+    "Published",
+    "Row",
+    "call",
+    "fits",
+    "make_jobs",
+    "missing",
+    "read_table",
+    "read_tables",
+]
