@@ -222,6 +222,9 @@ def test_a_part_is_not_written_as_if_it_were_the_whole(
     assert not run.exists()
 
 
+UNTRAINED = "{class_path: lustral.networks.WideResNet, init_args: {depth: 10, width: 1, channels: 1, image_size: 8}}"
+
+
 def test_random_weights_are_not_scored_unless_asked_for(
     cli: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -231,7 +234,7 @@ def test_random_weights_are_not_scored_unless_asked_for(
         Path(UNDEFENDED)
         .read_text()
         .replace("../", f"{Path('configs').resolve()}/")
-        .replace("classifier/digits.yaml", "classifier/digits_wrn10-1.yaml")
+        .replace(f"{Path('configs').resolve()}/classifier/digits.yaml", UNTRAINED)
     )
     words = ("test", "-c", recipe, "--trainer.default_root_dir", tmp_path / "run", "--trainer.accelerator", "cpu")
     words += ("--data.num_test", "3", "--model.attack", "configs/attack/pgd20.yaml", "--model.attack.num_steps", "2")

@@ -36,12 +36,19 @@ def _states(denoiser: Denoiser, batch: int) -> Tensor:
 
 @pytest.mark.parametrize(
     ("config", "count"),
-    [("imagenet_adm256", 552_814_086), ("cifar10_iddpm", 52_546_438), ("svhn_unet", 35_746_307)],
+    [
+        ("diffusion/imagenet_adm256", 552_814_086),
+        ("diffusion/cifar10_iddpm", 52_546_438),
+        ("train/cifar10_iddpm_diffusion", 52_546_438),
+        ("train/svhn_diffusion", 35_746_307),
+    ],
 )
 def test_configured_networks_have_the_published_sizes(config: str, count: int) -> None:
-    options = yaml.safe_load(Path(f"configs/diffusion/{config}.yaml").read_text())["init_args"] | {"weights": None}
+    part = yaml.safe_load(Path(f"configs/{config}.yaml").read_text())
+    part = part["model"]["init_args"]["denoiser"] if "model" in part else part
+    kind = {f"lustral.networks.{cls.__name__}": cls for cls in (ADMDenoiser, UNetDenoiser)}[part["class_path"]]
     with torch.device("meta"):
-        network = (UNetDenoiser if config == "svhn_unet" else ADMDenoiser)(**options)
+        network = kind(**part["init_args"] | {"weights": None})
     assert sum(parameter.numel() for parameter in network.parameters()) == count
 
 

@@ -1,4 +1,7 @@
-"""The classifiers of configs/classifier: each one builds, and its weights file is one that something writes."""
+"""The classifiers of the recipes: each one builds.
+
+Those of configs/classifier have weights, whose file something writes; a training recipe writes its network out.
+"""
 
 import re
 from pathlib import Path
@@ -8,34 +11,62 @@ import torch
 import yaml
 
 import lustral.networks
+from lustral.diffusion import Denoiser
 from lustral.networks import Classifier, load_classifier, with_new_head
 from lustral.networks.importing import FORMATS
 from lustral.networks.importing.command import option_names
 from lustral.recipes import check_layers
 
 CONFIGS = sorted(Path("configs/classifier").glob("*.yaml"))
+TRAIN = sorted(Path("configs/train").glob("*.yaml"))
 IMPORTED = [path for path in CONFIGS if "cli.py import" in path.read_text()]
 
 
 def _parts(path: Path) -> tuple[str, dict]:
+    """The class and the options of a classifier's file, or of the network that a training recipe writes out."""
     config = yaml.safe_load(path.read_text())
+    if "model" in config:
+        trained = config["model"]["init_args"]
+        config = trained["classifier"] if "classifier" in trained else trained["denoiser"]
     return config["class_path"].rpartition(".")[2], config["init_args"]
+
+
+def _built(name: str, options: dict) -> torch.nn.Module:
+    with torch.device("meta"):
+        return getattr(lustral.networks, name)(**{k: v for k, v in options.items() if k != "weights"})
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_classifier_config_builds(path: Path) -> None:
     name, options = _parts(path)
-    if name in (load_classifier.__name__, with_new_head.__name__):
+    if name == load_classifier.__name__:
         run = re.fullmatch(r"runs/train/(\w[\w-]*)/weights.safetensors", options["weights"])
         if run is None:
-            assert options["weights"] in {_parts(other)[1]["weights"] for other in IMPORTED}
+            assert path in IMPORTED
         else:
             assert Path(f"configs/train/{run[1]}.yaml").is_file(), "no recipe trains it"
         return
-    with torch.device("meta"):
-        network = getattr(lustral.networks, name)(**{k: v for k, v in options.items() if k != "weights"})
-    assert isinstance(network, Classifier)
-    assert (path in IMPORTED) == ("weights" in options)
+    assert isinstance(_built(name, options), Classifier)
+    assert path in IMPORTED
+    assert "weights" in options
+
+
+@pytest.mark.parametrize("path", TRAIN, ids=lambda path: path.stem)
+def test_the_network_of_a_training_recipe_builds(path: Path) -> None:
+    name, options = _parts(path)
+    if name == with_new_head.__name__:
+        assert options["weights"] in {_parts(other)[1]["weights"] for other in IMPORTED}
+        return
+    assert isinstance(_built(name, options), Classifier | Denoiser)
+    assert "weights" not in options
+
+
+@pytest.mark.parametrize("piece", ["classifier", "diffusion"])
+def test_the_scenes_are_trained_on_with_the_network_and_settings_of_svhn(piece: str) -> None:
+    scenes, svhn = (
+        yaml.safe_load(Path(f"configs/train/{data}_{piece}.yaml").read_text()) for data in ("streetdigits", "svhn")
+    )
+    assert scenes | {"data": None} == svhn | {"data": None}
 
 
 @pytest.mark.parametrize("path", IMPORTED, ids=lambda path: path.stem)
