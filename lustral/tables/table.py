@@ -17,9 +17,9 @@ A file of ``configs/tables`` looks so (paths are relative to it)::
       - name: ssni_gnsp                        # the run's folder
         defence: SSNI-N over GNSP              # as printed
         attack: PGD+EOT, surrogate
-        choose: {purifier: ../purifier/cifar10_ssni_gnsp.yaml, attack: ../attack/cifar10_ssni_gnsp_surrogate.yaml}
+        choose: {purifier: ../purifier/cifar10_ssni_gnsp.yaml, attack: ../attack/surrogate_ssni_gnsp.yaml}
         options: {model.purifier.levels.bias: 5}
-        layers: [../classifier/cifar10_wrn70-16_layer.yaml]
+        layers: [../layer/cifar10_wrn70-16.yaml]
         published: {clean: 93.55 ± 0.55, robust: 56.45 ± 0.28, note: "..."}
 """
 
