@@ -1,6 +1,8 @@
 """`python cli.py table`: a paper's table, row by row, and what was measured beside what was published."""
 
+import re
 import sys
+from argparse import ArgumentTypeError
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from lustral.reporting.beside import Measured, beside
 from lustral.reporting.build import write_report
 from lustral.reporting.markdown import markdown
 from lustral.reporting.runs import Run, load_runs
-from lustral.tables import HAVE_A_CARD, Job, PaperTable, Row, call, make_jobs, missing, read_table
+from lustral.tables import HAVE_A_CARD, Job, PaperTable, call, make_jobs, missing, read_table
 
 STOPPED = (130, 143)
 """Exit codes of a process that was told to stop."""
@@ -71,8 +73,10 @@ def _numbers(text: str) -> list[int]:
     """Such as ``0,3,5-7``."""
     numbers: list[int] = []
     for piece in text.split(","):
-        first, _, last = piece.strip().partition("-")
-        numbers += range(int(first), int(last or first) + 1)
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", piece.strip())
+        if match is None:
+            raise ArgumentTypeError(f"{text!r} are no numbers, such as 3,5 or 2-7")
+        numbers += range(int(match[1]), int(match[2] or match[1]) + 1)
     return list(dict.fromkeys(numbers))
 
 
@@ -114,11 +118,11 @@ def _stop_if_told(code: int) -> None:
 def _report(table: PaperTable, jobs: Sequence[Job], folder: Path) -> None:
     """Print measured beside published, and write the whole report of the rows that have a card."""
     runs = {run.folder.resolve(): run for run in load_runs(finished)} if (finished := _finished(jobs)) else {}
-    by_row: dict[Row, list[Run]] = {}
+    of_row: dict[int, list[Run]] = {row.number: [] for row in table.rows}
     for job in jobs:
-        run = runs.get(job.folder.resolve())
-        by_row.setdefault(job.row, []).extend([run] if run is not None else [])
-    rows: list[Measured] = [(row, found) for row, found in by_row.items()]
+        if (run := runs.get(job.folder.resolve())) is not None:
+            of_row[job.row.number].append(run)
+    rows: list[Measured] = [(row, of_row[row.number]) for row in table.rows]
     print(markdown([beside(rows, key="table", title=table.title)]))
     if finished:
         for path in write_report(finished, folder / "report"):
