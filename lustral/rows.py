@@ -25,14 +25,16 @@ class Runtime:
         rows: R, of every network call; None calls with as many rows as there are. It decides the last bits.
         graph_budget: bytes that kept graphs of an unrolled trajectory may take (see `lustral.diffusion.unroll`); it
             never changes a result.
-        calls: rows that networks were asked about, by name, padding left out (see `counting`).
+        calls: rows that networks were asked about, by name, padding left out (see `lustral.evaluation.cost`).
         filled: share of the present call's rows that are not padding.
+        padding: rows that networks were asked about only to fill a call, of all forward passes.
     """
 
     rows: int | None = None
     graph_budget: float = 0.0
     calls: Counter[str] = field(default_factory=Counter)
     filled: float = 1.0
+    padding: int = 0
 
     def __post_init__(self) -> None:
         if self.rows is not None and self.rows < 1:

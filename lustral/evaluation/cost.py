@@ -3,7 +3,7 @@
 import time
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +16,8 @@ from torch.utils._pytree import tree_leaves
 from lustral.rows import Runtime
 
 MIB = 2**20
+FORWARD = "_forward"
+"""Ends the names of forward passes among the calls."""
 
 
 class LiveBytes(TorchDispatchMode):
@@ -56,7 +58,8 @@ class LiveBytes(TorchDispatchMode):
 @dataclass
 class Cost:
     """Sums over a process: rows of network calls by kind, seconds, images, and the peak of one attack step. The audit
-    is counted apart: it is no cost of the number.
+    is counted apart: it is no cost of the number. What the defence itself costs is a part of the attack's and
+    verdicts' sums, and is told once more: of its draws (images purified and classified once each).
 
     Args:
         runtime: of the calls, which tells how many of their rows only pad.
@@ -70,6 +73,10 @@ class Cost:
     audit_images: int = 0
     audit_seconds: float = 0.0
     audit_calls: dict[str, int] = field(default_factory=dict)
+    defence_draws: int = 0
+    defence_seconds: float = 0.0
+    defence_calls: dict[str, int] = field(default_factory=dict)
+    defence_peak_memory: int = 0
 
     def line(self) -> dict[str, Any]:
         """As plain data, for `total_cost`."""
@@ -107,8 +114,37 @@ class Cost:
                 self.images += images
             for handle in handles:
                 handle.remove()
-            for name, rows in (self.runtime.calls - before).items():
-                calls[name] = calls.get(name, 0) + rows
+            _add(calls, self.runtime.calls - before)
+
+    @contextmanager
+    def purifying(self, draws: int, device: torch.device) -> Iterator[None]:
+        """Inside `measured`: what happens here is also the defence's own cost of ``draws`` purified and classified
+        images. Where it fails it is the cost of nobody's draws, and not counted.
+
+        Seconds are those of full calls. A call takes its time however many of its rows only pad, so the share of time
+        that is left out is that of the rows."""
+        before, padding = Counter(self.runtime.calls), self.runtime.padding
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+            # The reset would make `measured` forget the peak so far.
+            self.peak_memory = max(self.peak_memory, torch.cuda.max_memory_allocated(device))
+            torch.cuda.reset_peak_memory_stats(device)
+        start = time.perf_counter()
+        yield
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+            self.defence_peak_memory = max(self.defence_peak_memory, torch.cuda.max_memory_allocated(device))
+        seconds = time.perf_counter() - start
+        found = self.runtime.calls - before
+        asked = sum(rows for name, rows in found.items() if name.endswith(FORWARD))
+        self.defence_seconds += seconds * asked / (asked + self.runtime.padding - padding)
+        self.defence_draws += draws
+        _add(self.defence_calls, found)
+
+
+def _add(total: dict[str, int], calls: Mapping[str, int]) -> None:
+    for name, rows in calls.items():
+        total[name] = total.get(name, 0) + rows
 
 
 def _counter(name: str, runtime: Runtime) -> Any:
@@ -117,7 +153,8 @@ def _counter(name: str, runtime: Runtime) -> Any:
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
         rows = round(len(inputs[0]) * runtime.filled)
-        add(f"{name}_forward", rows)
+        add(f"{name}{FORWARD}", rows)
+        runtime.padding += len(inputs[0]) - rows
         answer = tree_leaves(output)[0]  # diffusers' networks answer with a tuple
         if answer.requires_grad:
             answer.register_hook(lambda gradient: add(f"{name}_backward", rows))
@@ -130,16 +167,35 @@ def total_cost(costs: Iterable[dict[str, Any]]) -> dict[str, Any]:
     costs, calls = list(costs), dict[str, int]()
     images, seconds = (sum(cost[name] for cost in costs) for name in ("images", "seconds"))
     for cost in costs:
-        for name, rows in cost["calls"].items():
-            calls[name] = calls.get(name, 0) + rows
-    share = max(images, 1)
+        _add(calls, cost["calls"])
+    memory = max((cost["peak_memory"] for cost in costs), default=0)
     return {
-        "network_calls_per_image": sum(calls.values()) / share,
-        "calls_per_image": {name: rows / share for name, rows in sorted(calls.items())},
-        "seconds_per_image": seconds / share,
-        "peak_memory_mib": max((cost["peak_memory"] for cost in costs), default=0) / MIB,
+        **_per_image(max(images, 1), calls, seconds, memory),
         "audit": _audit_cost(costs, sum(calls.values()), seconds),
+        "defence": _defence_cost(costs),
     }
+
+
+def _per_image(images: int, calls: Mapping[str, int], seconds: float, memory: int) -> dict[str, Any]:
+    """Sums over ``images`` as the card has them; ``memory``, the peak in bytes, is no sum."""
+    return {
+        "network_calls_per_image": sum(calls.values()) / images,
+        "calls_per_image": {name: rows / images for name, rows in sorted(calls.items())},
+        "seconds_per_image": seconds / images,
+        "peak_memory_mib": memory / MIB,
+    }
+
+
+def _defence_cost(costs: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """One purification and classification of one image. None where no line tells of any: a process that judged nothing
+    tells of none, and neither do lines that were written before this was measured."""
+    own, calls = [cost for cost in costs if cost.get("defence_draws")], dict[str, int]()
+    if not own:
+        return None
+    for cost in own:
+        _add(calls, cost["defence_calls"])
+    draws, seconds = (sum(cost[f"defence_{name}"] for cost in own) for name in ("draws", "seconds"))
+    return {**_per_image(draws, calls, seconds, max(cost["defence_peak_memory"] for cost in own)), "draws": draws}
 
 
 def _audit_cost(costs: list[dict[str, Any]], calls: int, seconds: float) -> dict[str, Any]:

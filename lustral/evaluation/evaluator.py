@@ -108,10 +108,13 @@ class Evaluator:
         device = cases.images.device
         if device.type == "cpu" and self.cost.peak_memory == 0:
             self.engine.observe("peak memory", 0, 1)
-            self.cost.peak_memory = self._peak_memory(cases, noise)
+            self._measure_memory(cases, noise)
         networks = self._networks()
+        # A defence that draws nothing is asked once for all verdict draws.
+        draws = len(cases) * (self.protocol.verdict_draws if self.defence.random else 1)
         with self.cost.measured(len(cases), networks, device):
-            clean, clean_trace = self._verdict(cases.images, noise, "clean")
+            with self.cost.purifying(draws, device):
+                clean, clean_trace = self._verdict(cases.images, noise, "clean")
             result = self.attack(self.engine, cases, self.threat, noise)
             adversarial, adversarial_trace = self._verdict(result.images, noise, "adversarial")
         audits: dict[int, Audited] = {}
@@ -187,12 +190,15 @@ class Evaluator:
         once = {id(network): network for network in denoisers}.values()
         return [("classifier", self.defence.classifier), *(("denoiser", network) for network in once)]
 
-    def _peak_memory(self, cases: Cases, noise: NoiseStream) -> int:
-        """Live bytes at the peak of one full network call and its gradient."""
+    def _measure_memory(self, cases: Cases, noise: NoiseStream) -> None:
+        """Live bytes at the peak of one full network call and its gradient, and of a judged one without."""
         size = self.defence.group_size
         rows = torch.arange(min(max(self.rows // size, 1) * size, len(cases)))
         few = cases.select(rows)
         with LiveBytes() as live:
             mode = self.defence.purifier.gradient_modes[0]  # "exact", or what a method without it offers
             self.engine.answer(few.images, few.labels, noise.select(rows).fork("memory"), CrossEntropy(), gradient=mode)
-        return live.peak
+        self.cost.peak_memory = live.peak
+        with LiveBytes() as live:
+            self.engine.logits(few.images, noise.select(rows).fork("memory"))
+        self.cost.defence_peak_memory = live.peak

@@ -159,15 +159,18 @@ def _lacking(card: Card) -> str:
     for name, kind in _PARTS.items():
         if not isinstance(card.get(name), kind):
             return name
-    numbers = [f"{rule}.{kind}.{end}" for rule in card["verdicts"] for kind in ("clean", "robust") for end in _RATE]
-    wanted = [*(f"verdicts.{name}" for name in numbers), *(f"cost.{name}" for name in _COST), "attack.threat.eps"]
-    wanted += ["attack.class", "attack.threat.norm", "defence.purifier.class", "defence.classifier.class"]
+    rates = [f"{rule}.{kind}.{end}" for rule in card["verdicts"] for kind in ("clean", "robust") for end in _RATE]
+    numbers = [*(f"verdicts.{name}" for name in rates), *(f"cost.{name}" for name in _COST)]
+    if card["cost"].get("defence") is not None:  # older cards do not have it
+        numbers += [f"cost.defence.{name}" for name in _COST]
+    wanted = [*numbers, "attack.threat.eps", "attack.threat.norm", "attack.class"]
+    wanted += ["defence.purifier.class", "defence.classifier.class"]
     wanted += ["protocol.verdict_draws", *(f"verdicts.{rule}.draws" for rule in card["verdicts"])]
     for path in wanted:
         value: Any = card
         for key in path.split("."):
             value = value.get(key) if isinstance(value, dict) else None
-        if value is None or (path in wanted[: len(numbers) + len(_COST)] and not isinstance(value, (int, float))):
+        if value is None or (path in numbers and not isinstance(value, (int, float))):
             return path
     aimed = [rule for rule, entry in card["verdicts"].items() if entry.get("aimed_at")]
     return "" if len(aimed) == 1 else "the rule that the attack aimed at"

@@ -82,6 +82,16 @@ def cost_cells(card: Card) -> tuple[str, str]:
     return f"{cost['network_calls_per_image']:,.0f}", f"{cost['seconds_per_image']:.3g}"
 
 
+def defence_cost_cells(card: Card) -> tuple[str, str, str]:
+    """Network calls, seconds and peak MiB of one purification and classification of one image; dashes where they were
+    not measured."""
+    cost = card["cost"].get("defence")
+    if cost is None:
+        return "-", "-", "-"
+    calls = f"{cost['network_calls_per_image']:,.1f}".removesuffix(".0")
+    return calls, f"{cost['seconds_per_image']:.3g}", f"{cost['peak_memory_mib']:,.1f}"
+
+
 def status_cells(cards: Mapping[str, Card]) -> tuple[list[str], list[str]]:
     """A word a run, and a numbered footnote with the reason for each run that is suspect."""
     cells, notes = [], []
@@ -104,6 +114,7 @@ def all_tables(runs: Sequence[Run]) -> list[Table]:
         _gaps(runs),
         _levels(runs),
         _audit(runs),
+        _costs(runs),
     ]
     return [table for table in tables if table.rows or table.notes]
 
@@ -265,3 +276,26 @@ def _audit(runs: Sequence[Run]) -> Table:
         "contradict the attack's. Zero gradients in % of those of draws that are still right."
     ]
     return Table("audit", "Audit", columns, rows, notes if rows else [])
+
+
+def _costs(runs: Sequence[Run]) -> Table:
+    columns = [Column("Run")]
+    for group in ("defence", "attack and verdicts"):
+        columns += [Column(label, group, numeric=True) for label in ("calls", "seconds", "MiB")]
+    columns += [Column("Audit (%)", numeric=True)]
+    rows = []
+    for run in runs:
+        calls, seconds = cost_cells(run.card)
+        memory = "-" if calls == "-" else f"{run.card['cost']['peak_memory_mib']:,.1f}"
+        rows.append([run.name, *defence_cost_cells(run.card), calls, seconds, memory, _audit_share(run.card)])
+    note = (
+        "Network calls and seconds are an image's: in `defence` of purifying and classifying it once (one draw), in "
+        "`attack and verdicts` of all that its record took. MiB: the peak of one call of R rows. Audit: its network "
+        "calls, in % of those of attack and verdicts, which do not hold them."
+    )
+    return Table("cost", "Cost", columns, rows, [note])
+
+
+def _audit_share(card: Card) -> str:
+    audit = card["cost"].get("audit")
+    return f"{100 * audit['calls_beside_the_attack']:,.0f}" if audit and audit["images"] else "-"

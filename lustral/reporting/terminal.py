@@ -13,6 +13,7 @@ from lustral.reporting.runs import Card, aimed_rule
 from lustral.reporting.tables import (
     TRANSFERRED,
     cost_cells,
+    defence_cost_cells,
     main_rules,
     percent,
     robust_cell,
@@ -74,6 +75,7 @@ def show_card(run: Path, card: Card, figures: Sequence[str] = ()) -> None:
 def _description(name: str, card: Card, status: str) -> Text:
     attack = card["attack"]
     calls, seconds = cost_cells(card)
+    own_calls, own_seconds, _ = defence_cost_cells(card)  # memory would not fit into the line
     return Text.assemble(
         (name, "bold"),
         "\n",
@@ -81,6 +83,7 @@ def _description(name: str, card: Card, status: str) -> Text:
         f", n = {card['n']}",
         f"\n{threat_in_short(attack['threat'])}, {attack_in_short(attack)}",
         f"\ndefence: {defence_in_short(card['defence'])}",
+        (f"\none draw: {own_calls} call{'' if own_calls == '1' else 's'}, {own_seconds} s", "dim"),
         (f"\n{calls} calls, {seconds} s an image\n", "dim"),
     )
 

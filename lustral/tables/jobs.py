@@ -5,8 +5,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ FINISHED = "table_row.json"
 """Written into a job's folder when its evaluation has ended: the command that made it."""
 HAVE_A_CARD = (0, 3)
 """Exit codes of an evaluation that ended; 3 says that samples met NaN."""
+STOPPED = 128 + signal.SIGTERM
 
 
 @dataclass(frozen=True)
@@ -86,23 +86,18 @@ def missing(needs: Mapping[str, str]) -> dict[str, str]:
 
 
 def call(cli: Path, words: Sequence[str]) -> int:
-    """Run ``cli.py`` with ``words`` in a process of its own, which ends when this one is told to; returns its exit
-    code."""
-    with subprocess.Popen([sys.executable, str(cli), *words]) as process, _ended_together(process):
-        return process.wait()
-
-
-@contextmanager
-def _ended_together(process: "subprocess.Popen[Any]") -> Iterator[None]:
-    """Hand SIGTERM on, wait until the process has tidied up, and leave with its exit code, 143. (Ctrl-C reaches both
-    without help.)"""
+    """Run ``cli.py`` with ``words`` in a process of its own, and return its exit code. SIGTERM is handed on, and the
+    code is then 143 (Ctrl-C reaches both processes without help)."""
+    told: list[int] = []
 
     def stop(number: int, frame: Any) -> None:
-        process.send_signal(signal.SIGTERM)
-        raise SystemExit(process.wait())
+        told.append(number)
+        process.send_signal(number)
 
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with subprocess.Popen([sys.executable, str(cli), *words]) as process:
+        before = signal.signal(signal.SIGTERM, stop)
+        try:
+            code = process.wait()  # goes on waiting after the signal: the process says how to go on, and ends
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    return STOPPED if told else code

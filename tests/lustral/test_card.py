@@ -56,10 +56,11 @@ def test_the_card_has_the_promised_keys(healthy: tuple[list[Record], dict[str, A
             assert verdict[kind].keys() == {"value", "low", "high"}
             assert 0 <= verdict[kind]["low"] <= verdict[kind]["value"] <= verdict[kind]["high"] <= 1
     assert {"network_calls_per_image", "seconds_per_image", "peak_memory_mib"} <= card["cost"].keys()
-    assert all(
-        math.isfinite(card["cost"][key]) and card["cost"][key] > 0
-        for key in card["cost"].keys() - {"calls_per_image", "audit"}
-    )
+    cost, own = card["cost"], card["cost"]["defence"]
+    numbers = [cost[key] for key in cost.keys() - {"calls_per_image", "audit", "defence"}]
+    numbers += [own[key] for key in own.keys() - {"calls_per_image"}]
+    assert all(math.isfinite(number) and number > 0 for number in numbers)
+    assert own["draws"] == 24 * DRAWS
     for key in ("audit", "attack", "defence", "provenance"):
         assert isinstance(card[key], dict)
         assert card[key]
@@ -301,6 +302,7 @@ def test_costs_of_all_processes_and_starts_add_up() -> None:
     assert cost["calls_per_image"] == {"a": 4.0, "b": 1.0}
     assert cost["seconds_per_image"] == 0.25
     assert cost["peak_memory_mib"] == 3.0
+    assert cost["defence"] is None, "lines of versions that did not measure it"
 
 
 def test_network_calls_are_counted_in_rows() -> None:

@@ -155,6 +155,9 @@ def make_run(tmp_path: Path) -> MakeRun:
         folder.append([random_record(i, clean, robust, len(name), i < 16, gain, levels) for i in indices])
         folder.close()
         cost = {"images": 120, "seconds": 60.0, "peak_memory": 2**20, "calls": {"denoiser_forward": 322_560}}
+        cost |= {"audit_images": 16, "audit_seconds": 90.0, "audit_calls": {"denoiser_forward": 483_840}}
+        cost |= {"defence_draws": 960, "defence_seconds": 2.4, "defence_peak_memory": 2**19}
+        cost |= {"defence_calls": {"classifier_forward": 960, "denoiser_forward": 9_600}}
         fingerprint = json.loads((run / "records" / "fingerprint.json").read_text())
         card = make_card(list(folder.read().values()), fingerprint, [cost])
         (run / "card.json").write_text(json.dumps(card))

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from lustral.evaluation.cost import total_cost
 from lustral.reporting import FORMATS, load_runs, report, rich_table, write_report
 from lustral.reporting.latex import escape
-from lustral.reporting.tables import percent
+from lustral.reporting.tables import defence_cost_cells, percent
 
 
 @pytest.fixture
@@ -111,6 +112,42 @@ def test_the_audit_is_shown_with_intervals(runs) -> None:
         assert re.fullmatch(rf"{100 * audit[name]:.1f} \[\d+\.\d, \d+\.\d\]", row[heading])
 
 
+def test_the_cost_of_defence_attack_and_audit(runs) -> None:
+    text = report(runs)
+    for run, row in zip(runs, grid(text, "Cost"), strict=True):
+        assert row == {
+            "Run": run.name,
+            "calls, defence": "11",
+            "seconds, defence": "0.0025",
+            "MiB, defence": "0.5",
+            "calls, attack and verdicts": "2,688",
+            "seconds, attack and verdicts": "0.5",
+            "MiB, attack and verdicts": "1.0",
+            "Audit (%)": "150",
+        }
+    assert r"\label{tab:cost}" in report(runs, "latex")
+
+
+def test_a_cost_that_was_not_measured_is_a_dash(runs) -> None:
+    """Cards that an older version made lack the sections, and new ones of its cost lines have None."""
+    old, none, empty = (card_of(run) for run in runs)
+    del old["cost"]["defence"], old["cost"]["audit"]
+    none["cost"] |= {"defence": None, "audit": {**none["cost"]["audit"], "images": 0}}
+    empty["cost"] = total_cost([])
+    for run, card in zip(runs, (old, none, empty), strict=True):
+        (run / "card.json").write_text(json.dumps(card))
+    text = report(runs)
+    rows = [list(row.values())[1:] for row in grid(text, "Cost")]
+    attack = ["2,688", "0.5", "1.0"]
+    assert rows == [["-"] * 3 + attack + ["-"], ["-"] * 3 + attack + ["-"], ["-"] * 7]
+    assert [row["Calls"] for row in grid(text, "Results")] == ["2,688", "2,688", "-"]
+
+
+def test_calls_of_purifications_that_differ_keep_a_digit() -> None:
+    cost = {"network_calls_per_image": 1034.26, "seconds_per_image": 12.345, "peak_memory_mib": 20_000.0}
+    assert defence_cost_cells({"cost": {"defence": cost}}) == ("1,034.3", "12.3", "20,000.0")
+
+
 def test_latex_is_escaped_and_well_formed(runs) -> None:
     tex = report(runs, "latex")
     assert "digits\\_undefended" in tex
@@ -156,6 +193,7 @@ def test_the_console_table_has_every_run(runs) -> None:
             assert name in shown
             assert percent(card["verdicts"]["expected"]["robust"]) in shown
             assert percent(card["verdicts"]["majority"]["clean"]) in shown
+        assert shown.count("one draw: 11 calls, 0.0025 s") == len(cards)
         assert "SUSPECT [1]" in shown
         assert "digits_weak_100% is suspect" in shown
 

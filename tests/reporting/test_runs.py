@@ -41,6 +41,10 @@ def test_other_cards_are_refused(make_run) -> None:
     (run / "card.json").write_text(json.dumps({**card, "schema": 2}))
     with pytest.raises(ValueError, match="has schema 2, and this version of Lustral reads schema 1"):
         report([run])
+    card["cost"]["defence"] = {"network_calls_per_image": 1.0, "seconds_per_image": None}
+    (run / "card.json").write_text(json.dumps(card))
+    with pytest.raises(ValueError, match=r"is damaged \(it lacks cost\.defence\.seconds_per_image\)"):
+        report([run])
     for text in ("[]", "{}", '{"schema": 1'):
         (run / "card.json").write_text(text)
         with pytest.raises(ValueError, match="is no card of an evaluation"):
