@@ -144,7 +144,8 @@ def _shrunk(words: list[str], run: Path, weights: dict[str, Path], tmp_path: Pat
     elif any("diffpure" in word for word in words):
         words += ["--model.purifier.denoiser.weights", str(weights["denoiser"]), "--model.purifier.num_steps", "2"]
     elif any("gnsp" in word for word in words):
-        words += ["--model.purifier.denoiser.weights", str(weights["denoiser"]), "--model.purifier.rounds", "[[30,1],[50,1]]"]
+        words += ["--model.purifier.denoiser.weights", str(weights["denoiser"])]
+        words += ["--model.purifier.rounds", "[[30,1],[50,1]]"]
     return words
 
 
