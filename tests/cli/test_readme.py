@@ -57,6 +57,10 @@ def test_a_command_of_the_readme_runs(
         monkeypatch.setitem(wide_resnets.SIZES, "robustbench-wrn", (16, 2))  # of the small file
         assert cli(*words) == 0
         assert (tmp_path / output).is_file()
+    elif words[0] == "table":  # what rows evaluate is run by the tests of tables
+        words = [word.replace("$SLURM_ARRAY_TASK_ID", "3") for word in words]
+        own = words.index("--") if "--" in words else len(words)
+        assert cli(*words[:own], "--list", "--output", str(tmp_path), *words[own:]) == 0
     elif words[0] == "report":
         runs = [tmp_path / Path(word).name for word in words if word.startswith("runs/eval/")]
         for run in runs:
@@ -123,6 +127,8 @@ def _shrunk(words: list[str], run: Path, weights: dict[str, Path], tmp_path: Pat
     words += FASTEST
     if "--model.attack" not in words:
         words += attack(Path(words[words.index("-c") + 1]), tmp_path / "attack", **FASTEST_ATTACK)
+    elif any("square" in word for word in words):
+        words += ["--model.attack.num_queries", "4", "--model.attack.eot", "2"]
     if any("cifar10" in word for word in words):
         subset = tmp_path / "subset.txt"
         subset.write_text("7\n3\n11\n0\n")
@@ -137,6 +143,9 @@ def _shrunk(words: list[str], run: Path, weights: dict[str, Path], tmp_path: Pat
         words += ["--model.purifier.reference.file", str(tmp_path / "reference" / "reference.json")]
     elif any("diffpure" in word for word in words):
         words += ["--model.purifier.denoiser.weights", str(weights["denoiser"]), "--model.purifier.num_steps", "2"]
+    elif any("gnsp" in word for word in words):
+        words += ["--model.purifier.denoiser.weights", str(weights["denoiser"])]
+        words += ["--model.purifier.rounds", "[[30,1],[50,1]]"]
     return words
 
 
