@@ -25,7 +25,7 @@ from datamodules import Digits
 from lightning_modules import ClassifierTraining, DiffusionTraining
 from lustral.diffusion import DDIM, Ancestral
 from lustral.diffusion.sampling import sample
-from lustral.metrics import ImageStatistics
+from lustral.metrics import FrechetDistance
 from lustral.networks import Classifier, WideResNet, load_classifier, load_denoiser
 from lustral.networks.weights import read_weights
 from lustral.noise import NoiseStream
@@ -61,17 +61,16 @@ def trained(digits: dict[str, Tensor]) -> Classifier:
 # What the number tells ---------------------------------------------------------------------------------------
 
 
-def _statistics(classifier: Classifier, images: Tensor) -> ImageStatistics:
-    statistics = ImageStatistics(classifier)
-    statistics.update(images)
-    return statistics
-
-
 def _ratio_and_shares(classifier: Classifier, images: Tensor, digits: dict[str, Tensor]) -> tuple[float, Tensor]:
     """What a model that draws ``images`` would be given: Frechet distance to the test digits in units of that of the
     training digits, and class shares."""
-    judged, train, test = (_statistics(classifier, x) for x in (images, digits["train"], digits["test"]))
-    return judged.frechet(test) / train.frechet(test), judged.class_shares()
+    distance = FrechetDistance(classifier)
+    distance.update(digits["test"], real=True)
+    distance.update(digits["train"], real=False)
+    yardstick = float(distance.compute())
+    distance.reset()
+    distance.update(images, real=False)
+    return float(distance.compute()) / yardstick, distance.class_shares()
 
 
 LARGEST_RATIO, SHARES = 2.25, (0.04, 0.20)  # of a good model 1.7: hands that nobody has seen are a large unit
