@@ -1,8 +1,6 @@
 """Progress of an evaluation whose single step may last an hour: what it does, robust accuracy so far, time left."""
 
-import shutil
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,15 +8,23 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 from callbacks.ticker import Ticker
 from lustral.evaluation import Dealing, Expected, Key, Record, read_records, wilson
 
+BAR = 24
+"""Columns of a bar."""
+
 
 class InnerProgress(Callback):
-    """A line that follows the evaluation. On a terminal it is rewritten in place, every second; in a log file a new one
-    is printed every ``seconds``, whatever the evaluation is at: a thread of its own looks at the clock. Only the first
-    process prints; it speaks of its own share of the images.
+    """Lines that follow the evaluation. On a terminal they are drawn again in place every second, with bars; in a log
+    file a new line is printed every ``seconds``, whatever the evaluation is at: a thread of its own looks at the clock.
+    Only the first process prints; it speaks of its own share of the images.
 
     Args:
         seconds: between two lines where output is no terminal.
@@ -31,10 +37,10 @@ class InnerProgress(Callback):
         self._robust, self._judged = 0.0, 0
         self._todo, self._done, self._share = 0, 0, 0.0
         self._alone = True
-        self._task, self._since = "starting", 0.0
+        self._task, self._step, self._num_steps, self._since = "starting", 0, 1, 0.0
         self._start = self._printed = 0.0
         self._module: Any = None
-        self._lock = threading.Lock()
+        self._live: Live | None = None
         self._ticker = Ticker(min(1.0, seconds), self._tick)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -52,20 +58,40 @@ class InnerProgress(Callback):
         self._observe("first images", 0, 1)
         self._module.observe(self._observe)
         self._module.hand_on(lambda records: self._record(records, trainer))
+        self._live = self._on_terminal()
         self._ticker.start()
+
+    def _on_terminal(self) -> Live | None:
+        """What draws in place, under whatever else is printed; None where nothing can be."""
+        console = Console(stderr=True, highlight=False)
+        # Where FORCE_COLOR is set, rich takes a log for a terminal too.
+        if not (sys.stderr.isatty() and console.is_interactive):
+            return None
+        # What goes to standard output stands above the lines too, unless it goes to a file.
+        above = sys.stdout.isatty()
+        live = Live(
+            console=console,
+            get_renderable=self._drawn,
+            auto_refresh=False,  # the ticker does it, and can be stopped without a lock
+            transient=True,
+            redirect_stdout=above,
+        )
+        live.start(refresh=True)
+        console.show_cursor()  # a process that is killed could not bring it back
+        return live
 
     def _tell_of_earlier_records(self, run: Path, earlier: set[Key]) -> None:
         """The running accuracy of a run that goes on begins with what was judged before."""
         if earlier:
             self._count(list(read_records(run / "records", earlier).values()))
-            self._print(f"{len(earlier)} images have a record already and are skipped", final=True)
+            self._print(f"{len(earlier)} images have a record already and are skipped")
 
     def _count(self, records: Sequence[Record]) -> None:
         rule = Expected(len(records[0].adversarial_logits))
-        for record in records:
-            right = rule(record.adversarial_logits[:, None], torch.tensor([record.label]))
-            self._robust += 0.0 if record.failed else float(right)
-        self._judged += len(records)
+        sound = [record for record in records if not record.failed]
+        verdicts = [rule(each.adversarial_logits[:, None], torch.tensor([each.label])) for each in sound]
+        self._judged += len(records)  # first, for the ticker may look at any time: never more right than judged
+        self._robust += sum(map(float, verdicts))
 
     def _record(self, records: Sequence[Record], trainer: Trainer) -> None:
         self._done, self._share = self._done + len(records), 0.0
@@ -75,49 +101,84 @@ class InnerProgress(Callback):
         self._observe("next images", 0, 1)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._ticker.stop()
+        self._close()
+        self._task = ""
         if self._module is not None and self._judged:
-            self._task = ""
-            self._print(self._line(), final=True)
+            self._print(self._line())
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self._close():
+            self._print(self._line())  # in place of what was drawn: how far it came
+
+    def _close(self) -> bool:
+        """Print and draw nothing any more, and wipe what was drawn; returns whether anything was."""
         self._ticker.stop()
+        live, self._live = self._live, None
+        if live is not None:
+            live.stop()
+        return live is not None
+
+    def freeze(self) -> None:
+        """Leave the screen to another thread that ends the process: what stands there stays, and nothing is drawn.
+
+        Waits for no lock for long: the main thread may hold them.
+        """
+        self._ticker.stop(seconds=0.5)
+        self._live = None
 
     def _observe(self, task: str, step: int, num_steps: int) -> None:
         if not self._done and task == self._module.evaluator.attack.name:
             # A first guess at the time; later the images that are done tell it.
             self._share = self._module.in_work * step / num_steps
-        if task != self._task.partition(" · ")[0]:
+        if task != self._task:
             self._since = time.monotonic()
-        self._task = task if num_steps <= 1 else f"{task} · {step}/{num_steps}"
+        self._task, self._step, self._num_steps = task, step, num_steps
 
     def _tick(self) -> None:
-        terminal = sys.stderr.isatty()
-        if terminal or time.monotonic() - self._printed >= self.seconds:
-            self._print(self._line(), final=not terminal)
+        live = self._live
+        if live is not None:
+            live.refresh()
+        elif time.monotonic() - self._printed >= self.seconds:
+            self._print(self._line())
+
+    def _drawn(self) -> RenderableType:
+        """A bar of the images, a bar of the task's steps, and the robust accuracy so far."""
+        images, task, robust, times = self._said()
+        steps = ProgressBar(self._num_steps, self._step, width=BAR) if task and self._num_steps > 1 else " " * BAR
+        lines = Table.grid(padding=(0, 2))
+        lines.add_row(ProgressBar(self._todo, self._worked, width=BAR), Text(f"{images} · {times}"))
+        lines.add_row(steps, Text(task))
+        if robust:
+            lines.add_row("", Text(robust))
+        return lines
 
     def _line(self) -> str:
-        now = time.monotonic()
-        parts = [f"{self._done}/{self._todo} images"]
+        return " · ".join(filter(None, self._said()))
+
+    def _said(self) -> tuple[str, str, str, str]:
+        """Images, task, robust accuracy so far and times; "" for what there is not."""
+        now, task, robust = time.monotonic(), "", ""
         if self._task:
-            parts += [self._task, f"{_clock(now - self._since)} at it"]
+            steps = f" · {self._step}/{self._num_steps}" if self._num_steps > 1 else ""
+            task = f"{self._task}{steps} · {_clock(now - self._since)} at it"
         if self._judged:
             share = f"{100 * self._robust / self._judged:.1f} %"
             # Images that are judged together are not independent: no interval before the card's.
-            robust = str(wilson(self._robust, self._judged)) if self._alone else share
-            parts.append(f"robust so far {robust} (n = {self._judged})")
-        spent, worked = now - self._start, self._done or self._share
+            rate = str(wilson(self._robust, self._judged)) if self._alone else share
+            robust = f"robust so far {rate} (n = {self._judged})"
+        spent, worked = now - self._start, self._worked
         left = spent / worked * (self._todo - worked) if worked else 0.0
-        parts.append(f"{_clock(spent)} spent" + (f", {_clock(left)} left" if left >= 1 else ""))
-        return " · ".join(parts)
+        times = f"{_clock(spent)} spent" + (f", {_clock(left)} left" if left >= 1 else "")
+        return f"{self._done}/{self._todo} images", task, robust, times
 
-    def _print(self, line: str, final: bool) -> None:
-        with self._lock:
-            self._printed = time.monotonic()
-            start = ""
-            if sys.stderr.isatty():  # a line that wraps could not be rewritten
-                start, line = "\r\x1b[2K", line[: shutil.get_terminal_size().columns - 1]
-            print(start + line, end="\n" if final else "", file=sys.stderr, flush=True)
+    @property
+    def _worked(self) -> float:
+        """Images that are done, or a share of the first ones."""
+        return self._done or self._share
+
+    def _print(self, line: str) -> None:
+        self._printed = time.monotonic()
+        print(line, file=sys.stderr, flush=True)
 
 
 def _clock(seconds: float) -> str:

@@ -1,17 +1,17 @@
 """What a diffusion model draws, as a picture: in TensorBoard, and as a file in the run folder."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
-from PIL import Image
 from torch import Tensor
+from torchvision.utils import make_grid, save_image
 
 from lustral.diffusion import Ancestral, Denoiser, Solver
 from lustral.diffusion.sampling import sample
@@ -93,24 +93,16 @@ class SampleGrid(Callback):
     def show(self, trainer: Trainer, images: Tensor, stage: str) -> None:
         """Put a sheet of ``images`` where it can be looked at."""
         picture = sheet(images.float().cpu())
-        pixels = picture.mul(255).round().byte().permute(1, 2, 0).squeeze(2).numpy()
         path = Path(trainer.default_root_dir) / "samples.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(path)
+        save_image(picture, path)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image(f"{stage}/samples", picture, trainer.global_step)
 
 
 def sheet(images: Tensor) -> Tensor:
-    """(C, H', W') in [0, 1]: ``images`` (n, C, H, W) in a grid that is about square, row by row, a thin white line
-    around each; what stays free is white."""
-    columns = 1
-    while columns**2 < len(images):
-        columns += 1
+    """(3, H', W') in [0, 1]: ``images`` (n, C, H, W), C = 1 or 3, in a grid that is about square, row by row, a thin
+    white line around each; what stays free is white."""
     factor = max(1, -(-SMALLEST_SIDE // min(images.shape[2:])))
-    large = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
-    framed = F.pad(large, (1, 1, 1, 1), value=1.0)
-    free = -len(images) % columns
-    full = torch.cat((framed, torch.ones_like(framed[:1]).expand(free, -1, -1, -1)))
-    return rearrange(full, "(rows columns) c h w -> c (rows h) (columns w)", columns=columns)
+    return make_grid(F.interpolate(images, scale_factor=factor), math.ceil(math.sqrt(len(images))), pad_value=1.0)

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from callbacks.sample_grid import SampleGrid
 from lustral.diffusion import Solver
-from lustral.metrics import ImageStatistics
+from lustral.metrics import FrechetDistance
 from lustral.networks import Classifier
 
 
@@ -30,7 +30,7 @@ class SampleQuality(SampleGrid):
 
     Args:
         classifier: whose features; trained on these images. Or an Inception v3 out of a file, with ``resize``, see
-            `lustral.metrics.ImageStatistics`: nothing is downloaded.
+            `lustral.metrics.FrechetDistance`: nothing is downloaded.
         solver: the reverse step; None is Ancestral, which follows every schedule.
         num_samples: how many; of the training images, and of those compared with, at most as many are taken.
         num_steps: reverse steps, from pure noise.
@@ -67,7 +67,8 @@ class SampleQuality(SampleGrid):
             )
         self.classifier = classifier.eval().requires_grad_(False)
         self.num_samples, self.resize = num_samples, resize
-        self._real: dict[str, ImageStatistics] = {}
+        self._distances: dict[str, FrechetDistance] = {}
+        self._yardsticks: dict[str, float] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -75,7 +76,7 @@ class SampleQuality(SampleGrid):
             raise ValueError(
                 "SampleQuality compares with the images of a data module: give the trainer one of `datamodules`."
             )
-        self._real = {}
+        self._distances, self._yardsticks = {}, {}
 
     def act(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.classifier.to(pl_module.device)
@@ -84,37 +85,41 @@ class SampleQuality(SampleGrid):
         images = self.draw(pl_module, torch.arange(first, last))
         if trainer.is_global_zero:
             self.show(trainer, images[: self.num_images], stage)
-        drawn = ImageStatistics(self.classifier, self.resize)
+        distance, yardstick = self._to_real(trainer, stage)
         for part in images.split(self.rows):
-            drawn.update(part)
-        drawn.gather(lambda sums: trainer.strategy.reduce(sums, reduce_op="sum"))  # type: ignore[return-value]
-        train, held_out = self._reference(trainer, "train"), self._reference(trainer, stage)
-        distance, yardstick, shares = drawn.frechet(held_out), train.frechet(held_out), drawn.class_shares()
+            distance.update(part, real=False)
+        frechet, shares = float(distance.compute()), distance.class_shares()
+        distance.reset()
         numbers = {
-            "frechet": distance,
+            "frechet": frechet,
             "frechet_real": yardstick,
-            "frechet_ratio": distance / yardstick,
+            "frechet_ratio": frechet / yardstick,
             "class_share_min": float(shares.min()),
             "class_share_max": float(shares.max()),
         }
         # Every process has the same numbers.
         pl_module.log_dict({f"{stage}/{k}": v for k, v in numbers.items()}, batch_size=1, sync_dist=True)
 
-    def _reference(self, trainer: Trainer, part: str) -> ImageStatistics:
-        """Statistics of real images, without augmentation: of the part train, val or test."""
-        if part not in self._real:
-            datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-            source = datamodule.test_source if part == "test" else datamodule.train_source
-            chosen = datamodule.test_indices if part == "test" else datamodule.train_parts[part == "val"]
-            positions = evenly(chosen, self.num_samples)
-            statistics = ImageStatistics(self.classifier, self.resize)
-            own = positions[trainer.global_rank :: trainer.world_size]
-            for start in range(0, len(own), self.rows):
-                images = torch.stack([source.image(p) for p in own[start : start + self.rows]])
-                statistics.update(images.to(statistics.moments.sums.device))
-            statistics.gather(lambda sums: trainer.strategy.reduce(sums, reduce_op="sum"))  # type: ignore[return-value]
-            self._real[part] = statistics
-        return self._real[part]
+    def _to_real(self, trainer: Trainer, stage: str) -> tuple[FrechetDistance, float]:
+        """The distance to the images of a stage, val or test, which has no generated ones yet, and that of the training
+        images."""
+        if stage not in self._distances:
+            distance = FrechetDistance(self.classifier, self.resize)
+            self._add(trainer, distance, stage, real=True)
+            self._add(trainer, distance, "train", real=False)
+            self._distances[stage], self._yardsticks[stage] = distance, float(distance.compute())
+            distance.reset()
+        return self._distances[stage], self._yardsticks[stage]
+
+    def _add(self, trainer: Trainer, distance: FrechetDistance, part: str, real: bool) -> None:
+        """This process's share of the images of a part, train, val or test, without augmentation."""
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        source = datamodule.test_source if part == "test" else datamodule.train_source
+        chosen = datamodule.test_indices if part == "test" else datamodule.train_parts[part == "val"]
+        own = evenly(chosen, self.num_samples)[trainer.global_rank :: trainer.world_size]
+        for start in range(0, len(own), self.rows):
+            images = torch.stack([source.image(p) for p in own[start : start + self.rows]])
+            distance.update(images.to(distance.device), real)
 
 
 def evenly(positions: Sequence[int], count: int) -> list[int]:

@@ -23,6 +23,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks.attack_records import AttackRecords
+from callbacks.progress import InnerProgress
 
 STOPPED = 128 + signal.SIGTERM
 """The exit code of a process that SIGTERM ended, as a shell gives it: 143."""
@@ -81,7 +82,7 @@ class Stopping:
             isinstance(exception, SystemExit) and isinstance(exception.__context__, KeyboardInterrupt)
         ):
             if rank_zero_only.rank == 0:
-                _tell(f"error: Stopped by Ctrl-C. {self.advice()}")
+                self._tell(f"error: Stopped by Ctrl-C. {self.advice()}")
             raise SystemExit(INTERRUPTED) from None
 
     def _close(self, kind: object) -> None:
@@ -123,7 +124,7 @@ class Stopping:
         if self._training and SLURMEnvironment.detect():
             time.sleep(_REQUEUE_SECONDS)
         if rank_zero_only.rank == 0:
-            _tell(f"error: Stopped by SIGTERM. {self.advice()}")
+            self._tell(f"error: Stopped by SIGTERM. {self.advice()}")
         self._end_children()
         _leave(STOPPED)
 
@@ -131,7 +132,7 @@ class Stopping:
         if self._ended.wait(_CHILD_SECONDS):
             return  # what ended the first process has ended this one as well
         if os.environ.get("LOCAL_RANK") == "1":
-            _tell(f"error: The first process of this run is gone, so the others end too. {self.advice()}")
+            self._tell(f"error: The first process of this run is gone, so the others end too. {self.advice()}")
         _leave(1)
 
     def _lost(self, number: int, code: int) -> None:
@@ -140,7 +141,7 @@ class Stopping:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         if code == -signal.SIGKILL:
             how += " (as happens where memory runs out: use fewer processes)"
-        _tell(f"error: Process {number} of this run {how}, so the others end too. {self.advice()}")
+        self._tell(f"error: Process {number} of this run {how}, so the others end too. {self.advice()}")
         self._end_children()
         _leave(STOPPED if code == -signal.SIGTERM else 1)
 
@@ -163,11 +164,22 @@ class Stopping:
     def _training(self) -> bool:
         return self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
 
+    def _tell(self, sentence: str) -> None:
+        """Past Python's buffers, whose locks the main thread may hold; below lines that are drawn in place."""
+        for callback in self._callbacks:
+            if isinstance(callback, InnerProgress):
+                callback.freeze()
+        start = "\n" if sys.stderr is not None and sys.stderr.isatty() else ""
+        os.write(2, f"{start}{sentence}\n".encode())
+
+    @property
+    def _callbacks(self) -> list[Any]:
+        return [] if self.trainer is None else self.trainer.callbacks  # type: ignore[attr-defined]
+
     def advice(self) -> str:
         """How the run goes on, in a sentence."""
         if self.trainer is None or not self._training:
-            callbacks: list[Any] = [] if self.trainer is None else self.trainer.callbacks  # type: ignore[attr-defined]
-            kept = any(isinstance(c, AttackRecords) and c.fingerprint is not None for c in callbacks)
+            kept = any(isinstance(c, AttackRecords) and c.fingerprint is not None for c in self._callbacks)
             start = "Recorded images are kept; the same command goes on" if kept else "The same command starts again"
             return f"{start}: {command(self.words)}"
         newest = _newest_checkpoint(self.trainer)
@@ -191,12 +203,6 @@ def _newest_checkpoint(trainer: Trainer) -> Path | None:
 def _without_checkpoint(words: Sequence[str]) -> list[str]:
     kept = [w for i, w in enumerate(words) if w != "--ckpt_path" and (i == 0 or words[i - 1] != "--ckpt_path")]
     return [word for word in kept if not word.startswith("--ckpt_path=")]
-
-
-def _tell(sentence: str) -> None:
-    """Past Python's buffers, whose locks the main thread may hold; below a line that is being rewritten."""
-    start = "\n" if sys.stderr is not None and sys.stderr.isatty() else ""
-    os.write(2, f"{start}{sentence}\n".encode())
 
 
 def _leave(code: int) -> NoReturn:

@@ -18,11 +18,12 @@ class Ticker:
             self._thread = threading.Thread(target=self._run, daemon=True)
             self._thread.start()
 
-    def stop(self) -> None:
-        """Returns once no call is under way."""
-        if self._thread is not None:
+    def stop(self, seconds: float | None = None) -> None:
+        """Returns once no call is under way, or after ``seconds``; no other call begins."""
+        thread = self._thread
+        if thread is not None:
             self._ended.set()
-            self._thread.join()
+            thread.join(seconds)
             self._thread = None
 
     def _run(self) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from lustral.attacks.objectives import Objective
@@ -277,7 +278,7 @@ class Engine:
                 first += used
         stacked = torch.cat(views, dim=1)
         count = len(stacked)
-        leaf = stacked.unflatten(1, (draws, batch)).transpose(0, 1).flatten(0, 1).requires_grad_()  # draw by draw
+        leaf = rearrange(stacked, "view (draw row) k -> (draw view) row k", draw=draws).requires_grad_()
         trace = {name: torch.cat(parts).unflatten(0, (draws, batch)).requires_grad_() for name, parts in traces.items()}
         with torch.enable_grad():
             wide = {name: values.repeat_interleave(count, 0) for name, values in trace.items()}
@@ -285,7 +286,7 @@ class Engine:
             total = (loss if aim is None else loss.masked_fill(~aim, 0.0)).sum()
             by_logits, *others = torch.autograd.grad(total, [leaf, *trace.values()], materialize_grads=True)
         seeds = {name: by.flatten(0, 1) for name, by in zip(trace, others, strict=True)}
-        seeds[_LOGITS] = by_logits.unflatten(0, (draws, count)).transpose(0, 1).flatten(1, 2)
+        seeds[_LOGITS] = rearrange(by_logits, "(draw view) row k -> view (draw row) k", draw=draws)
         return loss.detach(), seeds
 
     def _draws(self, draws: int) -> int:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
+from einops import reduce, repeat
 from torch import Tensor
 
 from lustral.diffusion import Context
@@ -101,7 +102,8 @@ def group_sum(values: Tensor, size: int, aim: Tensor | None) -> Tensor:
         values = values.masked_fill(~aim, 0)
     if size == 1:
         return values
-    return values.unflatten(-1, (-1, size)).sum(-1, keepdim=True).expand(*values.shape[:-1], -1, size).flatten(-2)
+    sums = reduce(values, "... (groups size) -> ... groups", "sum", size=size)
+    return repeat(sums, "... groups -> ... (groups size)", size=size)
 
 
 def whole_groups(rows: Tensor, size: int, aim: Tensor | None = None) -> Tensor:

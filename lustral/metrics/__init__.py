@@ -1,6 +1,5 @@
 """Numbers about images that need no attack: how close generated ones are to real ones."""
 
-from lustral.metrics.frechet import FeatureMoments, frechet_distance
-from lustral.metrics.quality import ImageStatistics
+from lustral.metrics.frechet import FrechetDistance
 
-__all__ = ["FeatureMoments", "ImageStatistics", "frechet_distance"]
+__all__ = ["FrechetDistance"]

@@ -25,7 +25,7 @@ from datamodules import Digits
 from lightning_modules import ClassifierTraining, DiffusionTraining
 from lustral.diffusion import DDIM, Ancestral
 from lustral.diffusion.sampling import sample
-from lustral.metrics import ImageStatistics
+from lustral.metrics import FrechetDistance
 from lustral.networks import Classifier, WideResNet, load_classifier, load_denoiser
 from lustral.networks.weights import read_weights
 from lustral.noise import NoiseStream
@@ -61,17 +61,16 @@ def trained(digits: dict[str, Tensor]) -> Classifier:
 # What the number tells ---------------------------------------------------------------------------------------
 
 
-def _statistics(classifier: Classifier, images: Tensor) -> ImageStatistics:
-    statistics = ImageStatistics(classifier)
-    statistics.update(images)
-    return statistics
-
-
 def _ratio_and_shares(classifier: Classifier, images: Tensor, digits: dict[str, Tensor]) -> tuple[float, Tensor]:
     """What a model that draws ``images`` would be given: Frechet distance to the test digits in units of that of the
     training digits, and class shares."""
-    judged, train, test = (_statistics(classifier, x) for x in (images, digits["train"], digits["test"]))
-    return judged.frechet(test) / train.frechet(test), judged.class_shares()
+    distance = FrechetDistance(classifier)
+    distance.update(digits["test"], real=True)
+    distance.update(digits["train"], real=False)
+    yardstick = float(distance.compute())
+    distance.reset()
+    distance.update(images, real=False)
+    return float(distance.compute()) / yardstick, distance.class_shares()
 
 
 LARGEST_RATIO, SHARES = 2.25, (0.04, 0.20)  # of a good model 1.7: hands that nobody has seen are a large unit
@@ -155,7 +154,7 @@ def test_the_sheet_is_drawn_with_averaged_weights(tmp_path: Path, digit_weights:
     assert not any(training for _, training in seen)
 
     with Image.open(tmp_path / "samples.png") as picture:
-        assert (picture.mode, picture.size) == ("L", (150, 100))  # 3 x 2 images, six times as large, framed
+        assert (picture.mode, picture.size) == ("RGB", (152, 102))  # 3 x 2 images, six times as large, framed
     assert [image.step for image in _events(tmp_path).Images("val/samples")] == [3, 6]
 
 
@@ -249,10 +248,10 @@ def test_a_training_may_measure_its_samples(
 def test_a_sheet_shows_every_image_in_its_place() -> None:
     grey = torch.tensor([0.1, 0.3, 0.5])[:, None, None, None].expand(-1, 3, 60, 50)
     picture = sheet(grey)
-    assert picture.shape == (3, 2 * 62, 2 * 52)  # large enough as they are
-    inside = [picture[:, 1:61, 1:51], picture[:, 1:61, 53:103], picture[:, 63:123, 1:51], picture[:, 63:123, 53:103]]
+    assert picture.shape == (3, 2 * 62 + 2, 2 * 52 + 2)  # large enough as they are
+    inside = [picture[:, 2:62, 2:52], picture[:, 2:62, 54:104], picture[:, 64:124, 2:52], picture[:, 64:124, 54:104]]
     assert [float(part.unique()) for part in inside] == pytest.approx([0.1, 0.3, 0.5, 1.0])
-    assert float(picture.sum()) == pytest.approx(3 * (4 * 62 * 52 - 60 * 50 * (0.9 + 0.7 + 0.5)), rel=1e-5)
+    assert float(picture.sum()) == pytest.approx(3 * (126 * 106 - 60 * 50 * (0.9 + 0.7 + 0.5)), rel=1e-5)
 
 
 def test_positions_are_taken_evenly() -> None:

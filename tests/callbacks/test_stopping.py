@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -53,6 +54,32 @@ def test_sigterm_to_one_of_two_processes_ends_an_evaluation_in_the_middle_of_a_b
     assert code == 143
     (error,) = [line for line in told.splitlines() if line.startswith("error: ")]
     assert "the same command goes on: python cli.py test -c configs/eval/digits_undefended.yaml" in error
+
+
+def test_on_a_terminal_the_sentence_stands_below_what_was_drawn(tmp_path: Path, digit_weights: dict[str, Path]) -> None:
+    words = ["test", "-c", "configs/eval/digits_undefended.yaml", "--trainer.default_root_dir", str(tmp_path)]
+    words += ["--model.classifier.weights", str(digit_weights["classifier"]), "--data.num_test", "2"]
+    words += ["--model.attack", "configs/attack/pgd20.yaml", "--model.attack.selection", "last"]
+    words += ["--model.attack.num_steps", "100000000", "--trainer.accelerator", "cpu"]
+    reader, writer = os.openpty()
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TERM": "xterm", "COLUMNS": "80"}
+    run = subprocess.Popen(
+        [sys.executable, "cli.py", *words], stdout=subprocess.DEVNULL, stderr=writer, env=environment
+    )
+    os.close(writer)
+    told = ""
+    with suppress(OSError):  # that is how a terminal ends
+        while part := os.read(reader, 65536).decode(errors="replace"):
+            told += part
+            if "PGD · " in told and "error: " not in told:
+                run.terminate()
+    os.close(reader)
+    assert run.wait() == 143
+    drawn, _, error = told.rpartition("\r\nerror: ")
+    assert "0/2 images" in drawn
+    assert error.startswith("Stopped by SIGTERM. Recorded images are kept; the same command goes on: python cli.py")
+    assert "\x1b" not in error
+    assert told.rfind("\x1b[?25h") > told.rfind("\x1b[?25l")
 
 
 def test_sigterm_ends_a_training_and_names_its_checkpoint(tmp_path: Path) -> None:
