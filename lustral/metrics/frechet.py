@@ -1,7 +1,7 @@
 """The Frechet distance between Gaussians fitted to features of two sets of images.
 
-Dowson and Landau, "The Frechet distance between multivariate normal distributions", 1982; as a quality of generated
-images: Heusel et al., "GANs trained by a two time-scale update rule", NeurIPS 2017 (equation 6).
+Dowson and Landau, "The Frechet distance between multivariate normal distributions", 1982; as a measure of the quality
+of generated images: Heusel et al., "GANs trained by a two time-scale update rule", NeurIPS 2017 (equation 6).
 """
 
 import torch
@@ -9,17 +9,17 @@ from torch import Tensor
 
 
 class FeatureMoments:
-    """Count, mean and covariance of features, gathered batch by batch.
+    """Count, mean and covariance of feature vectors, accumulated batch by batch.
 
-    The three are one matrix: the sum of outer products of (1, feature), in float64. So the moments of two sets
-    together are the sum of their matrices, on one process or over many.
+    They are stored in one matrix, the sum of the outer products of (1, feature) with itself. So the moments of the
+    union of two sets are the sum of their matrices, in one process or over several.
 
     Args:
-        num_features: D, the length of a feature.
-        device: of the matrix: the one that processes exchange tensors on.
+        num_features: D, the length of a feature vector.
+        device: of the matrix; the device on which processes exchange tensors.
 
     Attributes:
-        sums: (1 + D, 1 + D) float64.
+        sums: the matrix, (1 + D, 1 + D) float64.
     """
 
     def __init__(self, num_features: int, device: torch.device | str = "cpu") -> None:
@@ -27,7 +27,11 @@ class FeatureMoments:
         self.sums = torch.zeros(1 + num_features, 1 + num_features, dtype=torch.float64, device=device)
 
     def update(self, features: Tensor) -> None:
-        """Add features, (B, D)."""
+        """Add feature vectors, (B, D).
+
+        Raises:
+            ValueError: if the shape is another.
+        """
         if features.ndim != 2 or features.shape[1] != self.num_features:
             raise ValueError(
                 f"Features of shape {tuple(features.shape)} were given; these moments take (B, D) with "
@@ -39,14 +43,14 @@ class FeatureMoments:
 
     @property
     def count(self) -> int:
-        """How many features were added."""
+        """The number of feature vectors added."""
         return round(float(self.sums[0, 0]))
 
     def gaussian(self) -> tuple[Tensor, Tensor]:
         """Mean (D,) and unbiased covariance (D, D), float64.
 
         Raises:
-            ValueError: if there are fewer than two features.
+            ValueError: if there are fewer than two feature vectors.
         """
         if self.count < 2:
             raise ValueError(f"A covariance is asked of {self.count} images; it takes at least 2.")
@@ -58,8 +62,8 @@ class FeatureMoments:
 def frechet_distance(mean_1: Tensor, covariance_1: Tensor, mean_2: Tensor, covariance_2: Tensor) -> float:
     """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), the squared 2-Wasserstein distance of two Gaussians.
 
-    The trace of the root is the sum of the singular values of S1^(1/2) S2^(1/2): a product of symmetric roots, which
-    exist for singular covariances too (fewer images than features), where a root of S1 S2 itself comes out complex.
+    The trace of the root is computed as the sum of the singular values of S1^(1/2) S2^(1/2). These symmetric roots also
+    exist for singular covariances (fewer images than features), where a computed root of S1 S2 would be complex.
 
     Args:
         mean_1, mean_2: (D,).
@@ -72,7 +76,7 @@ def frechet_distance(mean_1: Tensor, covariance_1: Tensor, mean_2: Tensor, covar
 
 
 def _root(covariance: Tensor) -> Tensor:
-    """The symmetric root; eigenvalues that are nothing but rounding count as zero."""
+    """The symmetric square root; eigenvalues below rounding error count as zero."""
     values, axes = torch.linalg.eigh(covariance.double())
     rounding = len(values) * torch.finfo(values.dtype).eps * values[-1].clamp_min(0.0)
     return (axes * torch.where(values > rounding, values, 0.0).clamp_min(0.0).sqrt()) @ axes.T

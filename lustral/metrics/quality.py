@@ -1,6 +1,7 @@
-"""How good are generated images? What a classifier sees in them, beside what it sees in real ones.
+"""The quality of generated images: a classifier's features of them, compared with its features of real images.
 
-A classifier's confidence does not tell: it is above 0.9 on most noise. The distribution of its features does.
+A classifier's confidence says nothing about quality, as it is above 0.9 on most noise; the distribution of its features
+does.
 """
 
 from collections.abc import Callable
@@ -14,21 +15,21 @@ from lustral.networks import Classifier
 
 
 class ImageStatistics:
-    """Features and predicted classes of a set of images, gathered batch by batch.
+    """Features and predicted classes of a set of images, accumulated batch by batch.
 
-    Distances are in units of the classifier's features, so they mean something beside other distances under the same
-    classifier only: divide by the one between two sets of real images. For a network that everybody uses, give
-    an Inception v3 (`TimmClassifier("inception_v3", image_size=299, weights=FILE)`, with ``resize``). Its weights are
-    never downloaded, and they are not those of the published FIDs, a port that exists in ``torch-fidelity`` only.
+    Distances are in units of the classifier's features, so they can be compared only under the same classifier: divide
+    by the distance between two sets of real images. For a common reference network, use an Inception v3
+    (`TimmClassifier("inception_v3", image_size=299, weights=FILE)`, with ``resize``). Its weights are never downloaded,
+    and they are not those of published FIDs, of which a port exists only in ``torch-fidelity``.
 
     Args:
-        classifier: whose features; put into evaluation mode, on the device where images will be.
-        resize: bring images to the classifier's size (bilinear, antialiased) and grey ones to its channels; else
-            other images are refused.
+        classifier: computes the features; it is put into eval mode, and images must be on its device.
+        resize: resize images to the classifier's size (bilinear, antialiased), and repeat the channel of grey images;
+            otherwise images of another shape are refused.
 
     Attributes:
-        moments: of the features.
-        class_counts: (K,) int64, images that the classifier gives to each class.
+        moments: moments of the features.
+        class_counts: (K,) int64, the number of images that the classifier assigns to each class.
     """
 
     def __init__(self, classifier: Classifier, resize: bool = False) -> None:
@@ -42,13 +43,17 @@ class ImageStatistics:
 
     @torch.no_grad()
     def update(self, images: Tensor) -> None:
-        """Add images, (B, C, H, W) in [0, 1]."""
+        """Add images, (B, C, H, W) in [0, 1].
+
+        Raises:
+            ValueError: if the classifier takes images of another shape, and they cannot be resized.
+        """
         features, logits = self.classifier.features_and_logits(self._fit(images))
         self.moments.update(features)
         self.class_counts += torch.bincount(logits.argmax(1), minlength=len(self.class_counts))
 
     def gather(self, total: Callable[[Tensor], Tensor]) -> None:
-        """Put in the sums over all processes; ``total`` sums a tensor over them."""
+        """Replace the statistics by their sums over all processes; ``total`` sums a tensor over processes."""
         self.moments.sums, self.class_counts = total(self.moments.sums), total(self.class_counts)
 
     def frechet(self, other: "ImageStatistics") -> float:
@@ -56,7 +61,7 @@ class ImageStatistics:
         return frechet_distance(*self.moments.gaussian(), *other.moments.gaussian())
 
     def class_shares(self) -> Tensor:
-        """(K,) share of the images that the classifier gives to each class, float64."""
+        """(K,) float64, the share of the images that the classifier assigns to each class."""
         return self.class_counts.double() / max(1, self.moments.count)
 
     def _fit(self, images: Tensor) -> Tensor:
