@@ -1,4 +1,4 @@
-"""Thin shells around the core: what is optimised, what is logged, nothing else."""
+"""Lightning modules: thin shells around the core that say what is optimised and what is logged."""
 
 from lightning_modules.classifier_training import ClassifierTraining
 from lightning_modules.diffusion_training import DiffusionTraining

@@ -1,4 +1,4 @@
-"""Do data and networks fit together? Asked before anything runs."""
+"""Checks that data, networks and checkpoints fit together, before anything runs."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,12 +9,15 @@ from torch import Tensor, nn
 
 
 def check_fit(datamodule: Any, networks: Iterable[tuple[str, nn.Module]]) -> None:
-    """Refuse networks whose class count or image shape is not that of the data.
+    """Refuse networks whose number of classes or image shape differs from that of the data.
 
     Args:
         datamodule: anything with ``num_classes``, ``channels`` and ``image_size``; None checks nothing (loaders
-            were handed to the Trainer from Python).
-        networks: each with the name that the message should use.
+            were passed to the Trainer from Python).
+        networks: (name for the message, network) pairs.
+
+    Raises:
+        ValueError: if a network differs.
     """
     if datamodule is None:
         return
@@ -36,16 +39,16 @@ def check_fit(datamodule: Any, networks: Iterable[tuple[str, nn.Module]]) -> Non
 
 
 def check_checkpoint(module: nn.Module, path: str | None, resumes: bool) -> None:
-    """Refuse a --ckpt_path that is no checkpoint, or that of another network.
+    """Refuse a --ckpt_path that is no checkpoint, or the checkpoint of another network.
 
     Args:
-        module: what the checkpoint is loaded into.
-        path: the file; None or one of Lightning's words ("last", "best" ...) is left to Lightning.
-        resumes: whether the training goes on, which takes more than weights.
+        module: the module that the checkpoint is loaded into.
+        path: the file; None, a URL or one of Lightning's words ("last", "best", "hpc") is left to Lightning.
+        resumes: whether a training is resumed, which needs more than the weights.
 
     Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if it is none of Lightning's checkpoints, is damaged, or does not fit.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it is no checkpoint of Lightning, is damaged, or does not fit the module.
     """
     if path is None or path in ("last", "best", "hpc") or "://" in path:
         return
@@ -57,7 +60,7 @@ def check_checkpoint(module: nn.Module, path: str | None, resumes: bool) -> None
     remedy = "name one of a training's checkpoints/ folder with --ckpt_path, or copy it again"
     try:
         content = torch.load(path, map_location="meta", weights_only=True)
-    except Exception as error:  # a damaged file raises nearly anything, and its text advises to load it all the same
+    except Exception as error:  # damaged files raise errors of many types; torch's text advises to load them unsafely
         raise ValueError(f"{path} is damaged or no checkpoint ({type(error).__name__}): {remedy}.") from error
     needed = ["state_dict", *(["optimizer_states", "lr_schedulers", "epoch", "global_step"] if resumes else [])]
     lacking = [key for key in needed if not isinstance(content, dict) or key not in content]

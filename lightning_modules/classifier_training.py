@@ -24,17 +24,17 @@ class ClassifierTraining(LustralModule):
 
     Args:
         classifier: the network; exported as ``weights.safetensors`` when training ends.
-        loss: what is descended; CleanCrossEntropy by default.
-        optimizer: any of torch.optim, or your own, with its options; only what is trained is given to it.
-        lr_scheduler: of the learning rate: lustral.training.WarmupCosine, WarmupConstant, or any of
+        loss: the training loss; CleanCrossEntropy by default.
+        optimizer: any of torch.optim, or your own, with its options; it gets only the parameters that are trained.
+        lr_scheduler: learning-rate schedule: lustral.training.WarmupCosine, WarmupConstant, or any of
             torch.optim.lr_scheduler.
-        lr_interval: after what the schedule takes a step, "step" (the optimiser's) or "epoch".
-        trainable: "all", or "head" for the last layer alone: the others then work as in evaluation, so the statistics
-            of their normalisation stay as they are, too.
-        channels_last: keep images and weights with the channels last in memory, which convolutions in half
-            precision want on a GPU.
+        lr_interval: whether the schedule advances after every "step" (of the optimiser) or every "epoch".
+        trainable: "all", or "head" for the last layer alone: the whole network is then in eval mode, so the running
+            statistics of normalisation layers do not change either.
+        channels_last: keep images and weights in channels-last memory format, which speeds up convolutions in half
+            precision on a GPU.
         compile: compile the network (`torch.compile`); weights and results keep their names.
-        seed: of dropout and of the loss's draws.
+        seed: of dropout and of the loss's random numbers.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class ClassifierTraining(LustralModule):
         self.trainable, self.seed = trainable, seed
         if channels_last:
             self.classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            # Whoever asks the classifier, the loss or an attack in it.
+            # A hook on the classifier, since the loss or an attack inside it may call the classifier too.
             self.classifier.register_forward_pre_hook(_channels_last)
         if trainable == "head":
             classifier.requires_grad_(False)
@@ -68,14 +68,14 @@ class ClassifierTraining(LustralModule):
 
     @property
     def exported(self) -> Classifier:
-        """What the weights file holds."""
+        """The network that is written to the weights file."""
         return self.classifier
 
     def setup(self, stage: str) -> None:
         check_fit(getattr(self.trainer, "datamodule", None), [("classifier", self.classifier)])
 
     def loss(self, x: Tensor, y: Tensor, noise: NoiseStream) -> Tensor:
-        """(B,) losses of [0, 1] images ``x`` with labels ``y`` (B,)."""
+        """(B,) losses of images ``x`` (B, C, H, W) in [0, 1] with labels ``y`` (B,); ``noise`` has B rows."""
         loss = self.classifier_loss(self.classifier, x, y, noise)
         if loss.shape != y.shape:
             raise ValueError(
@@ -85,7 +85,7 @@ class ClassifierTraining(LustralModule):
         return loss
 
     def on_train_start(self) -> None:
-        if self.trainable == "head":  # after Lightning has looked for layers that somebody forgot to set to training
+        if self.trainable == "head":  # here, since Lightning warns earlier about modules left in eval mode
             self.classifier.eval()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:

@@ -21,20 +21,19 @@ Batch = tuple[Tensor, Tensor, Tensor]
 class DiffusionTraining(LustralModule):
     """A denoiser and the loss that trains it.
 
-    Times and noise are keyed by (seed, sample, step), so a run does not depend on how it is sharded, and
-    validation sees the same (t, noise) of every image at every epoch. Dropout, which only the global generator
-    feeds, starts each step from a seed of its own, so that a resumed training repeats the bits of one that was not
-    interrupted.
+    Times and noise are keyed by (seed, sample, step), so they do not depend on how a run is sharded, and validation
+    uses the same (t, noise) for every image in every epoch. Dropout draws from the global generator, which is reseeded
+    at each step, so that a resumed training has the same bits as one that was not interrupted.
 
     Args:
         denoiser: the network; exported as ``weights.safetensors`` when training ends.
         loss: SimpleLoss (noise prediction; the default), HybridLoss (learned variance too) or EDMLoss.
         optimizer: any of torch.optim, or your own, with its options.
-        lr_scheduler: of the learning rate: lustral.training.WarmupConstant (as published models were trained),
+        lr_scheduler: learning-rate schedule: lustral.training.WarmupConstant (as published models were trained),
             WarmupCosine, or any of torch.optim.lr_scheduler.
-        lr_interval: after what the schedule takes a step, "step" (the optimiser's) or "epoch".
-        channels_last: keep images and weights with the channels last in memory, which convolutions in half
-            precision want on a GPU.
+        lr_interval: whether the schedule advances after every "step" (of the optimiser) or every "epoch".
+        channels_last: keep images and weights in channels-last memory format, which speeds up convolutions in half
+            precision on a GPU.
         compile: compile the network (`torch.compile`); weights and results keep their names.
         seed: of times, noise and dropout.
     """
@@ -63,19 +62,19 @@ class DiffusionTraining(LustralModule):
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.denoiser.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         if compile:
-            # The bare network: losses ask a denoiser by other ways than its `forward`.
+            # The network inside the denoiser, since losses also call methods other than the denoiser's `forward`.
             getattr(self.denoiser, "network", self.denoiser).compile()
 
     @property
     def exported(self) -> Denoiser:
-        """What the weights file holds."""
+        """The network that is written to the weights file."""
         return self.denoiser
 
     def setup(self, stage: str) -> None:
         check_fit(getattr(self.trainer, "datamodule", None), [("denoiser", self.denoiser)])
 
     def loss(self, x: Tensor, noise: NoiseStream) -> Tensor:
-        """(B,) losses of [0, 1] images ``x``."""
+        """(B,) losses of images ``x`` (B, C, H, W) in [0, 1]; ``noise`` has B rows."""
         x_0 = to_diffusion(x).contiguous(memory_format=self.memory_format)
         return self.diffusion_loss(self.denoiser, x_0, noise)
 

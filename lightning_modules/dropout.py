@@ -1,17 +1,17 @@
-"""Dropout, the one thing here that draws from the global generator."""
+"""Seeds for dropout, the only part of a training step that draws from the global generator."""
 
 import torch
 
 
 def seed_dropout(seed: int, step: int, process: int) -> None:
-    """Start the global generators of this process from a seed of their own for every training step.
+    """Seed the global generators of this process for one training step.
 
-    No checkpoint holds their state, so a resumed training would otherwise drop other units than one that was not
-    interrupted; and all processes would drop the same ones.
+    Checkpoints do not hold the generators' state, so a resumed training would otherwise drop other units than one that
+    was not interrupted; and all processes would drop the same units.
 
     Args:
-        seed: the training's.
-        step: batches trained so far.
+        seed: the seed of the training.
+        step: number of batches trained so far.
         process: rank of this process.
     """
     torch.manual_seed(hash((seed, step, process)))

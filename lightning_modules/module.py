@@ -1,4 +1,4 @@
-"""What the front door asks of a module, so that it need not know which one it has."""
+"""The interface between `cli.py` and the Lightning modules."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -7,14 +7,14 @@ from lightning.pytorch import LightningModule
 
 
 class LustralModule(LightningModule):
-    """A module that says for itself what it can be run for. Every default here is that of a training; a module that is
-    no LustralModule is taken for one.
+    """A module that declares which subcommands it supports. The defaults are those of a training module; `cli.py`
+    treats a module of another class as a training module.
 
     Attributes:
-        unsupported: the subcommands that it has nothing for (fit, validate, test, predict), with the sentence to say.
+        unsupported: the subcommands that it does not support (fit, validate, test, predict), with the error message.
         takes_checkpoint: whether a --ckpt_path is loaded into it.
-        makes_card: whether ``test`` leaves records behind that a card is made of.
-        own_progress: whether it tells of its progress itself, in place of Lightning's bar.
+        makes_card: whether ``test`` writes records from which a card is made.
+        own_progress: whether it reports its progress itself, instead of Lightning's progress bar.
     """
 
     unsupported: ClassVar[Mapping[str, str]] = {}
@@ -24,14 +24,14 @@ class LustralModule(LightningModule):
 
     @classmethod
     def refuse(cls, subcommand: str, config: Any) -> None:
-        """Refuse what could not work, or would mean something else than it seems, before anything is built.
+        """Refuse options that cannot work or would be misleading, before anything is built.
 
         Args:
             subcommand: fit, validate, test or predict.
-            config: its parsed options: ``config.trainer``, ``config.model``, ``config.data``, ``config.ckpt_path`` ...
+            config: the parsed options: ``config.trainer``, ``config.model``, ``config.data``, ``config.ckpt_path`` ...
 
         Raises:
-            ValueError: with what to do instead.
+            ValueError: if an option is refused; the message says what to do instead.
         """
         if subcommand in cls.unsupported:
             raise ValueError(cls.unsupported[subcommand])
@@ -48,6 +48,6 @@ class LustralModule(LightningModule):
             )
 
     def untrained(self: LightningModule) -> list[str]:
-        """The parts whose weights are random, unless a checkpoint is loaded into them."""
+        """The parts that have random weights unless a checkpoint is loaded into them."""
         exported = getattr(self, "exported", None)
         return [type(exported).__name__] if getattr(exported, "weights", "") is None else []

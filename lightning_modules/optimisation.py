@@ -1,4 +1,4 @@
-"""An optimiser and a schedule of the learning rate, as recipes name them, for Lightning."""
+"""The optimiser and the learning-rate schedule that a recipe chooses, in Lightning's form."""
 
 import math
 from collections.abc import Iterable
@@ -17,17 +17,17 @@ Interval = Literal["step", "epoch"]
 
 
 class Optimisation:
-    """Makes the optimiser of a training and what moves its learning rate.
+    """Makes the optimiser and the learning-rate schedule of a training.
 
-    Both are tried on a number at once, so that settings which cannot work are told before any data are read.
+    Both are tried on a single parameter at construction, so that wrong settings are reported before any data are read.
 
     Args:
-        optimizer: parameters to optimiser.
-        lr_scheduler: optimiser to schedule.
-        lr_interval: "step" or "epoch": after what the schedule takes a step.
+        optimizer: makes an optimiser from parameters.
+        lr_scheduler: makes a schedule from an optimiser.
+        lr_interval: whether the schedule advances after every "step" (of the optimiser) or every "epoch".
 
     Raises:
-        ValueError: if a setting is out of range.
+        ValueError: if a setting is out of range, or the schedule does not go with ``lr_interval``.
     """
 
     def __init__(self, optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable, lr_interval: Interval) -> None:
@@ -51,14 +51,18 @@ class Optimisation:
             )
 
     def configured(self, parameters: Iterable[nn.Parameter], trainer: Trainer) -> Any:
-        """What `LightningModule.configure_optimizers` returns for those ``parameters`` that are trained."""
+        """The return value of `LightningModule.configure_optimizers`, for those ``parameters`` that require gradients.
+
+        Raises:
+            ValueError: if the schedule needs the number of training steps, and it is unlimited.
+        """
         made = self.optimizer([parameter for parameter in parameters if parameter.requires_grad])
         schedule = self.lr_scheduler(made)
         told: dict[str, Any] = {"scheduler": schedule, "interval": self.lr_interval}
         if isinstance(schedule, SizedSchedule):
             schedule.begin(_num_steps(trainer, type(schedule).__name__))
         if isinstance(schedule, MonitoredPlateau):
-            # There is nothing new to look at after an epoch without validation.
+            # The monitored metric is new only after an epoch with validation.
             told |= {"monitor": schedule.monitor, "frequency": trainer.check_val_every_n_epoch or 1}
         return {"optimizer": made, "lr_scheduler": told}
 

@@ -24,29 +24,30 @@ from lustral.threat import ThreatModel
 
 
 def _learns(part: torch.nn.Module) -> bool:
-    """Whether a network has anything that training could have set."""
+    """Whether a network has parameters or buffers that training could have set."""
     return next(part.parameters(), None) is not None
 
 
 class RobustnessEvaluation(LustralModule):
-    """How robust is a frozen defence under an attack that sees it whole? Run with ``cli.py test``.
+    """The robustness of a frozen defence under a white-box attack. Run with ``cli.py test``.
 
     Args:
         classifier: the victim.
-        purifier: what stands before it; `lustral.purifiers.Identity` for none.
-        attack: how it is attacked.
-        threat: within which budget.
+        purifier: applied before the classifier; `lustral.purifiers.Identity` for none.
+        attack: the attack.
+        threat: the threat model.
         protocol: what is measured.
-        seed: of every draw of noise; another seed is another run.
-        rows: R, the rows of every network call. It decides the last bits of the results; fill the device with it.
-        graph_budget_mib: memory for graphs of reverse steps that are kept instead of run again, in MiB. Changes
+        seed: of all noise; a run with another seed is another evaluation.
+        rows: R, the number of rows of every network call. It decides the last bits of the results; choose it as large
+            as the device can use.
+        graph_budget_mib: memory for graphs of reverse steps that are kept instead of recomputed, in MiB. Changes
             time, never a result.
         merge: how several views of one draw become one answer, "mean" or "vote" (see `lustral.defence.Defence`).
 
     Attributes:
         finished: keys (replicate, index) that already have a record and are skipped.
-        dealing: which images are judged together, which are audited and whose work they are; None without data module.
-        in_work: images that are attacked at present.
+        dealing: the division of the images into groups, audits and processes; None without data module.
+        in_work: number of images that are being attacked.
     """
 
     unsupported: ClassVar[Mapping[str, str]] = {
@@ -103,11 +104,11 @@ class RobustnessEvaluation(LustralModule):
             )
 
     def observe(self, callback: Callable[[str, int, int], None]) -> None:
-        """Have ``callback(task, step, number of steps)`` told of every attack step, and of other work."""
+        """Call ``callback(task, step, number of steps)`` at every attack step, and during other work."""
         self._told = callback
 
     def hand_on(self, taker: Callable[[Sequence[Record]], None]) -> None:
-        """Have ``taker(records)`` given records as soon as there are any."""
+        """Call ``taker(records)`` with new records as soon as they are made."""
         self._takers.append(taker)
 
     def _step(self, task: str, step: int, num_steps: int) -> None:
@@ -115,14 +116,14 @@ class RobustnessEvaluation(LustralModule):
         self._told(task, step, num_steps)
 
     def fingerprint(self) -> Fingerprint:
-        """What decides the results of this evaluation on the attached data."""
+        """The fingerprint of this evaluation on the attached data."""
         datamodule = getattr(self.trainer, "datamodule", None)
         data = {**datamodule.fingerprint(), **foreign_source(type(datamodule))} if datamodule is not None else {}
         groups = self.dealing.described() if self.dealing is not None else {}
         return Fingerprint({**self.evaluator.decides(), "data": data, "untrained": self.untrained(), **groups})
 
     def untrained(self) -> list[str]:
-        """The parts of the defence, and of what the attack takes in its place, whose weights are random."""
+        """The parts of the defence and of the attack's surrogates that have random weights."""
         parts: dict[str, torch.nn.Module] = {"classifier": self.defence.classifier}
         for whole, purifier in self._purifiers.items():
             for name, module in purifier.named_modules():
@@ -146,14 +147,14 @@ class RobustnessEvaluation(LustralModule):
                 f"trainer.precision is {self.trainer.precision}, but a defence is judged in full precision: set "
                 "trainer.precision to 32-true."
             )
-        # Under gloo Lightning quietly takes no_grad instead, and the mistake would show on a GPU only.
+        # Under gloo, Lightning silently uses no_grad instead, so the mistake would show on a GPU only.
         if stage == "test" and self.trainer.test_loop.inference_mode:
             raise ValueError(
                 "Attacks need gradients, which inference mode forbids: set trainer.inference_mode to false."
             )
 
     def _deal(self, datamodule: Any, stage: str) -> Dealing:
-        """The work on the images that are tested; a prediction takes each of them once, and audits none."""
+        """The division of the tested images; a prediction has one replicate and no audit."""
         protocol, tests = self.evaluator.protocol, stage == "test"
         dealing = Dealing(
             datamodule.test_indices,
@@ -173,21 +174,22 @@ class RobustnessEvaluation(LustralModule):
         self.check()
 
     def check(self) -> None:
-        """Set the machine up, and refuse to work where a record would depend on anything but the image and the key of
-        its noise (`lustral.evaluation.selfcheck`). For whoever is about to write something; the work is done once.
+        """Configure torch for reproducible bits, and run the self-check (`lustral.evaluation.selfcheck`).
+
+        To be called before anything is written. The self-check runs only once.
 
         Raises:
-            ValueError: saying what an image's bits depend on.
+            ValueError: if a record would depend on anything but the image and the key of its noise.
         """
         self.defence.eval()
         if self.device.type == "cpu":
-            # A pool of threads splits sums by its size, so their last bits depend on it. More cores are used by more
-            # processes, whose results are the same.
+            # Sums are split over the threads of the pool, so their last bits depend on the number of threads. To use
+            # more cores, start more processes, which does not change results.
             torch.set_num_threads(1)
-        # An image's bits must not depend on which algorithm a benchmark run happened to prefer.
+        # In benchmark mode cuDNN chooses algorithms by timing, and an image's bits would depend on the choice.
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
-        # A GPU would multiply with 10 bits of mantissa and call it float32.
+        # With TF32 a GPU multiplies float32 numbers with 10 bits of mantissa.
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
         if not self._checked:
@@ -196,7 +198,7 @@ class RobustnessEvaluation(LustralModule):
             self._checked = True
 
     def _few(self) -> Cases:
-        """A few of the images that are tested, from the beginning, the middle and the end."""
+        """A few of the tested images: the first, the middle and the last, or without data module the first batch."""
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is None:
             loaders: Any = self.trainer.test_dataloaders
@@ -209,7 +211,8 @@ class RobustnessEvaluation(LustralModule):
         return Cases(*(rows.to(self.device) for rows in (cases.images, cases.labels, cases.index)))
 
     def test_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
-        """Hands on a record for each image of the batch that has none, portion by portion; the audited ones wait.
+        """Attack and judge the images of the batch that have no record, portion by portion; those that are audited wait
+        for the end of the epoch.
 
         Args:
             batch: (image, label, index), and the replicate (B,) as well where images are judged in groups.
@@ -218,19 +221,19 @@ class RobustnessEvaluation(LustralModule):
         for replicate, cases in self._by_replicate(batch):
             keys = [(replicate, index) for index in cases.index.tolist()]
             done = torch.tensor([key in self.finished for key in keys], device=cases.index.device)
-            # A group of which some records are missing is judged again as a whole.
+            # A group in which any record is missing is judged again as a whole.
             todo = ~whole_groups(done, self.defence.group_size)
             dealt = frozenset[Key]() if self.dealing is None else self.dealing.audited
             audited = torch.tensor([key in dealt for key in keys], device=todo.device)
-            self._waiting.append(cases.select(todo & audited))  # those of replicate 0
+            self._waiting.append(cases.select(todo & audited))  # only images of replicate 0 are audited
             self._evaluate(cases.select(todo & ~audited), audited=False, replicate=replicate)
 
     def _by_replicate(self, batch: Sequence[Tensor]) -> Iterator[tuple[int, Cases]]:
-        """The batch's cases of each replicate, whole groups. (A batch is a fixed number of images, so a replicate may
-        end in the midst of one.)
+        """The batch's cases by replicate, in whole groups. (A batch may contain the end of one replicate and the
+        beginning of the next.)
 
         Raises:
-            ValueError: if a group is not whole.
+            ValueError: if a group is incomplete.
         """
         cases, size = Cases(*batch[:3]), self.defence.group_size
         replicates = batch[3] if len(batch) > 3 else torch.zeros_like(cases.index)
@@ -244,8 +247,8 @@ class RobustnessEvaluation(LustralModule):
             yield replicate, some
 
     def on_test_epoch_end(self) -> None:
-        """Work on the audited images: few of them come with each batch, and the audit's calls are full if they come
-        together. No more at a time than a batch has."""
+        """Attack, judge and audit the images that are audited, at most a batch at a time. They are collected until
+        here, since few are in each batch and network calls are fuller if they are processed together."""
         waiting, self._waiting = self._waiting, []
         parts = zip(*((cases.images, cases.labels, cases.index) for cases in waiting), strict=True)
         columns = [torch.cat(part).split(self._batch_size) for part in parts]
@@ -267,7 +270,8 @@ class RobustnessEvaluation(LustralModule):
                 take(records)
 
     def predict_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
-        """(B,) classes that the defence gives the clean images in one draw; where it judges groups, in replicate 0."""
+        """(B,) classes that the defence predicts for the clean images in one draw; of replicate 0 if it judges
+        groups."""
         images, _, index = batch[:3]
         noise = NoiseStream(self.evaluator.seed, index).fork("predict")
         return self.evaluator.engine.logits(images, noise)[0].argmax(1)

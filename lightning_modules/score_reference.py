@@ -1,4 +1,4 @@
-"""The perturbation scores of held-out images, stored once for SSNI."""
+"""The computation of reference scores for SSNI: perturbation scores of held-out images."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,13 +22,13 @@ Batch = tuple[Tensor, Tensor, Tensor]
 class ScoreReference(LustralModule):
     """Scores the validation images and writes ``reference.json``. Run with ``cli.py validate``.
 
-    The validation images are held out from every network that is trained here. On images that the denoiser was trained
-    on, scores are smaller than on others, and a reference made of them takes every test image for a perturbed one.
+    The validation images are held out from every network that is trained here. Scores are smaller on images that the
+    denoiser was trained on; with a reference of such scores every test image would seem perturbed.
 
     Args:
         denoiser: the diffusion model of the purifier that will use the scores.
-        statistic: how images are scored there.
-        any_size: score images of another size than the denoiser was trained on, as SSNI's authors do for ImageNet (224
+        statistic: the perturbation score that the purifier uses.
+        any_size: accept images of another size than the denoiser was trained on, as SSNI's authors do for ImageNet (224
             pixels in a network of 256).
         seed: of the scores' noise.
     """
@@ -57,7 +57,7 @@ class ScoreReference(LustralModule):
             )
 
     def untrained(self) -> list[str]:
-        """The parts whose weights are random."""
+        """The parts that have random weights."""
         learns = next(self.denoiser.parameters(), None) is not None
         return ["denoiser"] if learns and getattr(self.denoiser, "weights", None) is None else []
 

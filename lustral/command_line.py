@@ -5,10 +5,10 @@ from typing import NoReturn
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's parser, whose complaints are one sentence for the front door and not a block of usage."""
+    """An argparse parser whose errors are one sentence, which `cli.py` prints, instead of a block of usage."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise instead of leaving the process.
+        """Raise an error instead of exiting the process.
 
         Raises:
             ValueError: always.

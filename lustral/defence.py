@@ -1,4 +1,4 @@
-"""A defence: the classifier after the purifier, and nothing else."""
+"""A defence: a purifier, and the classifier behind it."""
 
 from collections.abc import Collection
 from typing import Literal, final, get_args
@@ -19,15 +19,19 @@ Merge = Literal["mean", "vote"]
 
 @final
 class Defence(nn.Module):
-    """Judges images: purifies, classifies every view, and merges the views.
+    """Judges images: purifies them, classifies every view, and merges the views.
 
-    Nothing is frozen here and no mode is set: an evaluation does both, a training neither.
+    The class neither freezes parameters nor sets train or eval mode: an evaluation does both, a training neither.
 
     Args:
         classifier: the victim.
-        purifier: what stands before it; `Identity` for an undefended classifier.
-        merge: of several views of a draw: the "mean" of their logits, or a "vote": how many views choose each class (a
-            view with a tie or NaN chooses none), whose objective is differentiated through the views.
+        purifier: applied before the classifier; `Identity` for an undefended classifier.
+        merge: how the V views of a draw are merged: "mean" averages their logits; "vote" counts how many views choose
+            each class (a view with a tie or NaN chooses none). Counts have no gradient, so under "vote" objectives
+            differentiate the logits of the views.
+
+    Raises:
+        ValueError: if ``merge`` is neither.
     """
 
     def __init__(self, classifier: Classifier, purifier: Purifier, merge: Merge = "mean") -> None:
@@ -45,17 +49,17 @@ class Defence(nn.Module):
 
     @property
     def ragged(self) -> bool:
-        """Whether rows differ in how many network calls they need (see `Purifier`)."""
+        """Whether rows may need different numbers of network calls (see `Purifier`)."""
         return self.purifier.ragged
 
     @property
     def group_size(self) -> int:
-        """How many images are judged together."""
+        """m, the number of images that are judged together."""
         return self.purifier.group_size
 
     @property
     def runtime(self) -> Runtime:
-        """How networks are called, in all parts."""
+        """How networks are called, in the purifier and the classifier."""
         return self.purifier.runtime
 
     @runtime.setter
@@ -63,8 +67,14 @@ class Defence(nn.Module):
         self.purifier.runtime = runtime
 
     def with_purifier(self, purifier: Purifier | Variant) -> "Defence":
-        """The same classifier after another purifier, or a variant of this one's, on the same device and with the same
-        runtime: what an attack with a surrogate differentiates. It is made once."""
+        """The same classifier behind another purifier, or behind a variant of this defence's own.
+
+        This is what an attack with a surrogate differentiates. It has the same device and runtime, is in eval mode, and
+        is made once for each ``purifier``.
+
+        Raises:
+            ValueError: if the surrogate judges groups of another size.
+        """
         if id(purifier) not in self._exchanged:
             own = purifier.of(self.purifier) if isinstance(purifier, Variant) else purifier
             if own.group_size != self.group_size:
@@ -72,7 +82,7 @@ class Defence(nn.Module):
                     f"The surrogate {type(own).__name__} judges groups of {own.group_size} images, the defence of "
                     f"{self.group_size}: choose one with the same."
                 )
-            # The key's owner is kept too, or another object could be given its number.
+            # The purifier is kept too: an object that is freed could pass its id on to another.
             self._exchanged[id(purifier)] = (purifier, Defence(self.classifier, own, self.merge))
         exchanged = self._exchanged[id(purifier)][1]
         device = next((parameter.device for parameter in self.classifier.parameters()), None)
@@ -80,7 +90,7 @@ class Defence(nn.Module):
         return exchanged
 
     def prepare(self, x: Tensor, noise: NoiseStream) -> Context:
-        """What images ``x`` (B, C, H, W) decide and an attack may hand over (see `Purifier.prepare`)."""
+        """The context of images ``x`` (B, C, H, W) that an attack may hand to the purifier (see `Purifier.prepare`)."""
         return self.purifier.prepared(x, noise)
 
     def forward(

@@ -1,7 +1,8 @@
-"""Objects as data: a component's constructor arguments, read back from the attributes of the same names.
+"""Components as data: a component's constructor arguments, read from its attributes of the same names.
 
-The constructor is the config, so a component keeps every argument under its own name. That one rule gives the
-architecture stored in a weights file and the fingerprint of an evaluation, from a YAML file and from Python alike.
+The constructor is the config, so a component stores every constructor argument as an attribute of the same name. From
+these come the architecture in a weights file and the fingerprint of an evaluation, whether the component was made from
+YAML or in Python.
 """
 
 import hashlib
@@ -18,9 +19,13 @@ from torch import Tensor, nn
 
 
 def arguments(component: object, leave_out: Iterable[str] = ()) -> dict[str, Any]:
-    """The constructor arguments of ``component`` by name, as they are."""
+    """The constructor arguments of ``component`` by name, without those in ``leave_out``; values are not converted.
+
+    Raises:
+        ValueError: if an argument is not stored as an attribute of the same name.
+    """
     parameters = inspect.signature(type(component)).parameters.values()
-    # nn.Module's own *args and **kwargs take nothing; a public constructor here has none of its own.
+    # A class without a constructor shows nn.Module's *args and **kwargs, which take nothing.
     names = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     missing = [name for name in names if not hasattr(component, name)]
     if missing:
@@ -32,17 +37,17 @@ def arguments(component: object, leave_out: Iterable[str] = ()) -> dict[str, Any
 
 
 def rebuilt(component: Any, changes: Mapping[str, Any], always: tuple[type, ...] = ()) -> Any:
-    """``component`` made anew with other values of some constructor arguments; what is not named is shared.
+    """A new ``component`` with some constructor arguments changed; arguments that are not named are shared.
 
     Args:
-        component: keeps its arguments as attributes of the same names.
-        changes: by name; a dotted name ("purifier.num_steps") changes an argument of an argument, which is then made
-            anew as well; parts of a list are called by their numbers ("purifiers.0.num_steps"). Values are plain data:
-            nothing can be put in the place of a component.
-        always: kinds of arguments that are made anew in any case.
+        component: stores its arguments as attributes of the same names.
+        changes: new values by name. A dotted name ("purifier.num_steps") changes an argument of an inner component,
+            which is then rebuilt too; elements of a list are named by number ("purifiers.0.num_steps"). Values are
+            plain data, not components with a class path.
+        always: types of arguments that are rebuilt even if nothing in them changes.
 
     Raises:
-        ValueError: if a name is not known, a network would have to be made anew, or the class refuses the values.
+        ValueError: if a name is unknown, a network would have to be rebuilt, or the class refuses the values.
     """
     name_of, listed = type(component).__name__, _is_list(component)
     if component is None or isinstance(component, (bool, int, float, str)):
@@ -92,8 +97,8 @@ def _is_list(value: Any) -> TypeGuard[list[Any] | tuple[Any, ...]]:
 def describe(value: Any) -> Any:
     """``value`` as plain data (numbers, strings, lists, dicts): components by class and arguments.
 
-    A network with weights is described by its class, its architecture and a hash of its weights, never by the
-    path they came from; a class from outside the package also by its source (see `foreign_source`).
+    A network with weights is described by its class, its architecture and a hash of its weights, never by the path of
+    the weights file; a class from outside the package also by a hash of its source (see `foreign_source`).
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -102,7 +107,7 @@ def describe(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [describe(item) for item in value]
     described = {"class": type(value).__name__, "module": type(value).__module__} | foreign_source(type(value))
-    if hasattr(value, "described"):  # something read from a file: its content counts, not its path
+    if hasattr(value, "described"):  # read from a file: described by its content, not its path
         return described | describe(value.described())
     described |= describe(arguments(value, ("weights",)))
     if isinstance(value, nn.Module) and (own := _own_state(value)):
@@ -115,11 +120,11 @@ _INSTALLED = {"site-packages", "dist-packages"}
 
 
 def foreign_source(kind: type) -> dict[str, str]:
-    """ "source_sha256" of a class from outside the package: of its module's file and of those that this one uses, but
-    for installed packages. An edited purifier is another one, whatever its arguments.
+    """ "source_sha256" of a class from outside the package: a hash of its module's source and of the modules that this
+    one uses, installed packages left out. So an edited purifier is another one, even with equal arguments.
 
-    Of the package's own classes nothing: a version of it that changes results says so by the fingerprint's schema. A
-    class typed into a session has no file: "code_sha256" is then of what was compiled.
+    For the package's own classes the dict is empty: a version of the package that changes results changes the schema of
+    the fingerprint. A class that was typed into a session has no source file: "code_sha256" then hashes its bytecode.
     """
     modules: dict[str, ModuleType] = {}
     waiting = [sys.modules.get(base.__module__) for base in kind.__mro__]
@@ -137,7 +142,7 @@ def foreign_source(kind: type) -> dict[str, str]:
     try:
         for base in kind.__mro__:
             if base.__module__ in modules:
-                inspect.getsource(base)  # its module may have a file, and not this class in it
+                inspect.getsource(base)  # raises if the module has a file but the class is not in it
         for _, module in sorted(modules.items()):
             digest.update(inspect.getsource(module).encode() + b"\0")
     except (OSError, TypeError):
@@ -150,14 +155,14 @@ def _is_foreign(module: ModuleType) -> bool:
         return False
     if module.__name__ == "__main__":
         return True
-    file = getattr(module, "__file__", None)  # none: built in, or a folder without code
+    file = getattr(module, "__file__", None)  # None for built-in modules and namespace packages
     if file is None or _INSTALLED & set(Path(file).parts):
         return False
     return not any(Path(file).is_relative_to(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))
 
 
 def _code_sha256(kind: type) -> str:
-    """A hash of the methods of a class, its own ones and those of bases from outside the package, as compiled."""
+    """A hash of the compiled methods of a class and of its bases from outside the package."""
     digest = hashlib.sha256()
     for base in kind.__mro__:
         module = sys.modules.get(base.__module__)
@@ -171,20 +176,20 @@ def _code_sha256(kind: type) -> str:
 
 
 def _compiled(code: CodeType) -> bytes:
-    """What a function does, without where it stands."""
+    """A function's bytecode, names and constants, without its file and line numbers."""
     constants = [_compiled(c) if isinstance(c, CodeType) else repr(c).encode() for c in code.co_consts]
     return b"\0".join([code.co_code, repr(code.co_names).encode(), *constants])
 
 
 def _own_state(module: nn.Module) -> dict[str, Tensor]:
-    """The state of ``module`` that none of its constructor arguments holds (those are described themselves)."""
+    """The state of ``module``, without that of modules among its constructor arguments (described by themselves)."""
     parts = [part for part in arguments(module).values() if isinstance(part, nn.Module)]
     elsewhere = {id(tensor) for part in parts for tensor in part.state_dict(keep_vars=True).values()}
     return {name: t for name, t in module.state_dict(keep_vars=True).items() if id(t) not in elsewhere}
 
 
 def weights_sha256(module: nn.Module) -> str:
-    """A hash of every name, shape, type and value of a module's state: equal for equal weights on any device."""
+    """A hash of the names, shapes, dtypes and values in a module's state: equal for equal weights on any device."""
     return state_sha256(module.state_dict())
 
 

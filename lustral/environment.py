@@ -1,21 +1,21 @@
-"""What must hold in a process before torch and torchvision are used: import this module first.
+"""Settings of the process that must be made before torch and torchvision are used: import this module first.
 
-Four facts about the machine decide whether anything works at all, and none belongs in a method's file:
+They handle four properties of machines and installations:
 
-* OpenMP's spinning threads make two processes of two threads on two cores about a hundred times slower than
-  sleeping ones, so ``OMP_WAIT_POLICY=PASSIVE`` is set before torch starts its pool.
-* Intel's MKL sums small matrix products in an order that depends on the row: a linear layer of 64 inputs and 3 outputs
-  was seen to give equal rows unequal bits at 3 to 12 rows (Xeon with AVX-512), and then an image's bits depend on its
-  slot. ``MKL_CBWR=AUTO,STRICT`` makes them agree, at no cost that could be seen there; AVX2 without STRICT makes it
-  worse. MKL reads it when it starts, so it is set before torch; a value that is there already is kept. What it does
-  not reach (torch imported by someone else before, other libraries and processors) is found by the check before an
+* Two processes of two OpenMP threads on two cores are about a hundred times slower if idle threads spin than if they
+  sleep, so ``OMP_WAIT_POLICY=PASSIVE`` is set before torch starts its thread pool.
+* Intel's MKL sums small matrix products in an order that depends on the row: on a Xeon with AVX-512, a linear layer of
+  64 inputs and 3 outputs gave equal rows unequal bits at 3 to 12 rows, so that an image's bits depended on its row in
+  the batch. ``MKL_CBWR=AUTO,STRICT`` makes them equal, at no measurable cost there; AVX2 without STRICT makes it worse.
+  MKL reads the variable when it starts, so it is set before torch; a value that is already set is kept. Cases that the
+  variable does not reach (torch imported earlier, other libraries and processors) are found by the check before an
   evaluation, `lustral.evaluation.selfcheck`.
-* A torchvision wheel built for another kind of torch (a CUDA torchvision beside a CPU torch is what a plain
-  ``pip install`` gives on some machines) cannot load its compiled operators, and then ``import torchvision``
-  fails while registering their shape functions. Lustral uses none of these operators (they are for detection),
-  so declaring their signatures is enough. Calling one still raises, as it should.
-* glibc's heap keeps the gaps between tensors of many sizes: an attack on SSNI, whose rows differ in cost, was seen to
-  grow to 12 GB, and 2 of 5 GB to be such gaps. `release_heap` gives them back.
+* A torchvision wheel built for another kind of torch (on some machines a plain ``pip install`` gives a CUDA torchvision
+  beside a CPU torch) cannot load its compiled operators, and ``import torchvision`` then fails while registering their
+  shape functions. Lustral uses none of these operators (they are for detection), so declaring their signatures is
+  enough. Calling one still raises, as it should.
+* glibc's heap keeps the gaps between freed tensors of different sizes: an attack on SSNI, whose rows differ in cost,
+  grew to 12 GB, and 2 of 5 GB were found to be such gaps. `release_heap` returns them to the operating system.
 """
 
 import ctypes
@@ -36,11 +36,12 @@ _TORCHVISION_OPERATORS = (
 
 
 _RELEASE_EVERY = 10.0
-"""Seconds between two releases: one may take a tenth of a second, and what is used again must be fetched again."""
+"""Seconds between two releases: one may take a tenth of a second, and released memory that is used again must be
+allocated again."""
 
 
 def _malloc_trim() -> Callable[[int], int] | None:
-    """glibc's function of that name; None where the C library is another."""
+    """glibc's ``malloc_trim``; None with another C library."""
     try:
         return ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError, TypeError):
@@ -62,13 +63,13 @@ _heap = _Heap()
 
 
 def release_heap() -> None:
-    """Give the unused parts of the heap back to the machine, at most every 10 seconds; call it between steps of long
-    work. Nothing happens where the C library is not glibc."""
+    """Return unused parts of the heap to the operating system, at most every 10 seconds; to be called between steps of
+    long computations. It does nothing where the C library is not glibc."""
     _heap.release()
 
 
 def _import_torchvision() -> torch.library.Library | None:
-    """Import torchvision; where its operators do not load, declare them first and return the declarations."""
+    """Import torchvision; if its operators do not load, declare them, import it again and return the declarations."""
     try:
         import torchvision
     except RuntimeError as error:
@@ -77,7 +78,7 @@ def _import_torchvision() -> torch.library.Library | None:
     else:
         return None
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        del sys.modules[name]  # the half-initialised package would be handed out to the next importer
+        del sys.modules[name]  # or the next import would return the half-initialised package
     declarations = torch.library.Library("torchvision", "DEF")
     for schema in _TORCHVISION_OPERATORS:
         declarations.define(schema)
@@ -86,5 +87,5 @@ def _import_torchvision() -> torch.library.Library | None:
     return declarations
 
 
-# Kept for the life of the process: the declarations are withdrawn when this object is.
+# Kept for the life of the process: the operators are undeclared when this object is deleted.
 torchvision_declarations = _import_torchvision()

@@ -1,16 +1,16 @@
-"""Keyed random draws: every draw is a pure function of its name, so it never depends on the batch it came in.
+"""Keyed random numbers: each is a pure function of its key, so none depends on the batch in which it is drawn.
 
-A `NoiseStream` is a set of rows (one per image, or per image and EOT draw) and a path of names. The draws come
+A `NoiseStream` is a set of rows (one per image, or per image and EOT draw) and a path of names. The random numbers come
 from the counter-based generator Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
 SC 2011), evaluated over the whole batch in integer arithmetic:
 
-* the 64-bit key is a hash of (run seed, path, round, step): one Python integer a draw;
+* the 64-bit key is a hash of (run seed, path, round, step), computed once per call;
 * the 128-bit counter is (block of four values, sample index, iteration, restart and draw); the high byte of a draw
   shares the iteration's word.
 
-Within one key Philox is a bijection of the counter, so two rows can never share a block of values. No generator
-state exists: recomputation in a backward pass replays the same noise by asking for it again, and image 7 sees
-the same noise alone, in a batch, on another process or after a restart.
+For a fixed key, Philox is a bijection of the counter, so two different counters never give the same block of values.
+There is no generator state: recomputation in a backward pass gets the same noise by requesting it again, and image 7
+sees the same noise alone, in a batch, in another process or after a restart.
 """
 
 import math
@@ -26,15 +26,15 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _COLUMNS = ("iteration", "restart")
 _RESTARTS, _ITERATIONS, DRAWS = 2**16, 2**24, 2**24
-"""How many a stream tells apart. A draw's low 16 bits share a word with the restart, its high 8 one with the
-iteration."""
+"""How many restarts, iterations and draws a stream tells apart. The low 16 bits of a draw share a counter word with the
+restart, its high 8 bits share one with the iteration."""
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
     """Philox4x32-10 of int64 tensors that hold 32-bit words (broadcast against each other).
 
-    A product of two 32-bit words overflows a signed 64-bit integer only into its sign, and wraps there, so its
-    bit pattern is that of the unsigned product.
+    The product of two 32-bit words has at most 64 bits; in a signed 64-bit integer it wraps around, and its bit pattern
+    is that of the unsigned product.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -52,7 +52,7 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, i
 
 @dataclass(frozen=True)
 class NoiseStream:
-    """Random draws for rows of samples, keyed by everything that may tell two draws apart.
+    """Keyed random numbers for a batch of rows.
 
     Args:
         seed: the run's seed.
@@ -61,8 +61,8 @@ class NoiseStream:
         restart: (B,) int64 in [0, 2**16), the attack's restart; zeros if omitted.
         draw: (B,) int64 in [0, 2**24), the EOT or verdict draw; zeros if omitted.
         path: names that tell streams apart: ("verdict", "clean"), ("attack", "PGD"), ("forward",) ...
-        round, step: where in a purification the draws belong, unless a draw says so itself.
-        repeats: how many draws `repeat` has told apart so far; it does that count.
+        round, step: the default round and step of the purification; `normal` and `uniform` may be given others.
+        repeats: how many draws per row `repeat` has made so far; set by `repeat`.
     """
 
     seed: int
@@ -79,7 +79,7 @@ class NoiseStream:
         return len(self.index)
 
     def fork(self, *names: str) -> "NoiseStream":
-        """The same rows in another stream: independent of this one for every name."""
+        """The same rows in another stream, with ``names`` added to its path; different paths give independent noise."""
         return replace(self, path=self.path + names)
 
     def at(
@@ -90,7 +90,13 @@ class NoiseStream:
         round: int | None = None,
         step: int | None = None,
     ) -> "NoiseStream":
-        """The same rows elsewhere; an integer iteration or restart holds for every row."""
+        """The same rows at another iteration, restart, round or step; None keeps the present one.
+
+        An integer iteration or restart holds for every row.
+
+        Raises:
+            ValueError: if an integer iteration is not in [0, 2**24), or an integer restart not in [0, 2**16).
+        """
         for name, value, end in (("restart", restart, _RESTARTS), ("iteration", iteration, _ITERATIONS)):
             if isinstance(value, int) and not 0 <= value < end:
                 raise ValueError(f"The {name} {value} is asked for; a noise stream tells 0 to {end - 1} apart.")
@@ -103,7 +109,7 @@ class NoiseStream:
         )
 
     def select(self, rows: Tensor) -> "NoiseStream":
-        """The stream of some of the rows, in the order of ``rows`` ((n,) int64, or a (B,) mask)."""
+        """The stream of the selected ``rows``, in their order ((n,) int64, or a (B,) bool mask)."""
         names = ("index", "iteration", "restart", "draw")
         columns = {name: None if (c := getattr(self, name)) is None else c[rows] for name in names}
         return replace(self, **columns)
@@ -111,9 +117,11 @@ class NoiseStream:
     def repeat(self, draws: int, first: int = 0) -> "NoiseStream":
         """(draws * B,) rows, draw by draw: row ``d * B + b`` is draw ``first + d`` of row ``b``.
 
+        A stream that is already repeated is repeated within each of its draws.
+
         Raises:
-            ValueError: if there are more draws than a stream tells apart, or rows that are draws already (they count on
-                within each of them) are to begin elsewhere than at 0.
+            ValueError: if there are more draws than a stream tells apart, or ``first`` is not 0 in a stream that is
+                already repeated.
         """
         repeats = (first + draws) * self.repeats
         if draws < 1 or first < 0 or repeats > DRAWS:
@@ -135,10 +143,10 @@ class NoiseStream:
         step: int | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Standard normal draws of one ``shape`` a row: (B, *shape). By Box and Muller, in float64.
+        """Standard normal noise (B, *shape), of one ``shape`` per row; by the Box-Muller transform in float64.
 
-        Float64 makes the result the same on every device and at every place in a batch up to one rounding to
-        ``dtype``: the last bits of a vectorised logarithm may differ between lanes, and are rounded away.
+        The last bits of a vectorised float64 logarithm may differ between devices and between places in a batch; the
+        final rounding to ``dtype`` removes them.
         """
         words = self._words(shape, round, step)
         radius = torch.sqrt(-2.0 * torch.log(_to_unit(words[..., 0::2])))
@@ -153,11 +161,11 @@ class NoiseStream:
         step: int | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Uniform draws in [0, 1] (open in float64; float32 rounds) of one ``shape`` a row: (B, *shape)."""
+        """Uniform noise (B, *shape), of one ``shape`` per row: in (0, 1) in float64, in [0, 1] once rounded."""
         return self._shaped(_to_unit(self._words(shape, round, step)), shape, dtype)
 
     def _words(self, shape: torch.Size | tuple[int, ...], round: int | None, step: int | None) -> Tensor:
-        """(B, blocks, 4) int64: enough 32-bit words for ``shape``."""
+        """(B, blocks, 4) int64: 32-bit random words, at least as many per row as ``shape`` has elements."""
         round, step = self.round if round is None else round, self.step if step is None else step
         digest = blake2b(repr((self.seed, self.path, round, step)).encode(), digest_size=8).digest()
         key = int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
@@ -179,5 +187,5 @@ class NoiseStream:
 
 
 def _to_unit(words: Tensor) -> Tensor:
-    """32-bit words as float64 at the midpoints of 2**32 equal cells of (0, 1)."""
+    """32-bit words mapped to float64 in (0, 1), the midpoints of 2**32 equal cells."""
     return (words.double() + 0.5) * 2.0**-32

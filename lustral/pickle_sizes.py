@@ -1,4 +1,4 @@
-"""What a pickle asks for, compared with how long it is, before anything is made: eight bytes may ask for gigabytes."""
+"""A check of the sizes that a pickle announces, before it is loaded: eight bytes may request gigabytes."""
 
 import mmap
 import pickle
@@ -9,17 +9,18 @@ _MEMO = ("PUT", "BINPUT", "LONG_BINPUT")
 
 
 def refuse_oversized(path: str | Path) -> None:
-    """Walk through a pickle's instructions without following any.
+    """Read a pickle's instructions without executing them, and refuse announced sizes that the file cannot hold.
 
-    Python's own reader sets memory aside for whatever length a pickle announces, and for its table of remembered
-    objects up to whatever number is named.
+    Python's own reader allocates memory for whatever frame length a pickle announces, and for a memo table up to
+    whatever number the pickle names.
 
     Args:
         path: the file.
 
     Raises:
-        pickle.UnpicklingError: if something in it is announced longer than the file, or numbered beyond its length.
-        ValueError: if it is no pickle.
+        pickle.UnpicklingError: if a frame is announced that is longer than the rest of the file, or a memo entry
+            numbered above the number of instructions so far.
+        ValueError: if the file is empty or no pickle.
     """
     if not Path(path).stat().st_size:
         raise ValueError("it is empty")

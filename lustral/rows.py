@@ -1,8 +1,8 @@
-"""Network calls of one shape, whatever the number of rows at hand.
+"""Network calls of one fixed shape, whatever the number of rows.
 
-Between shapes the last bits of a convolution differ, between slots of one shape they do not (where the machine keeps
-its side: `lustral.evaluation.selfcheck`). So whatever works row by row is called with exactly R rows, and a row's bits
-do not depend on how many others happen to be with it.
+The last bits of a convolution differ between input shapes, but not between the rows of one shape (on machines where
+this holds: `lustral.evaluation.selfcheck` tests it). So every row-wise function is called with exactly R rows, and the
+bits of a row do not depend on how many other rows there are.
 """
 
 from collections import Counter
@@ -22,12 +22,12 @@ class Runtime:
     """How a run calls networks. One object is shared by the defence, its parts and every surrogate.
 
     Attributes:
-        rows: R, of every network call; None calls with as many rows as there are. It decides the last bits.
-        graph_budget: bytes that kept graphs of an unrolled trajectory may take (see `lustral.diffusion.unroll`); it
+        rows: R, the number of rows of every network call; None takes as many as there are. It decides the last bits.
+        graph_budget: bytes that the kept graphs of an unrolled trajectory may take (see `lustral.diffusion.unroll`); it
             never changes a result.
-        calls: rows that networks were asked about, by name, padding left out (see `lustral.evaluation.cost`).
-        filled: share of the present call's rows that are not padding.
-        padding: rows that networks were asked about only to fill a call, of all forward passes.
+        calls: number of rows that networks were called with, by name, without padding (see `lustral.evaluation.cost`).
+        filled: share of the rows in the present call that are not padding.
+        padding: number of rows that only padded a network call, over all forward passes.
     """
 
     rows: int | None = None
@@ -41,18 +41,21 @@ class Runtime:
             raise ValueError(f"rows is {self.rows}; a network call needs at least one row.")
 
     def call(self, function: Callable[..., Any], *given: Any) -> Any:
-        """``function(*given)`` in calls of exactly R rows, the last one padded with copies of its last row.
+        """``function(*given)``, computed in calls of exactly R rows; the last call is padded with copies of its last.
 
-        ``function`` works row by row. ``given`` are tensors, noise streams, dicts, lists and tuples of them, with
-        the same number of rows each; tensors of no dimension, numbers and None are the same for all rows. So are its
-        answers. Hand over a whole step, activations included: on a CPU, the last
-        elements of a tensor may be rounded otherwise in another shape. A call of R rows within a call passes through.
-        Padding is no part of a graph.
+        ``function`` must work row by row, and return what it may be given: tensors, noise streams, and dicts, lists and
+        tuples of them, all with the same number of rows; tensors without dimensions, numbers and None hold for all
+        rows. Let ``function`` be a whole step, elementwise operations included: on a CPU, the last elements of a tensor
+        may be rounded differently in another shape. Inside ``function``, a call with R rows runs as it is. Padding
+        takes no part in the autograd graph.
+
+        Raises:
+            ValueError: if ``given`` differ in their number of rows, or ``function`` returns another number of rows.
         """
         total = num_rows(given)
         if len(sizes := set(_sizes(given))) > 1:
             raise ValueError(f"What works row by row was given {sorted(sizes)} rows: they must be as many everywhere.")
-        if self.rows is None or total in (0, self.rows):  # no rows: whoever routes may have none to send this way
+        if self.rows is None or total in (0, self.rows):  # a method that routes rows may route none this way
             return function(*given)
         found = []
         for first in range(0, total, self.rows):
@@ -69,7 +72,7 @@ class Runtime:
 
     @contextmanager
     def filling(self, share: float) -> Iterator[None]:
-        """Calls inside have this share of rows that are not padding."""
+        """In this context, a ``share`` of the rows of each call is not padding; contexts multiply when nested."""
         before = self.filled
         self.filled = before * share
         try:
@@ -79,7 +82,7 @@ class Runtime:
 
 
 def num_rows(tree: Any) -> int:
-    """The rows of the first tensor or noise stream in ``tree`` that has any."""
+    """The number of rows of the first tensor (with dimensions) or noise stream in ``tree``."""
     found = next(_sizes(tree), None)
     assert found is not None, "nothing here has rows"
     return found
@@ -113,12 +116,12 @@ def mapped(tree: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def selected(tree: Any, rows: Tensor) -> Any:
-    """Some ``rows``, (n,) int64, of everything in ``tree``."""
+    """The given ``rows``, (n,) int64, of every tensor and noise stream in ``tree``."""
     return mapped(tree, lambda part: part.select(rows) if isinstance(part, NoiseStream) else part[rows])
 
 
 def _rows(tree: Any, first: int, used: int, size: int) -> Any:
-    """``used`` rows from ``first`` on, and copies of the last of them up to ``size``."""
+    """``used`` rows of ``tree`` from row ``first`` on, padded to ``size`` rows with copies of the last."""
 
     def piece(part: Any) -> Any:
         if isinstance(part, NoiseStream):
@@ -134,7 +137,7 @@ def _rows(tree: Any, first: int, used: int, size: int) -> Any:
 
 
 def _joined(found: list[Any]) -> Any:
-    """Answers to one piece after another as one."""
+    """The answers ``found`` for consecutive chunks of rows, joined into one."""
     first = found[0]
     if len(found) == 1:
         return first

@@ -11,11 +11,12 @@ from lustral.noise import NoiseStream
 from lustral.ratio import Ratio, parse_ratio
 
 _SHRINK = 1.0 - 1e-6
-"""An l2 perturbation is scaled to this share of its budget: adding it to the image rounds once more."""
+"""An l2 perturbation beyond its budget is scaled to this share of it: adding it to the image rounds once more."""
 
 
 def _norm(x: Tensor) -> Tensor:
-    """(B, 1, 1, 1) Euclidean norm of each image, in float64: over 150,528 pixels float32 loses what a budget allows."""
+    """(B, 1, 1, 1) Euclidean norm of each image, in float64: over 150,528 values the rounding error of a float32 sum
+    would exceed the tolerance of a budget."""
     return x.flatten(1).double().norm(dim=1)[:, None, None, None]
 
 
@@ -24,12 +25,12 @@ class ThreatModel:
     """The set ``{x' : ||x' - x|| <= eps, low <= x' <= high}`` around each image.
 
     Args:
-        norm: "linf" (largest change of a pixel) or "l2" (Euclidean norm over all pixels and channels).
+        norm: "linf" (largest change of any value) or "l2" (Euclidean norm over all pixels and channels).
         eps: the budget in units of the [0, 1] pixel range, such as 8/255 (linf) or 0.5 (l2).
         bounds: low and high, the box of valid images, within [0, 1]; clean images must lie in it.
 
     Raises:
-        ValueError: if ``eps`` is negative, or given in grey levels (8 instead of 8/255), or the bounds are no box.
+        ValueError: if ``eps`` is negative, or above 1 for linf (8 instead of 8/255), or not 0 <= low < high <= 1.
     """
 
     norm: Literal["linf", "l2"]
@@ -52,16 +53,20 @@ class ThreatModel:
         object.__setattr__(self, "budget", eps)
 
     def largest(self, image_shape: tuple[int, ...]) -> float:
-        """The budget that allows every image of ``image_shape`` (C, H, W)."""
+        """The smallest budget that allows every image of ``image_shape`` (C, H, W) within the bounds."""
         width = self.bounds[1] - self.bounds[0]
         return width if self.norm == "linf" else width * math.sqrt(math.prod(image_shape))
 
     def scaled(self, factor: float, image_shape: tuple[int, ...]) -> "ThreatModel":
-        """The same with another budget, at most `largest`."""
+        """The same threat model with ``factor`` times the budget, at most `largest`."""
         return replace(self, eps=min(self.budget * factor, self.largest(image_shape)))
 
     def check(self, image_shape: tuple[int, ...]) -> None:
-        """Refuse an l2 budget that no pair of images of ``image_shape`` (C, H, W) can use up."""
+        """Refuse an l2 budget larger than the distance of any two images of ``image_shape`` (C, H, W).
+
+        Raises:
+            ValueError: if it is.
+        """
         largest = self.largest(image_shape)
         if self.norm == "l2" and self.budget > largest:
             raise ValueError(
@@ -70,7 +75,7 @@ class ThreatModel:
             )
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """The nearest point of the threat set to ``x_adv`` (for l2: of the ball, then of the box)."""
+        """``x_adv`` projected onto the threat set of ``x``, (B, C, H, W) each; for l2 onto the ball, then the box."""
         delta = x_adv - x
         if self.norm == "linf":
             delta = delta.clamp(-self.budget, self.budget)
@@ -81,16 +86,16 @@ class ThreatModel:
         return (x + delta).clamp(*self.bounds)
 
     def ascent_direction(self, gradient: Tensor) -> Tensor:
-        """The direction of steepest ascent at unit norm: the sign (linf), the normalised gradient (l2).
+        """The direction of steepest ascent with unit norm: the sign (linf) or the normalised gradient (l2).
 
-        An l2 gradient of zero stays zero, as the sign does: nothing is known, so nothing moves.
+        A gradient of zero gives a direction of zero in both norms.
         """
         if self.norm == "linf":
             return gradient.sign()
         return gradient / _norm(gradient).clamp_min(torch.finfo(gradient.dtype).tiny).to(gradient.dtype)
 
     def random_point(self, x: Tensor, noise: NoiseStream) -> Tensor:
-        """A uniform draw from the ball around each ``x``, clipped to the box."""
+        """A uniform sample from the ball around each ``x`` (B, C, H, W), clipped to the box."""
         if self.norm == "linf":
             delta = (2.0 * noise.uniform(x.shape[1:], dtype=x.dtype) - 1.0) * self.budget
         else:

@@ -1,4 +1,4 @@
-"""Who is right, and which class has most votes. Ties and NaN choose none."""
+"""Whether a draw is classified correctly, and votes over draws. Ties and NaN choose no class."""
 
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Attacks: one a file, all through one engine."""
+"""Attacks: one per file; all of them query the defence through one engine."""
 
 from lustral.attacks.apgd import APGD, APGDTargeted
 from lustral.attacks.base import Attack, AttackResult

@@ -1,4 +1,4 @@
-"""Auto-PGD (Croce and Hein 2020, arXiv 2003.01690, algorithm 1): a step size that looks after itself."""
+"""Auto-PGD (Croce and Hein 2020, arXiv 2003.01690, algorithm 1): PGD with an adaptive step size."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,40 +16,41 @@ from lustral.purifiers import GradientMode, Purifier, Variant
 from lustral.threat import ThreatModel
 
 MOMENTUM = 0.75
-"""Alpha: the share of the new step in a move; the rest is the last move's."""
+"""Alpha, the weight of the new step in the momentum update; 1 - alpha is the weight of the previous move."""
 RISING = 0.75
-"""Rho: the share of the steps since a checkpoint that must have raised the loss."""
+"""Rho, the share of the steps since the last checkpoint that must have raised the loss; below it the step is halved."""
 
 
 class APGD(FirstOrderAttack):
     """x_{k+1} = project(x_k + alpha (z - x_k) + (1 - alpha) (x_k - x_{k-1})) with z = project(x_k + step * ascent).
 
-    The step begins at 2 eps and alpha is 0.75. At each of the `checkpoints` w_j, image by image, the step is halved and
-    the walk goes on from the best point so far, if (1) less than 0.75 of the steps since w_{j-1} raised the loss, or
-    (2) the step was not halved at w_{j-1} and the best loss has not changed since. As in the authors' code this is
-    asked as soon as the loss of x_{w_j} is known; the listing in the paper takes one more step first.
+    The step size begins at 2 eps, and alpha is 0.75. At each of the `checkpoints` w_j, image by image, the step size is
+    halved and the search goes on from the best iterate so far, if (1) less than 0.75 of the steps since w_{j-1} raised
+    the loss, or (2) the step size was not halved at w_{j-1} and the best loss has not changed since. As in the authors'
+    code, this is tested as soon as the loss of x_{w_j} is known; the listing in the paper takes one more step first.
 
-    **Random defences.** The loss of an iterate is that of its own iteration's draws, which no other iterate has seen.
-    So "raised" compares two noisy numbers, and "best" is the luckiest as much as the highest: where a step gains less
-    than the mean over draws scatters, half of the steps look like rises, condition (1) holds at nearly every
-    checkpoint, and the step fades. More draws sharpen both. They only decide where the walk goes: what is returned is
-    chosen on selection draws, as in every attack.
+    **Random defences.** Each iterate's loss is computed on fresh draws, which no other iterate has seen. So condition
+    (1) compares two noisy losses, and the "best" iterate may owe its place to lucky draws: where a step gains less than
+    the standard error of the mean over draws, half of the steps seem to raise the loss, condition (1) holds at nearly
+    every checkpoint, and the step size shrinks towards zero. A larger ``eot`` makes both comparisons more reliable.
+    They only steer the search: as in every attack, the returned iterate is chosen on selection draws.
 
     Args:
-        num_steps: gradient steps a restart.
-        random_start: begin at a uniform draw from the ball instead of the image.
+        num_steps: gradient steps per restart.
+        random_start: begin at a uniform sample from the ball instead of the image.
         restarts: independent runs.
-        eot: draws of the defence's noise a loss and its gradient are averaged over.
-        objective: what is ascended; CrossEntropy if none is named. AutoAttack also takes DifferenceOfLogitsRatio.
+        eot: draws of the defence's noise that a loss and its gradient are averaged over.
+        objective: the loss to be raised; CrossEntropy if none is named. AutoAttack also takes DifferenceOfLogitsRatio.
         gradient: "exact", "bpda" or "detached".
         selection: "best" or "last" iterate (see `FirstOrderAttack`).
-        finalists: iterates an image that are scored again on selection draws.
-        selection_draws: draws of that score.
-        surrogate: what is differentiated in place of the defence's purifier, a `Variant` of it or another one; None
-            differentiates the defence (see `GradientAttack`).
-        context: "own", or "clean" to hold what the clean image decides.
-        carry: entries of the context that are handed on from step to step.
-        spread: further finalists a restart, spaced evenly, where the defence itself is not asked.
+        finalists: iterates per image that are scored again on selection draws.
+        selection_draws: draws of the defence's noise on which finalists are scored.
+        surrogate: what is differentiated in place of the defence's purifier, a `Variant` of it or another purifier;
+            None differentiates the defence (see `GradientAttack`).
+        context: "own", or "clean" to hand the purifier the context of the clean image (see `GradientAttack`).
+        carry: entries of the context that are carried from step to step (see `GradientAttack`).
+        spread: further finalists per restart, evenly spaced over its steps, where the attack differentiates something
+            other than the defence itself.
     """
 
     def __init__(
@@ -94,24 +95,26 @@ class APGD(FirstOrderAttack):
 
 
 class APGDTargeted(FirstOrderAttack):
-    """APGD on the targeted DLR loss, once for each of the classes that an image is most easily taken for.
+    """APGD on the targeted DLR loss, one run for each of an image's most likely wrong classes.
 
-    These are the ``num_targets`` wrong classes of the largest mean logits of the clean image under the defence, over
-    ``eot`` draws. An image that one target breaks (a deterministic defence's) is not led to the others.
+    The targets are the ``num_targets`` wrong classes with the largest logits of the clean image under the defence,
+    averaged over ``eot`` draws. An image that is broken by one target is not attacked with the next, if the defence is
+    deterministic and is itself what is differentiated.
 
     Args:
-        num_steps: gradient steps a target.
-        num_targets: targets an image, at most one less than there are classes.
-        random_start: begin at a uniform draw from the ball instead of the image.
-        eot: draws of the defence's noise a loss and its gradient are averaged over.
+        num_steps: gradient steps per target.
+        num_targets: targets per image, at most the number of classes minus one.
+        random_start: begin at a uniform sample from the ball instead of the image.
+        eot: draws of the defence's noise that a loss and its gradient are averaged over.
         gradient: "exact", "bpda" or "detached".
-        finalists: iterates an image that are scored again on selection draws, besides the last one of every target.
-        selection_draws: draws of that score.
-        surrogate: what is differentiated in place of the defence's purifier, a `Variant` of it or another one; None
-            differentiates the defence (see `GradientAttack`).
-        context: "own", or "clean" to hold what the clean image decides.
-        carry: entries of the context that are handed on from step to step.
-        spread: further finalists a restart, spaced evenly, where the defence itself is not asked.
+        finalists: iterates per image that are scored again on selection draws, besides the last one of every target.
+        selection_draws: draws of the defence's noise on which finalists are scored.
+        surrogate: what is differentiated in place of the defence's purifier, a `Variant` of it or another purifier;
+            None differentiates the defence (see `GradientAttack`).
+        context: "own", or "clean" to hand the purifier the context of the clean image (see `GradientAttack`).
+        carry: entries of the context that are carried from step to step (see `GradientAttack`).
+        spread: further finalists per target, evenly spaced over its steps, where the attack differentiates something
+            other than the defence itself.
     """
 
     gives = (TARGET,)
@@ -160,16 +163,16 @@ class APGDTargeted(FirstOrderAttack):
 
 
 def checkpoints(num_steps: int) -> list[int]:
-    """The iterations w_j at which step sizes are looked at: ceil(p_j num_steps) with p_0 = 0, p_1 = 0.22 and
+    """The iterations w_j at which a step size may be halved: ceil(p_j num_steps) with p_0 = 0, p_1 = 0.22 and
     p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06)."""
-    shares = [0, 22]  # in hundredths: in binary, 0.22 + 0.19 need not be the 0.41 that is rounded up
+    shares = [0, 22]  # integer hundredths: in floating point, 0.22 + 0.19 may exceed 0.41, and the ceiling would jump
     while shares[-1] <= 100:
         shares.append(shares[-1] + max(shares[-1] - shares[-2] - 3, 6))
     return sorted({-(-share * num_steps // 100) for share in shares if share <= 100})
 
 
 def _start(query: Tensor, x: Tensor, y: Tensor, threat: ThreatModel) -> State:
-    """Before the first query. At w_0 = 0 nothing is known, so nothing is halved there."""
+    """The state before the first query. No step size is halved at w_0 = 0, where no loss is known yet."""
     zero, lowest = torch.zeros_like(y), x.new_full((len(x),), -torch.inf)
     memory = {
         "iteration": zero,
@@ -188,7 +191,7 @@ def _start(query: Tensor, x: Tensor, y: Tensor, threat: ThreatModel) -> State:
 
 
 def _update(state: State, answer: Answer, looks: list[int]) -> State:
-    """One move; rows at an iteration in ``looks`` have their step size looked at first."""
+    """One step; rows at a checkpoint (an iteration in ``looks``) first have their step size tested."""
     m, loss, threat = state.memory, answer.loss, state.threat
     rises = m["rises"] + (loss > m["loss"])
     better = loss > m["best_loss"]

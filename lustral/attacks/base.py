@@ -1,4 +1,4 @@
-"""The seam of every attack: the base class projects, checks and measures; the attack searches."""
+"""The base class of every attack: it projects, checks and measures; the subclass searches."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -14,21 +14,22 @@ from lustral.noise import NoiseStream
 from lustral.threat import ThreatModel
 
 BUDGET_TOLERANCE = 1e-6
-"""Float32 rounding that a stored perturbation may exceed its budget by."""
+"""By how much a stored perturbation may exceed its budget, for float32 rounding."""
 
 
 @dataclass(frozen=True)
 class AttackResult:
-    """What an attack found, one row a case.
+    """The result of an attack, one row per image.
 
     Attributes:
         images: (B, C, H, W), within the threat model. Where ``failed``, the clean image.
         distance: (B,) norm of the perturbation.
-        failed: (B,) whether NaN or Inf turned up, in any image of its group: no image to judge, and counted as broken
-            by the evaluation.
-        statistics: (B,) each, what the audit asks about: "zero_gradients" (share of the draws that are still right,
-            "right_draws" of all steps together), "loss_first", "loss_last", "predicted_gain" (first-order change of the
-            loss summed over the steps between the two). An ensemble's are described there.
+        failed: (B,) whether NaN or Inf turned up in any image of the row's group. There is then no image to judge, and
+            the evaluation counts the row as broken.
+        statistics: (B,) each, for the audit. Of an attack that follows gradients: "right_draws" (number of correctly
+            classified draws, summed over the steps), "zero_gradients" (share of these whose gradient is zero),
+            "loss_first", "loss_last", and "predicted_gain" (first-order change of the loss, summed over the steps
+            between the two). Those of an ensemble are described in `Ensemble`.
     """
 
     images: Tensor
@@ -38,39 +39,46 @@ class AttackResult:
 
 
 class Attack(ABC):
-    """Searches the threat set of each case for the input that harms the defence most.
+    """Searches the threat set of each image for the input that harms the defence most.
 
-    Subclasses give `run`. Every one keeps a perturbed image for every case, successful or not.
+    Subclasses implement `run`. A perturbed image is kept for every case, whether the attack succeeded or not.
     """
 
     @property
     def name(self) -> str:
-        """The stream its noise is drawn from, and its name on the card."""
+        """The name of the attack's noise stream, and its name on the card."""
         return type(self).__name__
 
     @property
     def target(self) -> str:
-        """The verdict rule that its objective and its selection aim at."""
+        """The verdict rule that the objective and the selection aim at."""
         return "expected"
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """The names of its statistics, the same for every image."""
+        """The names of the attack's statistics, the same for every image."""
         return ()
 
     def score(self, logits: Tensor, y: Tensor) -> Tensor:
-        """(2, B) float64, the larger the worse for the defence: how wrong ``logits`` (N draws, B, K) are under the rule
-        aimed at, and what decides among equals. By default the share of wrong draws, and the mean margin."""
+        """(2, B) float64 scores of ``logits`` (N draws, B, K); a larger score is worse for the defence.
+
+        The first row says how wrong the logits are under the verdict rule aimed at, the second breaks ties. By default
+        these are the share of misclassified draws and the mean margin.
+        """
         return score(Margin(), logits, y)
 
     @abstractmethod
     def run(
         self, engine: Engine, cases: Cases, threat: ThreatModel, noise: NoiseStream
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The found images (B, C, H, W), and statistics of (B,) each, those that it `measures`."""
+        """The perturbed images (B, C, H, W), and the statistics named by `measures`, (B,) each."""
 
     def __call__(self, engine: Engine, cases: Cases, threat: ThreatModel, noise: NoiseStream) -> AttackResult:
-        """Attack ``cases``; ``noise`` is the run's stream of their rows. Final: subclasses give `run`."""
+        """Attack ``cases``; ``noise`` is the run's stream, one row per case. Final: subclasses implement `run`.
+
+        Raises:
+            ValueError: if an image lies outside the threat model's bounds.
+        """
         low, high = cases.images.aminmax()
         if not (low >= threat.bounds[0] and high <= threat.bounds[1]):
             raise ValueError(
@@ -82,7 +90,7 @@ class Attack(ABC):
             failed = ~images.flatten(1).isfinite().all(1)
             for values in statistics.values():
                 failed |= ~values.isfinite()
-            # A group is judged as it was found, or as it was given: never as a mixture that nobody looked at.
+            # If one image of a group failed, all its images stay clean: the attack never queried a mixture of both.
             failed = group_sum(failed.int(), engine.group_size, None) > 0
             images = torch.where(failed[:, None, None, None], cases.images, images)
             images = cases.confined(threat.project(images, cases.images))

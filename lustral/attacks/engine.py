@@ -1,8 +1,8 @@
-"""The engine answers an attack's queries: EOT copies folded into rows, network calls in padded chunks of R rows.
+"""The engine answers an attack's queries: EOT copies are folded into rows, and networks run on padded chunks of R rows.
 
-One shape for every network call means no recompilation, and an image's bits that depend neither on its
-neighbours, nor on its order, its shard or a restart: between shapes the last bits of a convolution differ, between
-slots of one shape they do not.
+Every network call has the same shape. So nothing is recompiled, and the bits of an image's result depend neither on the
+other images of the batch, nor on its place among them, its shard or a restart: the last bits of a convolution differ
+between input shapes, but not between the rows of one shape.
 """
 
 import copy
@@ -23,24 +23,25 @@ from lustral.rows import Runtime
 from lustral.votes import strictly_right, votes
 
 WORKING_SET = 16
-"""Network calls' worth of rows that are handed to a defence which cuts its calls itself: the more, the fuller its
-calls. Changes time, never a result."""
+"""How many times R rows are handed to a defence that chunks its network calls itself. A larger set leaves less padding
+in those calls; it changes the running time, never a result."""
 _EMPTY: Mapping[str, Tensor] = {}
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a query returns, one row a case.
+    """The answer to a query, one row per image.
 
     Attributes:
         loss: (B,) the objective over the draws.
-        rank: (B,) the same without what only steers the attack (see `Objective.plain`), of the merged logits.
+        rank: (B,) the objective of the merged logits, without terms that only steer the search (`Objective.plain`).
         gradient: (B, C, H, W) of the loss.
-        logits: (N, B, K) of every draw. The iterate had not seen these draws, so they rank it honestly.
-        right_rows: (B,) how many draws are right.
-        zero_rows: (B,) how many of these have a gradient that is zero everywhere. (Some losses rest once a draw is
-            wrong, and that hides nothing.)
-        trace: (N, B, ...) of every draw, what was wanted and what the objective needs, without a graph.
+        logits: (N, B, K) of every draw, N = 1 for a deterministic defence. The iterate was found on other draws, so
+            ranking it by these is unbiased.
+        right_rows: (B,) number of correctly classified draws.
+        zero_rows: (B,) how many of these have a gradient that is zero everywhere. (Misclassified draws do not count:
+            some losses are flat there, which is no sign of masked gradients.)
+        trace: (N, B, ...) each, the wanted entries and those that the objective needs, of every draw, without a graph.
     """
 
     loss: Tensor
@@ -54,7 +55,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class _Seen:
-    """One chunk's answers: ``views`` (V, R, K), what an objective looks at, merged ``logits`` (R, K), and the trace."""
+    """One chunk's answers: ``views`` (V, R, K), which the objective takes, merged ``logits`` (R, K), and the trace."""
 
     views: Tensor
     logits: Tensor
@@ -66,10 +67,10 @@ class Engine:
 
     Args:
         defence: the victim.
-        rows: R, the rows of every network call. It decides the last bits of every number, so it is part of a
+        rows: R, the number of rows of every network call. R decides the last bits of every number, so it is part of a
             run's fingerprint; memory budgets never change it.
-        observe: called with (task, step, number of steps) as an attack goes on, or another task that has a name.
-        graph_budget: bytes for graphs that are kept instead of run again.
+        observe: called with (task, step, number of steps) during an attack, and during any other task with a name.
+        graph_budget: bytes that autograd graphs may take when they are kept instead of recomputed.
     """
 
     def __init__(
@@ -84,7 +85,11 @@ class Engine:
         self.observe = observe or (lambda task, step, num_steps: None)
 
     def through(self, surrogate: Purifier | Variant | None) -> "Engine":
-        """The same engine on the defence with ``surrogate`` in its purifier's place; itself for None."""
+        """The same engine on the defence with ``surrogate`` in place of its purifier; the engine itself for None.
+
+        Raises:
+            ValueError: if the defence has no purifier.
+        """
         if surrogate is None:
             return self
         exchange = getattr(self.defence, "with_purifier", None)
@@ -99,19 +104,19 @@ class Engine:
         return other
 
     def observed(self, observe: Callable[[str, int, int], None]) -> "Engine":
-        """The same engine, telling another observer."""
+        """The same engine, reporting to another observer."""
         other = copy.copy(self)
         other.observe = observe
         return other
 
     @property
     def group_size(self) -> int:
-        """m, how many images the defence judges together."""
+        """m, the number of images that the defence judges together."""
         return group_size(self.defence)
 
     def logits(self, x: Tensor, noise: NoiseStream, draws: int = 1, task: str = "") -> Tensor:
-        """(draws, B, K) logits of ``x`` (B, C, H, W), each draw with its own noise, without a graph. The
-        observer is told of a ``task`` that has a name."""
+        """(draws, B, K) logits of ``x`` (B, C, H, W), each draw with its own noise, without a graph. Progress is
+        reported to the observer if ``task`` is not empty."""
         return self.judge(x, noise, draws, task=task)[0]
 
     def judge(
@@ -123,7 +128,8 @@ class Engine:
         task: str = "",
         first: int = 0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """`logits`, and (draws, B, ...) of what ``wants`` names of the trace; of the draws from ``first`` on."""
+        """`logits`, and the trace entries named in ``wants``, (draws, B, ...) each; the first draw is number
+        ``first``."""
         drawn = self._draws(draws)
         found: list[Judged] = []
         done = 0
@@ -143,11 +149,12 @@ class Engine:
         return every([judged.logits for judged in found]), trace
 
     def counts(self, x: Tensor, noise: NoiseStream, draws: int, task: str = "") -> Tensor:
-        """(B, K) float64: how many of very many draws choose each class of ``x`` (B, C, H, W); a draw with a tie or NaN
-        chooses none. No more logits are kept at a time than a working set has.
+        """(B, K) float64: how many of ``draws`` draws choose each class for ``x`` (B, C, H, W).
+
+        A draw with a tie or NaN chooses none. Meant for many draws: logits are kept for one working set at a time.
 
         Raises:
-            ValueError: if there are more draws than a noise stream tells apart.
+            ValueError: if ``draws`` is below 1, or above the number of draws that a noise stream tells apart.
         """
         if not 1 <= draws <= DRAWS:
             raise ValueError(f"{draws} draws are asked for; a noise stream tells 1 to {DRAWS} apart.")
@@ -179,20 +186,27 @@ class Engine:
     ) -> Answer:
         """The objective of ``x`` (B, C, H, W) and its gradient, over ``draws`` draws of the defence's noise.
 
-        Where the objective is not a mean over draws, its derivatives by each draw's logits are found first (a pass
-        without a graph), then pulled back chunk by chunk.
+        Where the objective is not a mean over draws, a first pass without a graph gives its derivatives with respect to
+        each draw's logits; a second pass back-propagates these chunk by chunk.
 
         Args:
+            x: (B, C, H, W) images in [0, 1].
             y: (B,) labels.
             noise: B rows.
-            objective: what is ascended.
-            draws: N, one for a deterministic defence.
+            objective: the loss to be raised.
+            draws: N; a deterministic defence is asked once, whatever the number.
             gradient: how the defence is differentiated.
-            context: (B, N, ...) each, handed over draw by draw.
-            clean: (B, C, H, W) images whose context is handed over: what they decide with the query's own noise.
+            context: (B, N, ...) each, context entries handed to the purifier, one per draw.
+            clean: (B, C, H, W) images. The purifier is handed the context that `prepare` computes from them with the
+                query's own noise, instead of that of ``x``.
             given: (B, ...) each, for the objective.
-            wants: entries of the trace that come with the answer.
-            aim: (B,) whose losses count; None: all. (Where groups are judged, every image has a part in their loss.)
+            wants: entries of the trace that are returned with the answer.
+            aim: (B,) bool, which images' losses are raised; None: all. (In a group, the gradient at each image is that
+                of the losses of all images of the group that are aimed at.)
+
+        Raises:
+            ValueError: if ``given`` lacks an entry that the objective expects, if a trace entry that it needs has no
+                gradient, or if B is not a multiple of the group size.
         """
         draws, batch = self._draws(draws), len(x)
         if lacking := [name for name in objective.expects if name not in given]:
@@ -264,8 +278,8 @@ class Engine:
         given: Mapping[str, Tensor],
         aim: Tensor | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(B,) losses, and their derivatives by what each draw gave: (V, draws * B, K) by the logits of its views, and
-        by each needed entry of the trace (draws * B, ...)."""
+        """(B,) losses, and their derivatives with respect to the logits of each draw's views, (V, draws * B, K), and to
+        each needed entry of the trace, (draws * B, ...)."""
         batch, first = len(x), 0
         views: list[Tensor] = []
         traces: dict[str, list[Tensor]] = {name: [] for name in objective.needs}
@@ -290,23 +304,24 @@ class Engine:
         return loss.detach(), seeds
 
     def _draws(self, draws: int) -> int:
-        """A defence that draws nothing gives the same answer to every draw: asking once is enough."""
+        """The number of draws to compute: one for a deterministic defence, whose draws are all equal."""
         return draws if self.defence.random else 1
 
     @property
     def _cuts_itself(self) -> bool:
-        """Whether the defence is given many calls' worth of rows: it sees to the shape of its calls."""
+        """Whether the defence is given more than R rows at a time, and chunks its network calls itself."""
         return getattr(self.defence, "ragged", False) or self.group_size > 1
 
     def _rows_of(self, first: int, size: int, total: int, device: torch.device) -> Tensor:
-        """(R,) numbers of a chunk's rows among all, draw by draw; padding is the last one again."""
+        """(size,) row numbers of the chunk that begins at ``first``, among all rows, draw by draw; padding repeats the
+        last row."""
         return torch.arange(first, first + size, device=device).clamp_max(total - 1)
 
     def _chunks(self, batch: int, noise: NoiseStream) -> Iterator[tuple[Tensor, NoiseStream, int]]:
-        """(R,) image numbers, their R streams, and how many of them are not padding; draw by draw.
+        """Chunks of rows, draw by draw: (R,) image numbers, a stream of R rows, and how many rows are not padding.
 
-        A defence whose rows differ in cost, or that judges groups, gets many calls' worth of rows (whole groups), and
-        sees to the shape of its calls itself.
+        A defence whose rows differ in cost, or that judges groups, gets chunks of up to `WORKING_SET` times R rows
+        (whole groups, no padding), and chunks its network calls itself.
         """
         if getattr(self.defence, "runtime", None) is not self.runtime:
             self.defence.runtime = self.runtime
@@ -333,7 +348,7 @@ _LOGITS = "logits of the views"
 
 
 def _check_needs(objective: Objective, x: Tensor, judged: Judged) -> None:
-    """Whether all that the objective follows has a gradient."""
+    """Refuse an objective that follows a trace entry without a gradient."""
     for name in objective.needs:
         if torch.is_grad_enabled() and x.requires_grad and not judged.trace[name].requires_grad:
             raise ValueError(
@@ -344,7 +359,7 @@ def _check_needs(objective: Objective, x: Tensor, judged: Judged) -> None:
 
 
 def _one_draw(objective: Objective, seen: _Seen, y: Tensor, given: Mapping[str, Tensor]) -> Tensor:
-    """(R,) losses of rows that are one draw each; where views vote, each of them is one."""
+    """(R,) losses of rows that are one draw each. Where views vote, the objective takes each view as a draw."""
     trace = {name: seen.trace[name].expand(len(seen.views), *seen.trace[name].shape) for name in objective.needs}
     return objective(seen.views, y, trace, given)
 
@@ -352,14 +367,16 @@ def _one_draw(objective: Objective, seen: _Seen, y: Tensor, given: Mapping[str, 
 def _gradient(scalar: Tensor, leaf: Tensor) -> Tensor:
     if not scalar.requires_grad:  # the detached mode: nothing depends on the input
         return torch.zeros_like(leaf)
-    # A classifier in training has a graph of its own, which may not reach the input.
+    # The trainable parameters of a classifier in training make a graph that may not reach the input.
     found = torch.autograd.grad(scalar, leaf, allow_unused=True)[0]
     return torch.zeros_like(leaf) if found is None else found
 
 
 def _add_rows(total: Tensor, rows: Tensor, first: int) -> None:
-    """Add draw-major rows, the first of them row ``first``, to their images: one addition a draw, in its order, so
-    that an image's sum does not depend on where chunks end."""
+    """Add ``rows``, which are draw-major and begin at row number ``first``, to their images in ``total``.
+
+    Each draw is added by itself and in order, so the rounding of an image's sum does not depend on where chunks end.
+    """
     batch, done = len(total), 0
     while done < len(rows):
         image = (first + done) % batch
@@ -369,7 +386,7 @@ def _add_rows(total: Tensor, rows: Tensor, first: int) -> None:
 
 
 def _sum_draws(losses: Tensor) -> Tensor:
-    """(B,) sum over draws in their order (see `_add_rows`)."""
+    """(B,) sum of ``losses`` (draws, B) over draws, in order (see `_add_rows`)."""
     total = losses[0].clone()
     for draw in losses[1:]:
         total += draw

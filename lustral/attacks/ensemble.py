@@ -1,4 +1,4 @@
-"""Several attacks as one: image by image the result that harms most."""
+"""An ensemble of attacks: for each image the result that harms the defence most."""
 
 from collections.abc import Sequence
 
@@ -17,26 +17,28 @@ from lustral.threat import ThreatModel
 from lustral.votes import strictly_right
 
 WINNER = "winner"
-"""The statistic that holds the number of the member which an image is from."""
+"""The name of the statistic with the number of the member whose image was returned."""
 ASKED = "asked"
-"""The statistic of each member, under its number, that says whether it attacked an image (1) or need not (0)."""
+"""The name of the statistic that says, for each member, whether it attacked an image (1) or skipped it (0)."""
 
 
 class Ensemble(Attack):
     """Runs every member, and returns for each image the result that is most wrong on selection draws.
 
     All results are scored on the same draws, which neither the members nor the verdict see, under the first member's
-    rule; the winner is judged once, as always. (The worst of several verdicts would break images that nobody attacked.)
-    Each member draws from a stream of its own, whatever its class, so adding one changes nothing for the others. Of a
-    deterministic defence an image that one member breaks is not handed to the next: it cannot become more wrong.
+    verdict rule. The winner is judged once: taking the worst of several verdicts would count images as broken that
+    nobody attacked. Each member draws from a noise stream of its own, whatever its class, so adding a member changes
+    nothing for those before it. If the defence is deterministic, an image that one member breaks is not attacked by
+    the next members.
 
-    Statistics: those of the best member that has gradients, image by image; every member's under its number ("0
-    zero_gradients", ...), 0 for the images that it was not asked about ("0 asked"); and which member won. Their names
-    are the same for every image, whatever its batch. An image on which any member met NaN or Inf has failed.
+    Statistics: for each image, those of the best member that follows gradients; every member's under its number ("0
+    zero_gradients", ...), 0 for the images that it did not attack ("0 asked" is 0 there); and the number of the winning
+    member. The names are the same for every image, whatever its batch. An image on which any member met NaN or Inf has
+    failed.
 
     Args:
-        attacks: the members, at least one. The rule aimed at is the first one's.
-        selection_draws: draws of the defence's noise on which their results are compared.
+        attacks: the members, at least one. The ensemble aims at the verdict rule of the first.
+        selection_draws: draws of the defence's noise on which the members' results are compared.
     """
 
     def __init__(self, attacks: Sequence[Attack], selection_draws: int = 16) -> None:
@@ -52,14 +54,14 @@ class Ensemble(Attack):
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """Of the best member with gradients, if there is any; of all, under their numbers; and the winner."""
+        """The winner, the statistics of gradients if any member follows them, and all members' under their numbers."""
         own = MEASURES if self._differentiated else ()
         numbered = [f"{k} {name}" for k, each in enumerate(self.attacks) for name in (*each.measures, ASKED)]
         return (WINNER, *own, *numbered)
 
     @property
     def _differentiated(self) -> list[int]:
-        """The numbers of the members that have gradients."""
+        """The numbers of the members that follow gradients."""
         return [number for number, each in enumerate(self.attacks) if set(MEASURES) <= set(each.measures)]
 
     def score(self, logits: Tensor, y: Tensor) -> Tensor:
@@ -72,7 +74,7 @@ class Ensemble(Attack):
         images = [result.images for result in results]
         chosen = select(engine, images, cases, noise.fork("selection"), self.selection_draws, self.score)
         decided, scores = broken_by < len(results), chosen.scores.clone()
-        for number, result in enumerate(results):  # what it was not asked about is another's merit
+        for number, result in enumerate(results):  # an image that a member skipped was broken by another one
             scores[number] = scores[number].masked_fill(result.statistics[ASKED] == 0, -torch.inf)
         winner = torch.where(decided, broken_by, chosen.winner)
         found = {WINNER: winner.to(cases.images.dtype), **_statistics(results, scores, self._differentiated)}
@@ -82,8 +84,8 @@ class Ensemble(Attack):
     def _results(
         self, engine: Engine, cases: Cases, threat: ThreatModel, noise: NoiseStream
     ) -> tuple[list[AttackResult], Tensor]:
-        """Every member's result, and (B,) the number of the first that broke the image for good; as many as there are
-        members where none did."""
+        """Every member's result, and (B,) the number of the first member that broke the image of a deterministic
+        defence; the number of members where none did, and for a random defence."""
         rows = torch.arange(len(cases), device=cases.images.device)
         broken_by, images = torch.full_like(rows, len(self.attacks)), cases.images
         results: list[AttackResult] = []
@@ -93,7 +95,7 @@ class Ensemble(Attack):
                 some = attack(engine, cases.select(rows), threat, noise.fork(str(number)).select(rows))
             results.append(result := _spread(some, attack.measures, rows, images, cases, threat))
             if not engine.defence.random and number + 1 < len(self.attacks) and len(rows):
-                stream = noise.fork("looks").select(rows)  # of no consequence: the defence draws nothing
+                stream = noise.fork("looks").select(rows)  # any stream would do: the defence is deterministic
                 missed = ~strictly_right(engine.logits(result.images[rows], stream)[0], cases.labels[rows])
                 wrong = whole_groups(missed, engine.group_size, cases.select(rows).aim)
                 broken_by[rows[wrong]] = number
@@ -102,14 +104,14 @@ class Ensemble(Attack):
 
 
 def gradient_attacks(attack: Attack) -> list[GradientAttack]:
-    """The attack itself or the members of an ensemble, those with gradients."""
+    """The attacks that follow gradients: the attack itself, or members of the ensemble at any depth."""
     if isinstance(attack, Ensemble):
         return [found for member in attack.attacks for found in gradient_attacks(member)]
     return [attack] if isinstance(attack, GradientAttack) else []
 
 
 def surrogates(attack: Attack) -> list[Variant | Purifier]:
-    """Everything that an attack differentiates in place of the defence's purifier, each once."""
+    """The surrogates that an attack differentiates in place of the defence's purifier, each once."""
     found = [member.surrogate for member in gradient_attacks(attack) if member.surrogate is not None]
     return list({id(surrogate): surrogate for surrogate in found}.values())
 
@@ -117,7 +119,8 @@ def surrogates(attack: Attack) -> list[Variant | Purifier]:
 def _spread(
     some: AttackResult | None, measures: Sequence[str], rows: Tensor, images: Tensor, cases: Cases, threat: ThreatModel
 ) -> AttackResult:
-    """The result of the cases ``rows`` among all; the others keep ``images``, and have statistics of 0."""
+    """A member's result for all cases, from its result ``some`` for the cases ``rows``; the other cases keep their
+    ``images``, and have statistics of 0."""
     zero = torch.zeros_like(cases.images[:, 0, 0, 0])
     if some is None:
         return AttackResult(
@@ -131,7 +134,7 @@ def _spread(
 
 
 def _statistics(results: Sequence[AttackResult], scores: Tensor, differentiated: Sequence[int]) -> dict[str, Tensor]:
-    """Of the best of those with gradients, image by image; and all of them under the members' numbers."""
+    """All members' statistics under their numbers, and for each image those of its best member with gradients."""
     found = {
         f"{number} {name}": values for number, each in enumerate(results) for name, values in each.statistics.items()
     }

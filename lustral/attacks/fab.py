@@ -16,48 +16,49 @@ from lustral.purifiers import GradientMode, Purifier, Variant
 from lustral.threat import ThreatModel
 
 _SEARCHES = 3  # steps of the final search
-_BEYOND = 1e-4  # share of the perturbation by which the final search overshoots: rounding must not undo what is across
+_BEYOND = 1e-4  # relative overshoot of the final search: rounding must not move a point back across the boundary
 
 
 class FAB(GradientAttack):
-    """Looks for the smallest perturbation that crosses the boundary to one of the most likely wrong classes.
+    """Searches for the smallest perturbation that crosses the boundary to one of the most likely wrong classes.
 
-    At the iterate x_k the boundary to the target is taken for the hyperplane where the linearised (target - true logit)
-    is 0. With d_k the shortest step from x_k to that plane within the box (`to_hyperplane`), and d_0 the one from the
-    clean image x,
+    At the iterate x_k, the boundary to the target class is approximated by the hyperplane where the linearised
+    (target - true logit) is 0. With d_k the shortest step from x_k to this plane within the box (`to_hyperplane`), and
+    d_0 the shortest step from the clean image x to it,
 
         x_{k+1} = (1 - alpha) (x_k + eta d_k) + alpha (x + eta d_0),   alpha = min(|d_k| / (|d_k| + |d_0|), alpha_max),
 
-    clipped to the box. Where x_{k+1} is misclassified, as whatever class, it is remembered if it is the nearest yet,
-    and the walk goes on from x + beta (x_{k+1} - x). A target costs ``num_steps`` gradients and as many forward passes.
-    The nearest point of all targets is then moved towards the image by 3 secant steps (the paper's final search).
+    clipped to the box. If x_{k+1} is misclassified, as whatever class, it is kept if it is the nearest such point so
+    far, and the search goes on from x + beta (x_{k+1} - x). A target costs ``num_steps`` gradients and as many forward
+    passes. The nearest misclassified point of all targets is then moved towards the image by 3 secant steps (the
+    paper's final search).
 
-    Norm and budget are the threat model's; the budget has no part in the walk. The nearest point across is returned if
-    the budget allows it, and projected onto the budget if not; an image without one gets the iterate of highest margin,
-    projected. As the norm is what is minimised, no case leaves when it is broken; but images that a deterministic
-    defence gets wrong as they are come back untouched.
+    Norm and budget are the threat model's; the budget plays no part in the search. The nearest misclassified point is
+    returned if it is within the budget, and projected onto the budget if not; an image without such a point gets the
+    iterate of highest margin, projected. As the norm is what is minimised, an image is not finished when it is broken;
+    but images that a deterministic defence misclassifies without a perturbation are returned unchanged.
 
-    **Random defences** have no boundary. What is approached is that of logits averaged over ``eot`` draws, new ones at
-    each step, and a point on it is wrong in about half of all draws: a small norm is no merit there. So each target's
-    point is scaled to the whole budget, and the worst of them on selection draws is returned. PGD and APGD aim at the
-    harm itself, and are the better attacks.
+    **Random defences** have no fixed decision boundary. FAB approaches the boundary of the logits averaged over ``eot``
+    draws, fresh ones at each step. A point on it is misclassified in about half of all draws, so a small norm has no
+    value there. Each target's point is therefore scaled to the whole budget, and the most harmful of them on selection
+    draws is returned. PGD and APGD, which raise a loss directly, are the better attacks on random defences.
 
     Args:
-        num_steps: steps a target.
-        num_targets: targets an image, those of the largest logits at the clean image; at most one less than there are
-            classes.
-        alpha_max: the largest share of the step that begins at the clean image, in [0, 1].
-        eta: how far to step, in units of the way to the plane; at least 1.
+        num_steps: steps per target.
+        num_targets: targets per image, the wrong classes with the largest logits of the clean image; at most the number
+            of classes minus one.
+        alpha_max: the largest weight of the step that begins at the clean image, in [0, 1].
+        eta: length of a step, in units of the distance to the plane; at least 1.
         beta: the share of the perturbation that is kept after a misclassification, in (0, 1).
         eot: draws of the defence's noise that logits and gradients are averaged over.
         gradient: "exact", "bpda" or "detached".
         selection_draws: draws on which a random defence's candidates are compared.
-        surrogate: what is differentiated in place of the defence's purifier, a `Variant` of it or another one; None
-            differentiates the defence (see `GradientAttack`).
-        context: "own", or "clean" to hold what the clean image decides.
+        surrogate: what is differentiated in place of the defence's purifier, a `Variant` of it or another purifier;
+            None differentiates the defence (see `GradientAttack`).
+        context: "own", or "clean" to hand the purifier the context of the clean image (see `GradientAttack`).
 
     Raises:
-        ValueError: if an option is out of its range, or the classifier has too few classes.
+        ValueError: if an option is out of its range, the classifier has too few classes, or the defence judges groups.
     """
 
     gives = (TARGET,)
@@ -89,7 +90,7 @@ class FAB(GradientAttack):
         self.alpha_max, self.eta, self.beta = alpha_max, eta, beta
 
     def update(self, state: State, answer: Answer) -> State:
-        """x_{k+1}, before the step back."""
+        """The state at x_{k+1}, before the backward step with ``beta``."""
         x, query = (images.flatten(1).double() for images in (state.x, state.query))
         w, lack = answer.gradient.flatten(1).double(), -answer.loss.double()
         from_query = to_hyperplane(query, w, lack, state.threat)
@@ -147,7 +148,8 @@ class FAB(GradientAttack):
         number: int,
         statistics: GradientStatistics,
     ) -> "_Nearest":
-        """The nearest point on the way to ``target`` (B,), the attack's ``number``-th, of the cases ``rows``."""
+        """The nearest misclassified point found on the way to ``target`` (B,), for the cases ``rows``; ``number`` is
+        the target's number."""
         state = State(cases.images, cases.images, cases.labels, threat, given={TARGET: target})
         nearest = _Nearest.of(state.x, state.x, torch.full_like(state.x[:, 0, 0, 0], -torch.inf), threat)
         for k in range(self.num_steps):
@@ -178,8 +180,8 @@ class FAB(GradientAttack):
         return nearest
 
     def _search(self, engine: Engine, cases: Cases, nearest: "_Nearest", clean: Tensor, noise: NoiseStream) -> Tensor:
-        """The points of ``nearest`` that are across, moved towards the image along the segment between them: to where
-        the secant of the margins at its ends is 0, and a little beyond."""
+        """The final search: the misclassified points of ``nearest``, moved towards the image along the segment between
+        them, to the root of the secant through the margins at its ends and slightly beyond it."""
         x, whole = cases.images, nearest.image - cases.images
         low, high = torch.zeros_like(clean), torch.ones_like(clean)  # shares of the segment
         low_margin, high_margin, image = clean, nearest.margin, nearest.image
@@ -195,13 +197,14 @@ class FAB(GradientAttack):
         return image
 
     def _margin(self, engine: Engine, x: Tensor, y: Tensor, noise: NoiseStream) -> Tensor:
-        """(B,) mean margins of the defence over draws; positive where ``x`` is misclassified."""
+        """(B,) margins of the defence's logits, mean over draws; positive where ``x`` is misclassified."""
         return mean_over_draws(margin(engine.logits(x, noise, self.eot), y))
 
 
 @dataclass(frozen=True)
 class _Nearest:
-    """``image`` (B, C, H, W), its ``margin`` (B,), and the ``norm`` (B,) of its perturbation: inf if not across."""
+    """``image`` (B, C, H, W), its ``margin`` (B,), and the ``norm`` (B,) of its perturbation: inf if it is classified
+    correctly."""
 
     image: Tensor
     norm: Tensor
@@ -212,7 +215,7 @@ class _Nearest:
         return cls(image, threat.distance(image, x).masked_fill(~(margin > 0), torch.inf), margin)
 
     def or_nearer(self, other: "_Nearest") -> "_Nearest":
-        """Row by row the one of smaller norm; of two that are not across, the one of higher margin."""
+        """For each row the point of smaller norm; if neither is misclassified, the one of higher margin."""
         neither = self.norm.isinf() & other.norm.isinf()
         better = (other.norm < self.norm) | (neither & (other.margin > self.margin))
         return _Nearest(
@@ -223,12 +226,12 @@ class _Nearest:
 
 
 def to_hyperplane(x: Tensor, w: Tensor, lack: Tensor, threat: ThreatModel) -> Tensor:
-    """The shortest step (B, n) in the threat's norm with <w, step> = lack and x + step in the box; where the box does
-    not reach that plane, the step to the nearest corner. For ``x`` and ``w`` (B, n) and ``lack`` (B,), all float64.
+    """The shortest step (B, n) in the threat's norm with <w, step> = lack and x + step in the box, for ``x`` and ``w``
+    (B, n) and ``lack`` (B,), all float64. Where the plane does not meet the box, the step to the corner nearest to it.
 
-    Every pixel moves in the direction d of the sign of w lack, by min(t, room) for linf and min(t |w|, room) for l2, as
-    its room in the box allows. So what is gained towards the plane is sum_i a_i min(t, c_i), with a = |w| and c = room
-    for linf, a = w^2 and c = room / |w| for l2; `_level` solves it for t.
+    Every pixel moves in the direction sign(w lack), by min(t, room) for linf and min(t |w|, room) for l2, where room is
+    its distance to the box's edge in that direction. So |<w, step>| = sum_i a_i min(t, c_i), with a = |w| and c = room
+    for linf, a = w^2 and c = room / |w| for l2; `_level` solves this for t.
     """
     direction = w.sign() * lack.sign()[:, None]
     room = torch.where(direction > 0, threat.bounds[1] - x, x - threat.bounds[0]).clamp_min(0.0)
@@ -239,17 +242,17 @@ def to_hyperplane(x: Tensor, w: Tensor, lack: Tensor, threat: ThreatModel) -> Te
 
 
 def _level(rate: Tensor, ceiling: Tensor, total: Tensor) -> Tensor:
-    """(B,) the t at which sum_i rate_i min(t, ceiling_i) is ``total``, from (B, n) each, none negative; inf if none is.
+    """(B,) the t at which sum_i rate_i min(t, ceiling_i) equals ``total`` (B,); inf where there is none.
 
-    The sum is concave and piecewise linear in t. With ceilings in order, the first k of them reached, it is
-    sum_{i<k} rate_i ceiling_i + t sum_{i>=k} rate_i.
+    ``rate`` and ``ceiling`` are (B, n) and not negative. The sum is concave and piecewise linear in t: with ceilings in
+    ascending order and t above the first k of them, it is sum_{i<k} rate_i ceiling_i + t sum_{i>=k} rate_i.
     """
     ceiling, order = ceiling.sort(dim=1)
     rate = rate.gather(1, order)
-    left = rate.flip(1).cumsum(1).flip(1)  # sum_{i>=k}, without the cancellation of a difference
+    left = rate.flip(1).cumsum(1).flip(1)  # sum_{i>=k} rate_i; total minus sum_{i<k} would suffer cancellation
     full = (rate * ceiling).cumsum(1)
     before = torch.cat((torch.zeros_like(full[:, :1]), full[:, :-1]), dim=1)
-    k = (before + ceiling * left < total[:, None]).sum(1, keepdim=True)  # ceilings that t lies above
+    k = (before + ceiling * left < total[:, None]).sum(1, keepdim=True)  # how many ceilings lie below t
     reached, k = k[:, 0] < rate.shape[1], k.clamp_max(rate.shape[1] - 1)
     slope = left.gather(1, k)[:, 0]
     level = (total - before.gather(1, k)[:, 0]) / slope.clamp_min(torch.finfo(slope.dtype).tiny)
@@ -257,12 +260,13 @@ def _level(rate: Tensor, ceiling: Tensor, total: Tensor) -> Tensor:
 
 
 def _length(delta: Tensor, threat: ThreatModel) -> Tensor:
-    """(B,) norms of (B, n)."""
+    """(B,) norms of perturbations (B, n), in the threat's norm."""
     return delta.abs().amax(1) if threat.norm == "linf" else delta.norm(dim=1)
 
 
 def _scaled(image: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
-    """Perturbations stretched to the whole budget; longer ones are left for the projection."""
+    """``image`` (B, C, H, W) with its perturbation of ``x`` scaled up to the whole budget; a perturbation beyond the
+    budget is unchanged."""
     norm = threat.distance(image, x).clamp_min(torch.finfo(x.dtype).tiny)
     return x + (threat.budget / norm).clamp_min(1.0)[:, None, None, None] * (image - x)
 

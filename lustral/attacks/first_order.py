@@ -1,7 +1,7 @@
-"""First-order attacks as state machines over rows, and the one loop that runs them all.
+"""First-order attacks as state machines over rows, and the loop that runs all of them.
 
-The loop decides what no attack should decide for itself: which noise a query sees (fresh at every iteration),
-which iterates are kept, and how the winner is chosen.
+The loop decides what must be the same for every attack: which noise a query sees (fresh at every iteration), which
+iterates are kept, and how the returned one is chosen.
 """
 
 from abc import abstractmethod
@@ -22,7 +22,7 @@ from lustral.noise import NoiseStream
 from lustral.purifiers import GradientMode, Purifier, Variant
 from lustral.threat import ThreatModel
 
-_COMPACT_EVERY = 5  # steps between looks at which cases are decided: a look waits for the device
+_COMPACT_EVERY = 5  # steps between removals of decided cases: finding them synchronises with the device
 
 
 Held = Literal["own", "clean"]
@@ -30,16 +30,16 @@ Held = Literal["own", "clean"]
 
 @dataclass(frozen=True)
 class State:
-    """Where an attack stands, row by row.
+    """The state of an attack, one row per image.
 
     Attributes:
-        query: (B, C, H, W) the point at which loss and gradient are wanted next.
+        query: (B, C, H, W) the point at which loss and gradient are computed next.
         x: (B, C, H, W) the clean images.
         y: (B,) their labels.
-        threat: the budget.
-        memory: what else the attack carries from step to step, tensors with B rows.
-        given: what the objective is told of each image, tensors with B rows (see `Objective`).
-        context: what is handed over to the purifier, (B, draws, ...) each.
+        threat: the threat model.
+        memory: further tensors with B rows that the attack keeps from step to step.
+        given: further arguments of the objective, tensors with B rows (see `Objective`).
+        context: context entries that are handed to the purifier, (B, draws, ...) each.
     """
 
     query: Tensor
@@ -59,22 +59,27 @@ class State:
 
 
 class GradientAttack(Attack):
-    """An attack that differentiates something: the defence itself, or what stands in for it.
+    """An attack that follows gradients, of the defence itself or of a surrogate.
 
     Args:
-        eot: draws of the defence's noise a gradient is averaged over (Athalye et al. 2018).
-        objective: what is ascended.
+        eot: draws of the defence's noise that a gradient is averaged over (Athalye et al. 2018).
+        objective: the loss to be raised.
         gradient: how the purifier is differentiated (`lustral.purifiers.GradientMode`).
-        selection_draws: draws on which candidates are compared. They are seen neither by the attack nor by the verdict.
+        selection_draws: draws on which candidates are compared. Neither the attack's queries nor the verdict see them.
         surrogate: what is differentiated in place of the defence's purifier: a `Variant` of it, or any other purifier,
-            usually with fewer steps or at a fixed level. Queries go to the classifier behind it, selection to the
-            defence itself, and the card says so. None differentiates the defence.
-        context: "own", or "clean": the purifier is handed what the clean image decides (levels, a mask), so that the
-            attack takes it as fixed.
-        carry: entries of the context that the purifier is handed as the last step's trace had them (latents).
+            usually with fewer steps or at a fixed level. Queries go to the classifier behind the surrogate, selection
+            uses the defence itself, and the card says so. None differentiates the defence.
+        context: "own", or "clean": the purifier is handed the context of the clean image (levels, a mask) instead of
+            that of the iterate, so the attack treats it as fixed.
+        carry: entries of the context that are carried from step to step: the purifier is handed the values from the
+            previous step's trace (latents).
 
     Attributes:
-        gives: what its objective is told of each image.
+        gives: names of the further arguments that the attack passes to its objective (see `Objective`).
+
+    Raises:
+        ValueError: if an option is out of its range, or the objective needs arguments that the attack does not give, or
+            a trace entry that ``gradient`` does not differentiate.
     """
 
     gives: tuple[str, ...] = ()
@@ -137,18 +142,21 @@ class GradientAttack(Attack):
 
     @property
     def sees_the_defence(self) -> bool:
-        """Whether its queries are answered by the defence itself. The logits of anything else only steer: no image is
-        decided by them, and iterates that they rank low are candidates as well."""
+        """Whether the attack queries the defence itself, with nothing handed to its purifier.
+
+        The logits of anything else only guide the search: they decide no image, and some iterates are candidates for
+        selection whatever their loss.
+        """
         return self.surrogate is None and self.context == "own" and not self.carry
 
     def score(self, logits: Tensor, y: Tensor) -> Tensor:
         return score(self.objective, logits, y)
 
     def source(self, engine: Engine) -> Engine:
-        """The engine that is asked for gradients.
+        """The engine that gradients come from: of the defence, or of the surrogate.
 
         Raises:
-            ValueError: if what it asks lacks a gradient, a context or a trace entry that this attack needs.
+            ValueError: if its purifier lacks a gradient mode, a context entry or a trace entry that this attack needs.
         """
         source = engine.through(self.surrogate)
         purifier = getattr(source.defence, "purifier", None)
@@ -172,15 +180,15 @@ class FirstOrderAttack(GradientAttack):
     """An attack that steps along gradients; subclasses are state machines over rows.
 
     Args:
-        num_steps: gradient steps a restart.
-        restarts: independent runs; the best iterate over all of them is kept.
+        num_steps: gradient steps per restart.
+        restarts: independent runs; the best iterate over all of them is returned.
         eot, objective, gradient, selection_draws, surrogate, context, carry: see `GradientAttack`; the objective is
             CrossEntropy if none is named.
-        selection: "best" keeps the iterate with the highest score of all restarts; "last" returns the last
-            iterate of the last restart, as the classic implementations do.
-        finalists: iterates an image that are scored again on selection draws (random defences, "best" only).
-        spread: further finalists a restart, spaced evenly over its steps, where queries are not answered by the defence
-            itself ("best" only).
+        selection: "best" returns the iterate with the highest score on selection draws, of all restarts; "last" the
+            last iterate of the last restart, as the classic implementations do.
+        finalists: iterates per image, those of highest loss, that are scored again on selection draws ("best" only).
+        spread: further finalists per restart, evenly spaced over its steps, where the attack differentiates something
+            other than the defence itself ("best" only).
 
     Raises:
         ValueError: if an option is out of its range.
@@ -218,12 +226,12 @@ class FirstOrderAttack(GradientAttack):
 
     @abstractmethod
     def update(self, state: State, answer: Answer) -> State:
-        """The next state, from the loss and the gradient at ``state.query``. The loss is that of the row's group, of
-        those aimed at."""
+        """The next state, from the loss and the gradient at ``state.query``. Where the defence judges groups, a row's
+        loss is the sum over the images of its group that are aimed at."""
 
     def ask(self, source: Engine, state: State, noise: NoiseStream, aim: Tensor | None) -> Answer:
-        """What `update` is told, by default the engine's answer at ``state.query``. A child may ask several times, each
-        with a fork of ``noise``, and combine what it hears; loss and logits are to be those of the query."""
+        """The answer that `update` receives, by default the engine's at ``state.query``. A subclass may query several
+        times, each with a fork of ``noise``, and combine the answers; loss and logits must be those of the query."""
         return source.answer(
             state.query,
             state.y,
@@ -239,12 +247,12 @@ class FirstOrderAttack(GradientAttack):
         )
 
     def targets(self, engine: Engine, cases: Cases, noise: NoiseStream) -> Tensor | None:
-        """(restarts, B) the class that each restart leads an image to; None if any wrong one will do."""
+        """(restarts, B) int64, each restart's target class for an image; None if the attack is untargeted."""
         return None
 
     def told(self, source: Engine, cases: Cases, noise: NoiseStream) -> dict[str, Tensor]:
-        """What the objective is told of each image from the first query on, (B, ...) each: clean logits, multipliers.
-        The names are among those that the attack `gives`."""
+        """Further arguments of the objective from the first query on, (B, ...) each: clean logits, multipliers. Their
+        names are among `gives`."""
         return {}
 
     def run(
@@ -270,7 +278,7 @@ class FirstOrderAttack(GradientAttack):
             if targets is not None:
                 state = replace(state, given={**state.given, TARGET: targets[restart]})
             state = replace(state, query=cases.confined(state.query))
-            if state.context:  # handed over from the start: what answers is not quite the defence
+            if state.context:  # the purifier is handed a context: the answers are not those of the defence itself
                 board.may_decide, spaced = False, every
             for k in range(self.num_steps):
                 if self.selection == "best" and board.may_decide and k % _COMPACT_EVERY == 0:
@@ -286,7 +294,7 @@ class FirstOrderAttack(GradientAttack):
                     answer = replace(answer, gradient=answer.gradient * some.free[:, None, None, None])
                 board.offer(rows, state.y, state.query, answer)
                 statistics.check(rows, answer)
-                # What is judged together rises together: an attack that compares losses compares its groups'.
+                # An attack that compares losses compares those of whole groups, since these are judged together.
                 loss = group_sum(answer.loss, engine.group_size, some.aim)
                 after = self.update(state, replace(answer, loss=loss))
                 after = replace(after, query=some.confined(after.query))
@@ -307,7 +315,8 @@ class FirstOrderAttack(GradientAttack):
     def _best(
         self, engine: Engine, cases: Cases, board: Leaderboard, statistics: GradientStatistics, noise: NoiseStream
     ) -> Tensor:
-        """Of a case that is decided the image that broke it, of the others the best finalist (see `select`)."""
+        """For each decided case the image that broke it, for the others the best finalist on selection draws (see
+        `select`)."""
         candidates = [*board.images, *board.entered]
         chosen = select(engine, candidates, cases, noise, self.selection_draws, self.score)
         statistics.mark(chosen.failed)
@@ -315,8 +324,12 @@ class FirstOrderAttack(GradientAttack):
 
 
 def likeliest_wrong_classes(engine: Engine, cases: Cases, noise: NoiseStream, draws: int, num_targets: int) -> Tensor:
-    """(num_targets, B) the wrong classes of the largest mean logits of the clean images under the defence, the largest
-    first."""
+    """(num_targets, B) the wrong classes with the largest mean logits of the clean images over ``draws`` draws, in
+    descending order.
+
+    Raises:
+        ValueError: if there are fewer wrong classes than ``num_targets``.
+    """
     logits = mean_over_draws(engine.logits(cases.images, noise, draws, "targets"))
     if num_targets >= logits.shape[-1]:
         raise ValueError(

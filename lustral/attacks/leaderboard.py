@@ -1,4 +1,4 @@
-"""What the loop of a first-order attack remembers: its best iterates, and whether its gradients were any good."""
+"""What the loop of a first-order attack remembers: its best iterates, and statistics of its gradients."""
 
 import torch
 from torch import Tensor
@@ -8,15 +8,15 @@ from lustral.attacks.victim import Cases, group_sum, whole_groups
 from lustral.votes import strictly_right
 
 MEASURES = ("zero_gradients", "right_draws", "loss_first", "loss_last", "predicted_gain")
-"""The statistics of an attack that follows gradients."""
+"""The names of the statistics of an attack that follows gradients (see `AttackResult`)."""
 
 
 class Leaderboard:
-    """The iterates of highest loss an image, and of a deterministic defence the first that breaks it; where images are
-    judged together, group by group.
+    """The ``size`` iterates of highest loss per image, and for a deterministic defence the first one that breaks it.
 
-    One wrong answer decides a case only where a second look could not differ. For a random defence it would be
-    optional stopping: looking once in each of 100 steps "breaks" most images that nobody attacked.
+    Where images are judged together, losses and verdicts are those of groups. One wrong answer decides a case only if
+    the defence is deterministic. For a random defence this would be optional stopping: one draw in each of 100 steps
+    "breaks" most images that nobody attacked.
     """
 
     def __init__(self, cases: Cases, size: int, may_decide: bool, group_size: int) -> None:
@@ -26,11 +26,11 @@ class Leaderboard:
         self.broken = images.clone()
         self.images = images.repeat(size, 1, 1, 1, 1)
         self.losses = images.new_full((size, len(images)), -torch.inf, dtype=torch.float64)
-        self.entered: list[Tensor] = []  # last iterates: their loss is not known, so each is a finalist
+        self.entered: list[Tensor] = []  # finalists whatever their loss: last iterates, and those of ``spread``
         self._clean = images
 
     def offer(self, rows: Tensor, y: Tensor, query: Tensor, answer: Answer) -> None:
-        """An iterate with the loss and the logits of draws that it has not seen."""
+        """Enter an iterate if its loss is among the highest; ``answer`` is of draws that the iterate has not seen."""
         aim = None if self._aim is None else self._aim[rows]
         loss = group_sum(answer.rank.double().nan_to_num(-torch.inf), self._group_size, aim)
         slot = self.losses[:, rows].argmin(0)
@@ -44,12 +44,13 @@ class Leaderboard:
             self.decided[rows] |= broken
 
     def enter(self, rows: Tensor, query: Tensor) -> None:
-        """An iterate whose loss is not known."""
+        """Make an iterate a finalist, whatever its loss."""
         self.entered.append(self._clean.index_copy(0, rows, query))
 
 
 class GradientStatistics:
-    """What the audit asks about the first restart: does the gradient exist, and does following it raise the loss?"""
+    """The audit's statistics of the first restart: whether gradients are zero, and whether steps raise the loss as
+    predicted."""
 
     def __init__(self, images: Tensor) -> None:
         zero = images.new_zeros(len(images))
@@ -59,12 +60,12 @@ class GradientStatistics:
         self._bad = torch.zeros(len(images), dtype=torch.bool, device=images.device)
 
     def check(self, rows: Tensor, answer: Answer) -> None:
-        """Remember where an answer is no number, at whatever step of whatever restart."""
+        """Mark the cases whose answer has a NaN or Inf, in any step of any restart."""
         finite = answer.loss.isfinite() & answer.gradient.flatten(1).isfinite().all(1)
         self._bad[rows] |= ~(finite & answer.logits.isfinite().all(-1).all(0))
 
     def mark(self, failed: Tensor) -> None:
-        """Remember (B,) cases that met NaN or Inf elsewhere."""
+        """Mark the cases ``failed`` (B,) that met NaN or Inf elsewhere."""
         self._bad |= failed
 
     def record(self, rows: Tensor, query: Tensor, answer: Answer, following: Tensor) -> None:
@@ -77,7 +78,7 @@ class GradientStatistics:
         self._steps[rows] += 1
 
     def result(self) -> dict[str, Tensor]:
-        """(B,) each; NaN for every case that met NaN or Inf, which is how the base class learns of it."""
+        """The statistics, (B,) each: NaN for every marked case, which `Attack` then counts as failed."""
         found = {
             "zero_gradients": self._zero_rows / self._right_rows.clamp_min(1),
             "right_draws": self._right_rows,

@@ -1,4 +1,4 @@
-"""What an attack ascends: a loss an image of the logits of several draws."""
+"""The losses that attacks raise: one value per image, from the logits of several draws."""
 
 import math
 from abc import ABC, abstractmethod
@@ -11,21 +11,21 @@ from torch import Tensor
 from lustral.votes import strictly_right
 
 TARGET = "target"
-"""What an attack gives along: (B,) int64, the class that each image is led to."""
+"""The name of the argument with each image's target class, (B,) int64, which a targeted attack gives."""
 _NOTHING: Mapping[str, Tensor] = {}
 _NO_SPREAD = 1e-12
-"""Added to the spread of logits that a ratio divides by: equal ones give 0 and not NaN."""
+"""Added to the denominator of a ratio of logits: equal logits give 0 instead of NaN."""
 
 
 class Objective(ABC):
-    """A loss to be raised.
+    """A loss that an attack raises.
 
     Attributes:
         separable: whether the loss is the mean over draws of a loss of each draw alone. The engine then needs one
             pass instead of two.
-        target: the verdict rule that this loss aims at; other rules' robust numbers are transferred.
-        needs: the entries of the purifier's trace that the loss looks at, and whose gradients it follows.
-        expects: what an attack must give along, by name (targets, multipliers).
+        target: the verdict rule that this loss aims at; under other rules the robust accuracy is one of transfer.
+        needs: the entries of the purifier's trace that the loss takes and differentiates.
+        expects: the names of the further arguments that the attack must give (targets, multipliers).
     """
 
     separable: bool = True
@@ -35,32 +35,37 @@ class Objective(ABC):
 
     @property
     def plain(self) -> "Objective":
-        """The loss of the logits alone, which ranks iterates: other terms only steer the search."""
+        """The loss of the logits alone, which ranks iterates; other terms only steer the search."""
         return self
 
     @abstractmethod
     def __call__(
         self, logits: Tensor, y: Tensor, trace: Mapping[str, Tensor] = _NOTHING, given: Mapping[str, Tensor] = _NOTHING
     ) -> Tensor:
-        """(B,) losses of ``logits`` (N draws, B, K) with true labels ``y`` (B,). ``trace`` has what the loss `needs` of
-        the purifier's, (N, B, ...) each; ``given`` what the attack says of each image, (B, ...) each: its target, a
-        multiplier, the clean logits."""
+        """The loss of each image, (B,).
+
+        Args:
+            logits: (N draws, B, K).
+            y: (B,) true labels.
+            trace: the entries of the purifier's trace named in `needs`, (N, B, ...) each.
+            given: the arguments named in `expects`, (B, ...) each: a target, a multiplier, clean logits.
+        """
 
     def wrongness(self, logits: Tensor, y: Tensor) -> Tensor:
-        """(B,) float64 in [0, 1]: how wrong ``logits`` (N draws, B, K) are under the rule aimed at. By default the
-        share of wrong draws; ties are wrong, as in every verdict (votes of a few views often tie)."""
+        """(B,) float64 in [0, 1]: how wrong ``logits`` (N draws, B, K) are under the verdict rule aimed at. By default
+        the share of misclassified draws; ties are wrong, as in every verdict (votes of a few views often tie)."""
         return (~strictly_right(logits, y)).double().mean(0)
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """The best wrong logit minus the true one, (..., B) from (..., B, K): positive means misclassified."""
+    """The largest wrong logit minus the true one, (..., B) from (..., B, K): positive means misclassified."""
     is_true = F.one_hot(y, logits.shape[-1]).bool().expand_as(logits)
     wrong = logits.masked_fill(is_true, -torch.inf).amax(-1)
     return wrong - logits.masked_fill(~is_true, 0.0).sum(-1)
 
 
 def _largest(logits: Tensor, count: int, name: str) -> tuple[Tensor, ...]:
-    """The ``count`` largest logits, (..., B) each from (..., B, K), for a loss called ``name`` that needs them."""
+    """The ``count`` largest logits, (..., B) each from (..., B, K); ``name`` is the loss named in the error."""
     if logits.shape[-1] < count:
         raise ValueError(
             f"{name} compares the {count} largest logits, but this classifier has {logits.shape[-1]} classes: choose "
@@ -75,7 +80,7 @@ def _of_class(logits: Tensor, label: Tensor) -> Tensor:
 
 
 def mean_over_draws(values: Tensor) -> Tensor:
-    """The mean over the first dimension, summed in its order: a reduction's order may depend on the batch."""
+    """The mean over the first dimension, summed in order: the order of a torch reduction may depend on the batch."""
     total = values[0]
     for draw in values[1:]:
         total = total + draw
@@ -83,7 +88,7 @@ def mean_over_draws(values: Tensor) -> Tensor:
 
 
 class CrossEntropy(Objective):
-    """Mean over draws of the cross-entropy. Its gradient fades where the true class has probability one."""
+    """Mean over draws of the cross-entropy. Its gradient vanishes as the probability of the true class approaches 1."""
 
     def __call__(
         self, logits: Tensor, y: Tensor, trace: Mapping[str, Tensor] = _NOTHING, given: Mapping[str, Tensor] = _NOTHING
@@ -94,7 +99,7 @@ class CrossEntropy(Objective):
 
 
 class Margin(Objective):
-    """Mean over draws of (best wrong logit - true logit), the Carlini-Wagner loss without its threshold."""
+    """Mean over draws of (largest wrong logit - true logit), the Carlini-Wagner loss without its threshold."""
 
     def __call__(
         self, logits: Tensor, y: Tensor, trace: Mapping[str, Tensor] = _NOTHING, given: Mapping[str, Tensor] = _NOTHING
@@ -103,9 +108,9 @@ class Margin(Objective):
 
 
 class DifferenceOfLogitsRatio(Objective):
-    """Mean over draws of DLR (Croce and Hein 2020, eq. 6): the margin over (largest - third largest logit).
+    """Mean over draws of DLR (Croce and Hein 2020, eq. 6): the margin divided by (largest - third largest logit).
 
-    Unlike the cross-entropy and the margin it does not change with the scale of the logits. At least 3 classes.
+    Unlike the cross-entropy and the margin, DLR is invariant to the scale of the logits. It needs at least 3 classes.
     """
 
     def __call__(
@@ -116,7 +121,7 @@ class DifferenceOfLogitsRatio(Objective):
 
 
 class Targeted(Objective):
-    """A loss that leads every image to a class which the attack chooses."""
+    """A loss that is raised by moving an image towards a target class, which the attack chooses."""
 
     expects = (TARGET,)
 
@@ -126,8 +131,8 @@ class Targeted(Objective):
 
 
 class TargetMargin(Targeted):
-    """Mean over draws of (target's logit - true logit): `FAB` walks to where it is 0. Iterates are ranked by the margin
-    of any wrong class."""
+    """Mean over draws of (target's logit - true logit): `FAB` searches for its zeros. Iterates are ranked by the
+    untargeted `Margin`."""
 
     @property
     def plain(self) -> Objective:
@@ -140,10 +145,10 @@ class TargetMargin(Targeted):
 
 
 class TargetedDifferenceOfLogitsRatio(Targeted):
-    """Mean over draws of the targeted DLR (Croce and Hein 2020, eq. 7): the target's logit minus the true one, over
-    (largest - mean of the third and fourth largest).
+    """Mean over draws of the targeted DLR (Croce and Hein 2020, eq. 7): (target's logit - true logit) divided by
+    (largest logit - mean of the third and fourth largest).
 
-    Iterates are ranked by the DLR without a target: any wrong class is harm. At least 4 classes.
+    Iterates are ranked by the untargeted DLR, since any wrong class is a success. It needs at least 4 classes.
     """
 
     @property
@@ -158,7 +163,7 @@ class TargetedDifferenceOfLogitsRatio(Targeted):
 
 
 class _OfMeanLogits(Objective):
-    """A loss of the mean logits over draws: aims at the `mean_logit` rule."""
+    """A loss of the mean logits over draws: it aims at the `mean_logit` rule."""
 
     separable = False
     target = "mean_logit"
@@ -168,7 +173,7 @@ class _OfMeanLogits(Objective):
 
 
 class MeanLogitMargin(_OfMeanLogits):
-    """The margin of the mean logits over draws: aims at the `mean_logit` rule."""
+    """The margin of the mean logits over draws: it aims at the `mean_logit` rule."""
 
     def __call__(
         self, logits: Tensor, y: Tensor, trace: Mapping[str, Tensor] = _NOTHING, given: Mapping[str, Tensor] = _NOTHING
@@ -177,7 +182,7 @@ class MeanLogitMargin(_OfMeanLogits):
 
 
 class MeanLogitCrossEntropy(_OfMeanLogits):
-    """The cross-entropy of the mean logits over draws, as BPDA+EOT has it (Hill et al. 2021): aims at the `mean_logit`
+    """The cross-entropy of the mean logits over draws, as in BPDA+EOT (Hill et al. 2021): it aims at the `mean_logit`
     rule."""
 
     def __call__(
@@ -187,19 +192,19 @@ class MeanLogitCrossEntropy(_OfMeanLogits):
 
 
 class SelectiveMargin(Objective):
-    """A margin that follows the draws which are broken or nearly so, instead of averaging over all of them.
+    """A soft maximum of the margins over draws: it weights draws that are broken or nearly broken most.
 
     With m the margin of a draw, the loss is temperature * log(mean over draws of G(m / temperature)), where G(u) is
-    exp(u) below 0 and 1 + u above. Its gradient is that of the margins, with weights over an image's draws in
-    proportion to exp(min(m, 0) / temperature): all draws that are wrong already pull alike, one that is right by many
-    temperatures not at all.
+    exp(u) below 0 and 1 + u above. Its gradient is a weighted mean of the gradients of the margins, with weights
+    proportional to exp(min(m, 0) / temperature): misclassified draws all weigh the same, and a draw that is classified
+    correctly by many temperatures has almost no weight.
 
-    This is in the manner of DiffHammer (Wang et al. 2024), which attacks the purifications that can be broken because
-    the gradients of the others point elsewhere. It is not their algorithm: there are no expectation-maximisation steps,
-    no average of gradients over iterations, and no grafting of gradients.
+    The idea is DiffHammer's (Wang et al. 2024): attack the purifications that can be broken, because the gradients of
+    the others point elsewhere. It is not their algorithm: there are no expectation-maximisation steps, no average of
+    gradients over iterations, and no grafting of gradients.
 
     Args:
-        temperature: in units of logits; large ones give the mean of the margins back.
+        temperature: in units of logits, positive; the loss approaches the mean of the margins as it grows.
     """
 
     separable = False

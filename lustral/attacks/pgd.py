@@ -16,28 +16,29 @@ from lustral.threat import ThreatModel
 
 
 class PGD(FirstOrderAttack):
-    """x <- project(x + step_size * steepest ascent): the sign of the gradient (linf), its direction (l2).
+    """x <- project(x + step_size * d), with d the sign of the gradient (linf) or the normalised gradient (l2).
 
-    Without a random start, with ``selection: last`` and R equal to the batch, its iterates are those of the
+    Without a random start, with ``selection: last`` and R equal to the batch size, the iterates are those of the
     classic implementations bit for bit.
 
     Args:
-        num_steps: gradient steps a restart.
+        num_steps: gradient steps per restart.
         step_size: length of a step in the threat's norm ("0.007" and "2/255" are usual on CIFAR-10); None takes
             2.5 eps / num_steps.
-        random_start: begin at a uniform draw from the ball instead of the image.
+        random_start: begin at a uniform sample from the ball instead of the image.
         restarts: independent runs.
-        eot: draws of the defence's noise a gradient is averaged over.
-        objective: what is ascended; CrossEntropy if none is named.
+        eot: draws of the defence's noise that a gradient is averaged over.
+        objective: the loss to be raised; CrossEntropy if none is named.
         gradient: "exact", "bpda" or "detached".
         selection: "best" or "last" iterate (see `FirstOrderAttack`).
-        finalists: iterates an image that are scored again on selection draws.
-        selection_draws: draws of that score.
-        surrogate: what is differentiated in place of the defence's purifier, a `Variant` of it or another one; None
-            differentiates the defence (see `GradientAttack`).
-        context: "own", or "clean" to hold what the clean image decides.
-        carry: entries of the context that are handed on from step to step.
-        spread: further finalists a restart, spaced evenly, where the defence itself is not asked.
+        finalists: iterates per image that are scored again on selection draws.
+        selection_draws: draws of the defence's noise on which finalists are scored.
+        surrogate: what is differentiated in place of the defence's purifier, a `Variant` of it or another purifier;
+            None differentiates the defence (see `GradientAttack`).
+        context: "own", or "clean" to hand the purifier the context of the clean image (see `GradientAttack`).
+        carry: entries of the context that are carried from step to step (see `GradientAttack`).
+        spread: further finalists per restart, evenly spaced over its steps, where the attack differentiates something
+            other than the defence itself.
     """
 
     def __init__(

@@ -13,11 +13,11 @@ from lustral.votes import strictly_right
 
 
 class RandomDirections(Attack):
-    """The worst of ``tries`` random perturbations that use the whole budget, chosen on selection draws.
+    """The most harmful of ``tries`` random perturbations that use the whole budget, chosen on selection draws.
 
     Args:
-        tries: perturbations an image.
-        selection_draws: draws of the defence's noise on which they are compared.
+        tries: perturbations per image, at least 1.
+        selection_draws: draws of the defence's noise on which they are compared, at least 1.
     """
 
     def __init__(self, tries: int = 10, selection_draws: int = 16) -> None:
@@ -40,7 +40,7 @@ class RandomDirections(Attack):
             logits = engine.logits(found, noise.fork("selection"), self.selection_draws)
             bad |= ~logits.isfinite().all(-1).all(0)
             wrong = (~strictly_right(logits, cases.labels)).double().mean(0)
-            # Wrong draws first; the bounded margin only breaks ties between equal shares.
+            # The share of wrong draws comes first; the margin, bounded by tanh, mainly breaks ties between shares.
             score = wrong * 4 + torch.tanh(objective(logits, cases.labels).double())
             score = group_sum(score, engine.group_size, cases.aim)
             better = score > best_score

@@ -1,4 +1,4 @@
-"""Which of several candidates an attack returns: chosen on draws that neither attack nor verdict sees."""
+"""Selection: which of several candidates an attack returns, chosen on draws that neither attack nor verdict sees."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -13,13 +13,19 @@ from lustral.noise import NoiseStream
 
 
 def score(objective: Objective, logits: Tensor, y: Tensor) -> Tensor:
-    """(2, B) float64: the wrongness of ``logits`` (N draws, B, K) under the objective's rule, and its loss of them."""
+    """(2, B) float64: how wrong ``logits`` (N draws, B, K) are under the objective's rule, and its plain loss."""
     return torch.stack((objective.wrongness(logits, y), objective.plain(logits, y).double()))
 
 
 class Selected(NamedTuple):
-    """``images`` (B, C, H, W), the number of the candidate that each is, (B,), and the candidates' ``scores``
-    (candidates, 2, B); ``failed`` (B,) where any candidate's logits are NaN or Inf."""
+    """The selected candidates.
+
+    Attributes:
+        images: (B, C, H, W).
+        winner: (B,) the number of the candidate that each image is from.
+        scores: (candidates, 2, B) float64.
+        failed: (B,) whether the logits of any candidate have a NaN or Inf.
+    """
 
     images: Tensor
     winner: Tensor
@@ -35,11 +41,19 @@ def select(
     draws: int,
     scored: Callable[[Tensor, Tensor], Tensor],
 ) -> Selected:
-    """Of ``candidates`` (B, C, H, W) each, image by image the one that is most wrong; among equals, of higher loss.
-    Where images are judged together, group by group: what counts is the sum over the images that are aimed at.
+    """For each image the candidate with the highest score: the most wrong one, and among equals that of higher loss.
 
-    Every candidate is scored on the same draws, which makes the comparison sharper and the winner's own score no
-    estimate of anything: the verdict has its own noise.
+    Where images are judged together, the choice is made for each group, by the sum of the scores over its images that
+    are aimed at. Every candidate is scored on the same draws, which makes the comparison more precise. The winner's
+    score is biased by the selection and estimates nothing; the verdict uses noise of its own.
+
+    Args:
+        engine: of the defence that is judged.
+        candidates: (B, C, H, W) each.
+        cases: B rows.
+        noise: B rows.
+        draws: draws on which each candidate is scored.
+        scored: (2, B) scores from logits (N, B, K) and labels (B,) (see `Attack.score`).
     """
     y, size = cases.labels, engine.group_size
     found, failed = [], torch.zeros(len(y), dtype=torch.bool, device=y.device)
@@ -55,6 +69,6 @@ def select(
 
 
 def better(scores: Tensor) -> Tensor:
-    """(B,) the number of the best of the candidates with ``scores`` (candidates, 2, B)."""
+    """(B,) the number of the candidate of highest ``scores`` (candidates, 2, B); the second row breaks ties."""
     ties = scores[:, 0] == scores[:, 0].amax(0)
     return scores[:, 1].nan_to_num(-torch.inf).masked_fill(~ties, -torch.inf).argmax(0)

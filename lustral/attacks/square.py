@@ -18,42 +18,45 @@ from lustral.threat import ThreatModel
 from lustral.votes import strictly_right
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # iterations out of 10,000 after which p is halved
-_COMPACT_EVERY = 5  # queries between looks at which cases are decided: a look waits for the device
+_COMPACT_EVERY = 5  # iterations between removals of decided cases: finding them synchronises with the device
 
 
 class Square(Attack):
-    """Proposes a change of one random square an iteration, and keeps it if the loss rises. No gradient is asked for.
+    """Proposes a change of one random square per iteration, and keeps it if the loss rises. It takes no gradients.
 
     linf: the search begins with vertical stripes of +-eps; a proposal sets a square of the perturbation to +-eps, one
-    sign a channel. l2: it begins with a grid of tiles, each a pair of opposite bumps (eq. 2 of the paper); a proposal
-    clears two windows, and puts what they held of the budget, and what the box left unused of it, into a pair of bumps
-    in the first one (Algorithm 3). A square covers a share p of the image's pixels, which is halved after 10, 50, 200,
-    500, 1000, 2000, 4000, 6000 and 8000 iterations (the paper's text has no 500). Those are of 10,000 and stretched in
-    proportion to other numbers, as in the authors' own code (``schedule: proportional``), or taken as they are, as in
-    AutoAttack (``resc_schedule=False``; here ``absolute``): its 5000 queries end with p_init / 128, not p_init / 512.
+    sign per channel. l2: it begins with a grid of tiles, each a pair of opposite bumps (eq. 2 of the paper); a proposal
+    clears two windows of the perturbation, and puts their share of the budget, and the part of the budget that clipping
+    left unused, into a pair of bumps in the first window (Algorithm 3). A square covers a share p of the image's
+    pixels, which is halved after 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 iterations (the paper's text has no
+    500). These are of 10,000 and scaled in proportion to other numbers, as in the authors' own code (``schedule:
+    proportional``), or taken as they are, as in AutoAttack (``resc_schedule=False``; here ``absolute``): its 5000
+    queries end with p_init / 128, not p_init / 512.
 
-    A deterministic defence gives the incumbent's loss once and for all, and a case leaves when it is broken. Under a
-    random one the best of many losses is the luckiest draw, which no later proposal would beat. So there every
-    iteration judges the proposal and the incumbent on the same fresh draws: both have the same luck, and the incumbent
-    carries none of it on. That costs two queries an iteration, and no look decides a case. The last incumbent of each
-    restart is scored again on selection draws, and so are the earlier ones of highest mean loss over the looks that
-    they had as incumbents (the look that made them one does not count).
+    On a deterministic defence, the loss of the incumbent (the best point so far) is computed once, and a case is
+    finished when it is broken. On a random defence, the best of many losses would be that of the luckiest draws, which
+    no later proposal could beat. So there every iteration queries the proposal and the incumbent on the same fresh
+    draws: chance favours neither, and the incumbent keeps no advantage from earlier draws. This costs two queries per
+    iteration, and no single query decides a case. Selection draws then compare the last incumbent of each restart and
+    the earlier incumbents of highest mean loss, over the queries made while they were incumbents (the query in which
+    they were accepted does not count).
 
-    Statistics: "queries" (images judged, repeats for EOT and selection not counted), "accepted" (proposals kept),
-    "loss_first" (of the first starting point) and "loss_last" (of the last incumbent, at its latest look).
+    Statistics: "queries" (images queried; draws of EOT and queries for selection are not counted), "accepted"
+    (proposals kept), "loss_first" (of the first starting point) and "loss_last" (of the last incumbent, in its latest
+    query).
 
     Args:
-        num_queries: iterations a restart; the first one looks at the starting point.
+        num_queries: iterations per restart; the first one queries the starting point.
         p_init: the share of the image's pixels that the first squares cover, in (0, 1].
         restarts: independent runs.
         eot: draws of the defence's noise that a query's loss is averaged over.
-        objective: what is ascended; Margin if none is named. It must look at logits alone.
-        finalists: earlier incumbents an image that are scored again (random defences only).
-        selection_draws: draws of that score. They are seen neither by the search nor by the verdict.
+        objective: the loss to be raised; Margin if none is named. It must take logits alone.
+        finalists: earlier incumbents per image that are scored again on selection draws (random defences only).
+        selection_draws: draws on which these are scored. Neither the search nor the verdict sees them.
         schedule: whether the iterations at which squares shrink are "proportional" to ``num_queries`` or "absolute".
 
     Raises:
-        ValueError: if an option is out of its range, or the objective follows more than logits.
+        ValueError: if an option is out of its range, or the objective takes more than logits.
     """
 
     def __init__(
@@ -93,7 +96,7 @@ class Square(Attack):
         return score(self.objective, logits, y)
 
     def share(self, iteration: int) -> float:
-        """p, the share of the image's pixels that a square covers at an iteration."""
+        """p, the share of the image's pixels that a square covers at ``iteration``."""
         passed = iteration if self.schedule == "absolute" else iteration * 10_000 // self.num_queries
         return self.p_init / 2 ** sum(passed > halving for halving in _HALVINGS)
 
@@ -117,7 +120,7 @@ class Square(Attack):
     def _search(
         self, engine: Engine, cases: Cases, threat: ThreatModel, noise: NoiseStream, restart: int, found: "_Found"
     ) -> None:
-        """One restart over the cases that are not decided."""
+        """Run one restart on the cases that are not decided yet."""
         start, propose = (_stripes, _square) if threat.norm == "linf" else (_tiles, _moved_bumps)
         x, random = cases.images, engine.defence.random
         incumbent = cases.confined(threat.project(start(x, threat.budget, noise.fork("start")), x))
@@ -145,20 +148,21 @@ class Square(Attack):
             engine.observe(self.name, restart * self.num_queries + k + 1, self.restarts * self.num_queries)
 
     def _judge(self, engine: Engine, queries: list[Tensor], noise: NoiseStream) -> list[Tensor]:
-        """(draws, B, K) logits of each of ``queries``, all on the same draws."""
+        """(eot, B, K) logits of each of ``queries``, all on the same draws."""
         same = torch.arange(len(noise), device=noise.index.device).repeat(len(queries))
         return list(engine.logits(torch.cat(queries), noise.select(same), self.eot).chunk(len(queries), dim=1))
 
 
 class _Found:
-    """What a search remembers of every case.
+    """What the search remembers of every case.
 
     Attributes:
-        decided, broken: (B,) cases that a deterministic defence got wrong, and the image (B, C, H, W) that did it.
+        decided: (B,) cases that a deterministic defence misclassified.
+        broken: (B, C, H, W) the images that it misclassified.
         bad: (B,) cases that met NaN or Inf.
-        last: the incumbents of each restart, which the search changes in place.
-        earlier: (finalists, B, C, H, W) replaced incumbents of highest mean loss.
-        loss: (B,) float64 of the incumbent, at its latest look.
+        last: the incumbents of each restart, (B, C, H, W); the search changes them in place.
+        earlier: (finalists, B, C, H, W) former incumbents of highest mean loss.
+        loss: (B,) float64 loss of the incumbent, in its latest query.
     """
 
     def __init__(self, cases: Cases, finalists: int, group_size: int) -> None:
@@ -172,14 +176,14 @@ class _Found:
         self._first, self._queries, self._accepted = zero.clone(), zero.clone(), zero.clone()
 
     def total(self, rows: Tensor, losses: Tensor) -> Tensor:
-        """(n,) float64 losses of the cases ``rows``, those of a group together."""
+        """(n,) float64 losses of the cases ``rows``, summed over groups."""
         return group_sum(losses.double().nan_to_num(-torch.inf), self._group_size, self._aimed(rows))
 
     def _aimed(self, rows: Tensor) -> Tensor | None:
         return None if self._aim is None else self._aim[rows]
 
     def begin(self, incumbent: Tensor) -> None:
-        """A restart begins at ``incumbent``."""
+        """Begin a restart at ``incumbent`` (B, C, H, W)."""
         if not self.last:
             self.earlier = incumbent.repeat(len(self._means), 1, 1, 1, 1)
         self.last.append(incumbent)
@@ -187,7 +191,7 @@ class _Found:
         self._looks.zero_()
 
     def look(self, rows: Tensor, loss: Tensor) -> None:
-        """The incumbents' ``loss`` on draws that they have not seen."""
+        """Record the incumbents' ``loss`` on fresh draws."""
         self.loss[rows] = loss
         self._sum[rows] += loss
         self._looks[rows] += 1
@@ -195,7 +199,8 @@ class _Found:
             self._first[rows] = torch.where(self._queries[rows] == 0, loss, self._first[rows])
 
     def answer(self, rows: Tensor, queries: list[Tensor], logits: list[Tensor], y: Tensor, decides: bool) -> None:
-        """What was asked for, and the logits (draws, B, K) of each. Where one look ``decides``, wrong ones leave."""
+        """Record ``queries`` and the logits (eot, B, K) of each. If one query ``decides`` (deterministic defences),
+        the misclassified cases are finished."""
         still = ~self.decided[rows]
         self._queries[rows] += len(queries) * still
         for each in logits:
@@ -207,7 +212,8 @@ class _Found:
             self.decided[rows] |= broken
 
     def replace(self, rows: Tensor, better: Tensor, old: Tensor, loss: Tensor) -> None:
-        """Where ``better``, a proposal of this ``loss`` takes the place of ``old``, which the best few remember."""
+        """Where ``better``, a proposal of this ``loss`` replaces the incumbent ``old``, which is kept in `earlier` if
+        its mean loss is high enough."""
         mean = (self._sum[rows] / self._looks[rows]).masked_fill(~better, -torch.inf)
         slot = self._means[:, rows].argmin(0)
         enters = mean > self._means[slot, rows]
@@ -219,7 +225,7 @@ class _Found:
         self._accepted[rows] += better
 
     def statistics(self) -> dict[str, Tensor]:
-        """(B,) each; NaN for every case that met NaN or Inf, which is how the base class learns of it."""
+        """The statistics, (B,) each: NaN for every case that met NaN or Inf, which `Attack` then counts as failed."""
         found = {
             "queries": self._queries,
             "accepted": self._accepted,
@@ -242,8 +248,11 @@ def _signs(uniform: Tensor) -> Tensor:
 
 
 def _window(place: Tensor, side: int, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
-    """A window of ``side`` pixels in images of ``shape`` (..., H, W), somewhere as ``place`` (B, 2) in [0, 1) says:
-    which pixels are inside, (B, 1, H, W), and their row (B, H) and column (B, W) within it, held to the window."""
+    """A square window of ``side`` pixels in images of ``shape`` (..., H, W), placed by ``place`` (B, 2) in [0, 1].
+
+    Returns which pixels are inside, (B, 1, H, W) bool, and each pixel's row (B, H) and column (B, W) relative to the
+    window, clamped to it.
+    """
     height, width = shape[-2:]
     offsets, inside = [], []
     for size, where in ((height, place[:, 0]), (width, place[:, 1])):
@@ -261,19 +270,19 @@ def _side(share: float, shape: torch.Size, smallest: int = 1) -> int:
 
 
 def _stripes(x: Tensor, eps: float, noise: NoiseStream) -> Tensor:
-    """linf: every column of every channel moved by +-eps."""
+    """linf: every column of every channel is moved by +-eps."""
     return x + eps * _signs(noise.uniform((x.shape[1], 1, x.shape[3]))).to(x.dtype)
 
 
 def _square(x: Tensor, incumbent: Tensor, share: float, eps: float, noise: NoiseStream) -> Tensor:
-    """linf: a square whose perturbation is +-eps, one sign a channel (Algorithm 2)."""
+    """linf: a square whose perturbation is +-eps, one sign per channel (Algorithm 2)."""
     uniform = noise.uniform((2 + x.shape[1],), dtype=torch.float64)
     inside, _, _ = _window(uniform[:, :2], _side(share, x.shape), x.shape)
     return torch.where(inside, x + eps * _signs(uniform[:, 2:, None, None]).to(x.dtype), incumbent)
 
 
 def _tiles(x: Tensor, eps: float, noise: NoiseStream) -> Tensor:
-    """l2: tiles of a fifth of the image's side, as many as fit, each with a pair of bumps; of norm eps in all."""
+    """l2: as many tiles as fit, each a fifth of the image's side with a pair of bumps; the total norm is eps."""
     channels, height, width = x.shape[1:]
     side = max(min(height, width) // 5, 1)
     down, across = height // side, width // side
@@ -287,7 +296,7 @@ def _tiles(x: Tensor, eps: float, noise: NoiseStream) -> Tensor:
 
 
 def _moved_bumps(x: Tensor, incumbent: Tensor, share: float, eps: float, noise: NoiseStream) -> Tensor:
-    """l2: the budget of two windows gathered in the first (Algorithm 3), in float64: its norm is exactly eps."""
+    """l2: the budget of two windows is moved into the first (Algorithm 3), in float64 to keep the norm at eps."""
     side = _side(share, x.shape, smallest=3)
     if side % 2 == 0:  # the paper's windows are odd
         side += 1 if side < min(x.shape[2:]) else -1
@@ -314,14 +323,14 @@ def _channel_norm(delta: Tensor) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _bumps(side: int, device: torch.device) -> Tensor:
-    """(side, side) float64 of norm 1: a bump on the left half and its opposite on the right (eq. 2 of the paper)."""
+    """(side, side) float64 of norm 1: a bump in the left half, and a negative one in the right (eq. 2 of the paper)."""
     half = side // 2
     pair = torch.cat((_bump(side, half, device), -_bump(side, side - half, device)), dim=1)
     return pair / pair.norm()
 
 
 def _bump(height: int, width: int, device: torch.device) -> Tensor:
-    """(height, width >= 0) values that grow by 1 / m^2 from ring to ring, towards the centre."""
+    """(height, width) values that grow towards the centre, by 1 / m^2 from ring to ring; ``width`` may be 0."""
     centre, across = height // 2, width // 2
     rings = torch.arange(1, centre + 2, device=device, dtype=torch.float64).reciprocal().square()
     sums = rings.flip(0).cumsum(0).flip(0)  # of 1 / m^2 for m from d + 1 to n + 1, at distance d

@@ -1,4 +1,4 @@
-"""Objectives that add to a loss something of what happened inside the purifier."""
+"""Objectives that add to a loss of the logits a term of the purifier's trace."""
 
 import math
 from abc import abstractmethod
@@ -14,11 +14,11 @@ _NOTHING: Mapping[str, Tensor] = {}
 class SteeredObjective(Objective):
     """``objective`` + ``weight`` * the mean over draws of a term of the purifier's trace.
 
-    The term helps to find iterates; it is no harm by itself, so it takes no part in ranking them.
+    The term only steers the search: a high value does not harm the defence, so iterates are ranked without it.
 
     Args:
         objective: the loss of the logits.
-        weight: of the term; a negative one lowers it.
+        weight: of the term, finite and not 0; a negative weight makes the attack lower the term.
     """
 
     def __init__(self, objective: Objective, weight: float) -> None:
@@ -35,7 +35,7 @@ class SteeredObjective(Objective):
 
     @abstractmethod
     def term(self, trace: Mapping[str, Tensor]) -> Tensor:
-        """(N, B): what is added for each draw."""
+        """(N, B): the term of each draw."""
 
     def __call__(
         self, logits: Tensor, y: Tensor, trace: Mapping[str, Tensor] = _NOTHING, given: Mapping[str, Tensor] = _NOTHING
@@ -48,17 +48,17 @@ class SteeredObjective(Objective):
 
 
 class WithScore(SteeredObjective):
-    """``objective`` + ``weight`` * log(perturbation score): against `SSNI`, whose levels follow the score.
+    """``objective`` + ``weight`` * log(perturbation score): against `SSNI`, whose noise levels depend on the score.
 
-    A positive weight asks for more noise than the image deserves, so that the defence forgets what it shows; a negative
-    one for so little that the perturbation survives. Which of them harms is for the experiment to tell.
+    A positive weight drives the level up, so that purification removes the image's content; a negative one drives it
+    down, so that the perturbation survives. Which of the two harms a defence is an empirical question.
 
-    The score has a gradient where levels are not rounded, or rounded straight through: attack through such a `Variant`.
-    Elsewhere it is a constant, and the attack is refused.
+    The score has a gradient only if levels are not rounded, or rounded straight through: use such a `Variant` as the
+    surrogate. Otherwise the score is a constant, and the attack is refused.
 
     Args:
         objective: the loss of the logits.
-        weight: of the logarithm of the score.
+        weight: of the logarithm of the score, finite and not 0.
     """
 
     needs = ("score",)
@@ -68,16 +68,16 @@ class WithScore(SteeredObjective):
 
 
 class Deviation(SteeredObjective):
-    """``objective`` + ``weight`` * deviation: the reverse process is also driven away from the forward one.
+    """``objective`` + ``weight`` * deviation: a positive weight drives the reverse process away from the forward one.
 
-    The deviation is the mean squared distance between the state after a reverse step and the image noised to the same
-    level with the very noise of the forward process, at every step (see `RoundPurifier.run`). This is in the manner of
-    DiffAttack (Kang et al. 2023), whose deviated-reconstruction loss weights the steps; here they weigh alike, and its
-    gradient is the exact one of the whole process instead of a sum over segments.
+    The deviation is the squared distance, averaged over pixels and reverse steps, between the state after a step and
+    the image noised to the same level with the noise of the forward process (see `RoundPurifier.walk`). The idea is
+    that of DiffAttack's deviated-reconstruction loss (Kang et al. 2023), which weights the steps; here all steps have
+    the same weight, and the gradient is that of the whole process instead of a sum over segments.
 
     Args:
         objective: the loss of the logits.
-        weight: of the deviation, which is per pixel and step in diffusion space, [-1, 1].
+        weight: of the deviation, finite and not 0. The deviation is in squared units of diffusion space, [-1, 1].
     """
 
     needs = ("deviation",)

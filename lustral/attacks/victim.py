@@ -1,4 +1,4 @@
-"""What an attack is given: a victim, what it answers, and the images to attack."""
+"""What an attack is given: the victim, its answers, and the images to attack."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
@@ -19,10 +19,10 @@ class Judged:
     """A defence's answer to a batch.
 
     Attributes:
-        logits: (B, K), of all views together: for verdict, ranking and deciding.
-        trace: the wanted entries of the purifier's.
-        views: (V, B, K), what an objective differentiates where the views vote, for counts have no gradient; None where
-            ``logits`` are differentiable themselves.
+        logits: (B, K), the merged answer of all views: used for the verdict, for ranking and for deciding a case.
+        trace: the wanted entries of the purifier's trace.
+        views: (V, B, K) logits of each view, which an objective differentiates where the views vote (vote counts have
+            no gradient); None where ``logits`` are differentiable themselves.
     """
 
     logits: Tensor
@@ -31,11 +31,11 @@ class Judged:
 
 
 class Victim(Protocol):
-    """What an attack may know of a defence: the very thing that is judged, its noise apart."""
+    """A defence as an attack sees it: the system that is judged, with noise that the attack passes in."""
 
     @property
     def runtime(self) -> Runtime:
-        """How networks are called; the engine sets it."""
+        """How networks are called; set by the engine."""
         ...
 
     @runtime.setter
@@ -43,7 +43,7 @@ class Victim(Protocol):
 
     @property
     def random(self) -> bool:
-        """Whether two answers with other noise differ."""
+        """Whether the answer depends on the noise."""
         ...
 
     def __call__(
@@ -54,20 +54,22 @@ class Victim(Protocol):
         context: Context | None = None,
         wants: Collection[str] = frozenset(),
     ) -> Judged:
-        """Judge images (B, C, H, W) with a stream of B rows; ``context`` is handed over, ``wants`` name the trace."""
+        """Judge images (B, C, H, W) with a stream of B rows; ``context`` is handed to the purifier, ``wants`` names
+        the trace entries to return."""
         ...
 
 
 @dataclass(frozen=True)
 class Cases:
-    """Images under attack, one row each; of a defence that judges groups, whole groups in contiguous blocks.
+    """Images under attack, one row each. For a defence that judges groups, whole groups in contiguous blocks.
 
     Attributes:
         images: (B, C, H, W) in [0, 1].
         labels: (B,).
-        index: (B,) positions in the full split.
-        free: (B,) which images may be perturbed; None: all.
-        aim: (B,) whose losses count; None: all. (Mixed groups perturb some, poisoned ones aim at others.)
+        index: (B,) positions in the full data set split.
+        free: (B,) bool, which images may be perturbed; None: all. (A mixed group has perturbed and clean images.)
+        aim: (B,) bool, which images' losses are raised; None: all. (A poisoned group perturbs some images to break
+            others.)
     """
 
     images: Tensor
@@ -92,12 +94,12 @@ class Cases:
 
 
 def group_size(victim: object) -> int:
-    """How many images ``victim`` judges together."""
+    """m, the number of images that ``victim`` judges together; 1 for most defences."""
     return getattr(victim, "group_size", 1)
 
 
 def group_sum(values: Tensor, size: int, aim: Tensor | None) -> Tensor:
-    """(..., B): for each row the sum of ``values`` (..., B) over the rows of its group that are aimed at."""
+    """(..., B): for each row the sum of ``values`` (..., B) over the rows of its group that are aimed at; None: all."""
     if aim is not None:
         values = values.masked_fill(~aim, 0)
     if size == 1:
@@ -107,8 +109,8 @@ def group_sum(values: Tensor, size: int, aim: Tensor | None) -> Tensor:
 
 
 def whole_groups(rows: Tensor, size: int, aim: Tensor | None = None) -> Tensor:
-    """(B,) bool: for each row whether all rows of its group that are aimed at are among ``rows`` (B,) bool, and there
-    are any."""
+    """(B,) bool: for each row whether its group has rows that are aimed at, and ``rows`` (B,) bool holds for all of
+    them."""
     if size == 1 and aim is None:
         return rows
     wanted = torch.ones_like(rows) if aim is None else aim

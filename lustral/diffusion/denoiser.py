@@ -1,4 +1,4 @@
-"""The one convention for diffusion networks: a denoiser returns the posterior mean of the clean image."""
+"""The convention for all diffusion networks: a denoiser returns the posterior mean of the clean image."""
 
 from abc import ABC, abstractmethod
 
@@ -11,12 +11,12 @@ from lustral.diffusion.schedules import NoiseSchedule, coefficient
 class Denoiser(nn.Module, ABC):
     """E[x_0 | x_t] of a diffusion model, in diffusion space ([-1, 1]).
 
-    Subclasses compute `forward`; noise and score are derived from it here and nowhere else.
+    Subclasses implement `forward`; noise and score are derived from it here.
 
     Attributes:
-        schedule: the noise schedule that the network was trained for.
+        schedule: the schedule of x_t = alpha(t) x_0 + sigma(t) noise in which ``x_t`` and ``t`` are given.
         image_shape: (C, H, W) of the images.
-        learns_variance: whether `mean_and_variance` gives the variance of a reverse step too.
+        learns_variance: whether the network also predicts the variance of a reverse step (`mean_and_variance`).
     """
 
     schedule: NoiseSchedule
@@ -25,11 +25,16 @@ class Denoiser(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """The posterior mean of x_0. ``x_t`` (B, C, H, W); ``t`` () or (B,) in 1000ths (see `schedules`)."""
+        """The posterior mean of x_0, (B, C, H, W), from ``x_t`` (B, C, H, W) and ``t``, () or (B,), in noising steps
+        out of 1000 (see `schedules`)."""
 
     def mean_and_variance(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The posterior mean, and the learned v in [0, 1], (B, C, H, W): the log variance of a reverse step is
-        v log beta + (1 - v) log beta tilde (Nichol and Dhariwal 2021, equation 15). One network call."""
+        """The posterior mean and the learned v in [0, 1], (B, C, H, W) each, in one network call: the log variance of a
+        reverse step is v log beta + (1 - v) log beta tilde (Nichol and Dhariwal 2021, equation 15).
+
+        Raises:
+            ValueError: if the network has learned no variance.
+        """
         raise ValueError(f"{type(self).__name__} has learned no variance: choose variance small or large.")
 
     def noise(self, x_t: Tensor, t: Tensor) -> Tensor:
@@ -41,19 +46,19 @@ class Denoiser(nn.Module, ABC):
         return -self.noise(x_t, t) / coefficient(self.schedule.sigma(t), x_t)
 
     def schedule_noise(self, x_t: Tensor, x_0: Tensor, t: Tensor) -> Tensor:
-        """The noise that takes ``x_0`` to ``x_t``."""
+        """The noise with which ``x_0`` is perturbed to ``x_t`` at time ``t``: (x_t - alpha x_0) / sigma."""
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         return (x_t - coefficient(alpha, x_t) * x_0) / coefficient(sigma, x_t)
 
 
 class RememberedDenoiser(Denoiser):
-    """A denoiser that answers the same question once: of the latest image and time it remembers the answer.
+    """A denoiser that caches its latest answer, and returns it if the same image and time are passed in again.
 
-    It lives as long as one reverse step, in which a guidance and a solver share its one network call. An image that is
-    another view of the same values gets the answer without its graph.
+    It is made for one reverse step, in which a guidance and a solver share one network call. If no graph is needed, the
+    cached answer is returned without its graph; if one is needed, only to the very tensor that it was computed from.
 
     Args:
-        denoiser: who is asked; not registered as a part.
+        denoiser: the cached denoiser; not registered as a submodule.
     """
 
     denoiser: Denoiser
@@ -91,8 +96,8 @@ class RememberedDenoiser(Denoiser):
         return self._answer
 
     def _same(self, x_t: Tensor, t: Tensor) -> bool:
-        """Whether the question is the remembered one: the same memory, not written to since. (No look at values: that
-        would wait for the device.)"""
+        """Whether ``x_t`` and ``t`` are those of the cached answer: the same memory, not written to since. (Comparing
+        values would synchronise with the device.)"""
         assert self._asked is not None
         before, version, time = self._asked
         return (
@@ -105,10 +110,10 @@ class RememberedDenoiser(Denoiser):
 
 
 def to_diffusion(x: Tensor) -> Tensor:
-    """[0, 1] images to diffusion space, [-1, 1]."""
+    """Images ``x`` in [0, 1] mapped to diffusion space, [-1, 1]."""
     return 2.0 * x - 1.0
 
 
 def from_diffusion(x: Tensor) -> Tensor:
-    """Diffusion space, [-1, 1], to [0, 1] images. Does not clamp."""
+    """Images ``x`` in diffusion space, [-1, 1], mapped to [0, 1], without clamping."""
     return (x + 1.0) / 2.0

@@ -1,4 +1,4 @@
-"""Gradients that a purifier takes on its way: of a guidance, or of the latents that it optimises."""
+"""Inner gradients: those that a purifier itself computes, for a guidance or to optimise latents."""
 
 from collections.abc import Callable
 
@@ -10,9 +10,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 def inner_gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """The gradient at ``x`` (B, ...) of a row-wise ``function`` (B, ...) -> (B,).
 
-    Works under ``no_grad``; the result is differentiable itself where gradients are on, in ``x`` and in everything that
-    ``function`` captures, and has the same bits in both cases. Attention runs in its plain mathematical form, for the
-    fused ones have no second derivative.
+    It works under ``no_grad`` too. Where gradients are enabled, the result is itself differentiable, with respect to
+    ``x`` and everything that ``function`` captures. Its bits are the same in both cases. Attention runs in its unfused
+    math form, since fused attention has no second derivative.
     """
     differentiable = torch.is_grad_enabled()
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):

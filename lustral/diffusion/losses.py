@@ -1,4 +1,4 @@
-"""What a diffusion model is trained to: losses a sample, with times and noise drawn from a keyed stream."""
+"""Training losses of diffusion models: one value per sample, with times and noise from a keyed stream."""
 
 import math
 from abc import ABC, abstractmethod
@@ -13,30 +13,36 @@ from lustral.noise import NoiseStream
 
 
 class DiffusionLoss(ABC):
-    """One draw of (t, noise) for each image, and how far the denoiser is off there."""
+    """The error of a denoiser at a random (t, noise) for each image."""
 
     def check(self, denoiser: Denoiser) -> None:  # noqa: B027  (most take any)
-        """Refuse a denoiser that this loss cannot train."""
+        """Refuse a denoiser that this loss cannot train.
+
+        Raises:
+            ValueError: if it cannot.
+        """
 
     @abstractmethod
     def times(self, denoiser: Denoiser, noise: NoiseStream) -> Tensor:
-        """(B,) times of the denoiser's schedule, float64."""
+        """(B,) random times of the denoiser's schedule, float64, from a stream of B rows."""
 
     @abstractmethod
     def at(self, denoiser: Denoiser, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """(B,) losses, means over pixels, of ``x_0`` (B, C, H, W) in diffusion space, noised by ``eps`` to ``t``."""
+        """(B,) losses, means over pixels, for ``x_0`` (B, C, H, W) in diffusion space, noised with ``eps`` to time
+        ``t`` (B,)."""
 
     def __call__(self, denoiser: Denoiser, x_0: Tensor, noise: NoiseStream) -> Tensor:
-        """(B,) losses at a time and noise drawn from ``noise``."""
+        """(B,) losses for ``x_0`` (B, C, H, W) in diffusion space, at times and with noise from ``noise`` (B rows)."""
         t = self.times(denoiser, noise.fork("time"))
         return self.at(denoiser, x_0, t, noise.fork("noise").normal(x_0.shape[1:], dtype=x_0.dtype))
 
 
 class SimpleLoss(DiffusionLoss):
-    """|eps - eps(x_t, t)|^2 at times that are uniform on the denoiser's schedule.
+    """|eps - eps(x_t, t)|^2 at uniformly random times of the denoiser's schedule.
 
-    On a table it is the simple loss of Ho et al. (2020); in continuous time Score-SDE's for VP and VE (Song et al.
-    2021), which are Karras et al.'s "VP" and "VE" losses: weight 1 / sigma^2 on the posterior mean.
+    On a tabulated schedule this is the simple loss of Ho et al. (2020); in continuous time it is the loss of Score-SDE
+    for VP and VE (Song et al. 2021), Karras et al.'s "VP" and "VE" losses, with weight 1 / sigma^2 on the error of the
+    posterior mean.
     """
 
     def times(self, denoiser: Denoiser, noise: NoiseStream) -> Tensor:
@@ -51,9 +57,12 @@ class EDMLoss(DiffusionLoss):
     """Karras et al. 2022: (sigma^2 + sd^2) / (sigma sd)^2 |D - x_0|^2 with ln sigma ~ N(mean, std^2).
 
     Args:
-        mean: of ln sigma (P_mean).
-        std: of ln sigma (P_std).
-        sigma_data: standard deviation of the images in diffusion space; the network's own.
+        mean: mean of ln sigma (P_mean).
+        std: standard deviation of ln sigma (P_std), positive.
+        sigma_data: sd, the standard deviation of the images in diffusion space, positive; it must equal the network's.
+
+    Raises:
+        ValueError: if a number is out of its range; in `check`, if the network has another sigma_data.
     """
 
     def __init__(self, mean: float = -1.2, std: float = 1.2, sigma_data: float = 0.5) -> None:
@@ -82,11 +91,14 @@ class EDMLoss(DiffusionLoss):
 
 
 class HybridLoss(SimpleLoss):
-    """The simple loss plus ``vlb_weight`` times the variational bound, which trains the variances alone (Nichol and
-    Dhariwal 2021, equation 16).
+    """The simple loss plus ``vlb_weight`` times the variational bound, which trains the learned variances only (Nichol
+    and Dhariwal 2021, equation 16).
 
     Args:
-        vlb_weight: lambda.
+        vlb_weight: lambda, positive.
+
+    Raises:
+        ValueError: if it is not positive; in `check`, if the denoiser has no learned variance on a tabulated schedule.
     """
 
     def __init__(self, vlb_weight: float = 1e-3) -> None:
@@ -107,20 +119,21 @@ class HybridLoss(SimpleLoss):
         x_t = denoiser.schedule.perturb(x_0, t, eps)
         mean, v = denoiser.mean_and_variance(x_t, t)
         simple = _mean_square(denoiser.schedule_noise(x_t, mean, t) - eps)
-        # The bound is a sum over all levels, estimated at one; the mean is not trained by it.
+        # The bound is a sum over all levels, estimated from one of them; the mean is detached from it.
         bound = denoiser.schedule.levels * bound_term(denoiser, x_0, x_t, mean.detach(), v, t)
         return simple + self.vlb_weight * bound
 
 
 def bound_term(denoiser: Denoiser, x_0: Tensor, x_t: Tensor, mean: Tensor, v: Tensor, t: Tensor) -> Tensor:
-    """(B,) terms of the variational bound in bits a pixel value: KL(q(x_s | x_t, x_0) || p(x_s | x_t)), s being one
-    level below t; at the lowest level minus the log-likelihood of the 8-bit image (Ho et al. 2020, section 3.3)."""
+    """(B,) terms of the variational bound, in bits per pixel and channel: KL(q(x_s | x_t, x_0) || p(x_s | x_t)), with s
+    one level below t; at the lowest level, minus the log-likelihood of the 8-bit image (Ho et al. 2020, section 3.3).
+    """
     schedule = denoiser.schedule
     assert isinstance(schedule, DiscreteSchedule)
     one = MAX_TIME / schedule.levels
     at_t, at_s = level(schedule, t), level(schedule, (t - one).clamp_min(0.0))
     lowest = at_s.sigma == 0
-    # beta tilde of the lowest level is 0; that of the next stands in, as in Nichol and Dhariwal (2021).
+    # beta tilde of the lowest level is 0 and is replaced by that of the next level, as in Nichol and Dhariwal (2021).
     above = level(schedule, torch.where(lowest, t + one, t))
     tilde = torch.where(lowest, posterior_variance(above, at_t), posterior_variance(at_t, at_s))
     std = learned_std(v, added_variance(at_t, at_s), tilde)
@@ -136,11 +149,11 @@ def bound_term(denoiser: Denoiser, x_0: Tensor, x_t: Tensor, mean: Tensor, v: Te
 
 
 def log_likelihood(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Of 8-bit images ``x`` in diffusion space under normals integrated over each value's bin; the outermost bins
-    reach to infinity (Ho et al. 2020, equation 13). Elementwise."""
+    """The elementwise log-likelihood of 8-bit images ``x`` in diffusion space: a normal density integrated over the bin
+    of each grey level. The outermost bins extend to infinity (Ho et al. 2020, equation 13)."""
     half_bin = 1.0 / 255.0
     upper, lower = (x + half_bin - mean) / std, (x - half_bin - mean) / std
-    # On the right of the mean the two probabilities are both nearly 1: there the mirrored ones are subtracted.
+    # Above the mean both probabilities are close to 1, and their difference cancels: subtract the mirrored ones there.
     mirrored = lower > 0
     high, low = torch.where(mirrored, -lower, upper), torch.where(mirrored, -upper, lower)
     inside = (torch.special.ndtr(high) - torch.special.ndtr(low)).clamp_min(1e-12).log()

@@ -1,4 +1,4 @@
-"""How perturbed an image looks to a diffusion model: the statistics that choose a sample's noise level."""
+"""Perturbation scores: statistics of a diffusion model's score that measure how perturbed an image is."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -12,11 +12,11 @@ from lustral.noise import NoiseStream
 
 
 class PerturbationScore(ABC):
-    """A vector an image, the sum of one term a network call; its norm is the statistic.
+    """A vector for each image, the sum of terms that take one network call each; the statistic is the vector's norm.
 
     Attributes:
-        random: whether the terms take noise.
-        num_calls: how many terms there are.
+        random: whether the terms use noise.
+        num_calls: the number of terms.
     """
 
     random: bool = True
@@ -24,16 +24,17 @@ class PerturbationScore(ABC):
 
     @abstractmethod
     def term(self, denoiser: Denoiser, i: int, x: Tensor, noise: Tensor) -> Tensor:
-        """Term ``i``, (B, C, H, W), of images ``x`` in diffusion space; ``noise`` is standard normal, as ``x``."""
+        """Term ``i``, (B, C, H, W), for images ``x`` (B, C, H, W) in diffusion space; ``noise`` is standard normal, of
+        the shape of ``x``."""
 
 
 class EPS(PerturbationScore):
-    """The expected perturbation score (Zhang et al. 2023): the mean over t = 1 ... T' of the score of x_t, one draw of
-    noise a time.
+    """The expected perturbation score (Zhang et al. 2023): the mean of the score of x_t over the times t = spacing, 2
+    spacing, ..., T' spacing, with one noise sample per time.
 
     Args:
-        num_times: T', 20 for CIFAR-10 and 50 for ImageNet.
-        spacing: between times, in noising steps out of 1000.
+        num_times: T', 20 for CIFAR-10 and 50 for ImageNet; at least 1.
+        spacing: between times, in noising steps out of 1000; positive, and at most 1000 / T'.
     """
 
     def __init__(self, num_times: int = 20, spacing: float = 1.0) -> None:
@@ -51,10 +52,10 @@ class EPS(PerturbationScore):
 
 
 class SingleScore(PerturbationScore):
-    """The score of the image itself, as if it were noised to ``t``: SSNI's cheaper alternative.
+    """The score of the image itself, without adding noise, evaluated at time ``t``: SSNI's cheaper alternative.
 
     Args:
-        t: in noising steps out of 1000.
+        t: in noising steps out of 1000, in (0, 1000].
     """
 
     random = False
@@ -77,12 +78,15 @@ def perturbation(
     call: Callable[..., Tensor] = lambda function, *tensors: function(*tensors),
     graph_budget: float = 0.0,
 ) -> Tensor:
-    """(B,) float64 norms over all pixels of the statistic of images ``x`` (B, C, H, W) in diffusion space.
+    """(B,) float64 perturbation scores (norms over all pixels) of images ``x`` (B, C, H, W) in diffusion space.
 
     Args:
-        noise: of B rows.
-        call: how a network is called on rows (see `lustral.rows.Runtime.call`).
-        graph_budget: as for `unroll`.
+        statistic: the perturbation score.
+        denoiser: the diffusion model.
+        x: the images.
+        noise: a stream of B rows.
+        call: calls a row-wise function, in chunks of R rows if need be (see `lustral.rows.Runtime.call`).
+        graph_budget: bytes for kept graphs, as for `unroll`.
     """
 
     def step(i: int, total: Tensor, context: Context) -> Tensor:

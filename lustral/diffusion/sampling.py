@@ -1,4 +1,4 @@
-"""Images out of nothing: the whole reverse process, from pure noise."""
+"""Unconditional sampling: the whole reverse process, from pure noise to images."""
 
 import torch
 from torch import Tensor
@@ -9,30 +9,30 @@ from lustral.diffusion.solvers import Solver
 from lustral.noise import NoiseStream
 
 LARGEST_TRACE = 0.05
-"""alpha / sigma at the start: what a start without any image leaves out, in units of the noise."""
+"""The largest alpha / sigma at which sampling may start: pure noise lacks an image of this relative strength."""
 
 
 @torch.no_grad()
 def sample(
     denoiser: Denoiser, noise: NoiseStream, solver: Solver, num_steps: int, t_start: float = MAX_TIME, rows: int = 128
 ) -> Tensor:
-    """Draw one image a row of ``noise``: (B, C, H, W) in [0, 1], where the last state is clamped to.
+    """One sampled image for each row of ``noise``: (B, C, H, W), the last state clamped to [0, 1].
 
-    The state starts as sigma(t_start) z with z standard normal and follows ``denoiser.schedule.grid``. Row b depends on
-    its key only (B is the number of samples, the stream's indices are sample numbers), not on ``rows``. The denoiser is
-    taken as it is: put it into evaluation mode first. Images are made on the device of the stream.
+    The state starts as sigma(t_start) z with z standard normal, and follows ``denoiser.schedule.grid``. The noise of a
+    sample depends on its key only (the stream's indices are sample numbers), not on ``rows``. The mode of the denoiser
+    is not changed: put it into eval mode first. Images are on the device of the stream.
 
     Args:
         denoiser: the diffusion model.
-        noise: the stream of every draw, one row a sample.
+        noise: the stream of all random numbers, one row per sample.
         solver: the reverse step.
-        num_steps: how many.
-        t_start: where to start, in 1000ths of the schedule.
-        rows: samples a network call.
+        num_steps: number of reverse steps.
+        t_start: the start time, in noising steps out of 1000.
+        rows: samples per network call, at least 1.
 
     Raises:
-        ValueError: if the solver cannot follow the schedule, an image is still to be seen at ``t_start``, or a number
-            is out of its range.
+        ValueError: if the solver cannot follow the schedule, alpha / sigma at ``t_start`` is above `LARGEST_TRACE`, or
+            a number is out of its range.
     """
     solver.check(denoiser)
     if rows < 1:

@@ -2,13 +2,13 @@
 
 **One unit of time.** Everywhere in Lustral ``t`` is the *number of noising steps out of 1000*: 0 is a clean image,
 ``t = 100`` is "100 steps", "t* = 0.1" and "noise index 99" of the papers. A tabulated schedule of N levels takes
-multiples of 1000 / N, a continuous one any number. A network's own label (99, 99.9, ...) is made by its adapter and
-is seen nowhere else.
+multiples of 1000 / N, a continuous one any number. The time label that a network expects (99, 99.9, ...) is computed in
+its adapter, and used nowhere else.
 
-Two schedules are the same process up to a scale of the image where their `noise_ratio` sigma / alpha is the same, so
-a network trained on one can be asked on another.
+At times of equal `noise_ratio` sigma / alpha, two schedules give the same noisy image up to a scale. So a network that
+was trained on one schedule can be used on another.
 
-All coefficients are float64 until they meet an image.
+All coefficients are float64 until they are multiplied with an image.
 """
 
 import math
@@ -22,7 +22,7 @@ MAX_TIME = 1000
 
 
 class NoiseSchedule(ABC):
-    """alpha(t), the factor of the clean image, and sigma(t), the standard deviation of the noise."""
+    """A noise schedule: alpha(t), the factor of the clean image, and sigma(t), the standard deviation of the noise."""
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
@@ -30,11 +30,15 @@ class NoiseSchedule(ABC):
 
     @abstractmethod
     def sigma(self, t: Tensor) -> Tensor:
-        """The standard deviation of the noise; float64, the shape of ``t``."""
+        """The standard deviation of the noise at ``t`` in [0, 1000]; float64, the shape of ``t``."""
 
     @abstractmethod
     def grid(self, t_star: float, num_steps: int) -> Tensor:
-        """(num_steps + 1,) float64 times that a reverse process from ``t_star`` visits, descending."""
+        """(num_steps + 1,) float64 times of a reverse process from ``t_star``, in descending order.
+
+        Raises:
+            ValueError: if ``t_star`` or ``num_steps`` is out of range.
+        """
 
     @abstractmethod
     def time(self, noise_ratio: Tensor) -> Tensor:
@@ -42,14 +46,15 @@ class NoiseSchedule(ABC):
 
     @abstractmethod
     def times(self, uniform: Tensor) -> Tensor:
-        """Uniform draws in (0, 1) as the times that training draws; float64."""
+        """The random times of training, float64, computed from ``uniform`` random numbers in (0, 1)."""
 
     def noise_ratio(self, t: Tensor) -> Tensor:
-        """sigma / alpha: the standard deviation of the noise in units of the image."""
+        """sigma / alpha: the standard deviation of the noise if the image is scaled back to its own range."""
         return self.sigma(t) / self.alpha(t)
 
     def perturb(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """x_t from a clean image in diffusion space, ``t`` () or (B,), and standard normal noise of its shape."""
+        """x_t from clean images ``x_0`` (B, C, H, W) in diffusion space, ``t`` () or (B,), and standard normal
+        ``noise`` of their shape."""
         return coefficient(self.alpha(t), x_0) * x_0 + coefficient(self.sigma(t), x_0) * noise
 
 
@@ -58,7 +63,7 @@ class VariancePreserving(NoiseSchedule):
 
     @abstractmethod
     def alpha_bar(self, t: Tensor) -> Tensor:
-        """The share of the image's variance that is left at ``t`` in [0, 1000]; float64, the shape of ``t``."""
+        """alpha(t)**2, the factor of the image's variance at ``t`` in [0, 1000]; float64, the shape of ``t``."""
 
     def alpha(self, t: Tensor) -> Tensor:
         return self.alpha_bar(t).sqrt()
@@ -68,10 +73,10 @@ class VariancePreserving(NoiseSchedule):
 
 
 def coefficient(value: Tensor, image: Tensor) -> Tensor:
-    """A float64 coefficient, () or (B,), made ready to multiply images (B, C, H, W).
+    """A float64 coefficient, () or (B,), in a form that multiplies ``image`` (B, C, H, W).
 
-    A zero-dimensional CPU tensor multiplies images on any device in their own precision and without a transfer,
-    so it stays as it is; one value a row is cast and reshaped.
+    A zero-dimensional CPU tensor can multiply images on any device, in the images' precision and without a transfer, so
+    it is returned unchanged. A coefficient (B,) is moved to the image's device and dtype, and reshaped.
     """
     if value.ndim == 0:
         return value
@@ -96,7 +101,7 @@ class DiscreteSchedule(VariancePreserving):
         assert betas.dtype == torch.float64
         self.levels = len(betas)
         table = torch.cat((torch.ones(1, dtype=torch.float64), torch.cumprod(1.0 - betas, 0)))
-        self._tables = {torch.device("cpu"): table}  # one a device: a table that moved would leave the others without
+        self._tables = {torch.device("cpu"): table}  # one copy per device, since several devices may use the schedule
 
     def level(self, t: Tensor) -> Tensor:
         """The number of the level at ``t``, int64: 0 is clean, k is noise index k - 1."""
@@ -106,7 +111,7 @@ class DiscreteSchedule(VariancePreserving):
         return self._table(t.device)[self.level(t)]
 
     def grid(self, t_star: float, num_steps: int) -> Tensor:
-        """Evenly spaced levels from ``t_star`` down to 0 (rounded up where they do not divide)."""
+        """Evenly spaced levels from ``t_star`` down to 0, rounded up to whole levels."""
         _check_steps(t_star, num_steps, self.levels)
         # In integers: ceil(top * k / num_steps) for k = num_steps ... 0.
         top, k = round(t_star * self.levels / MAX_TIME), torch.arange(num_steps, -1, -1)
@@ -121,7 +126,7 @@ class DiscreteSchedule(VariancePreserving):
         return (above - nearer_below.long()).double() * (MAX_TIME / self.levels)
 
     def times(self, uniform: Tensor) -> Tensor:
-        """Every level but the clean one, alike."""
+        """Every level except the clean one, with equal probability."""
         return (uniform.double() * self.levels).ceil().clamp(1, self.levels) * (MAX_TIME / self.levels)
 
     def _table(self, device: torch.device) -> Tensor:
@@ -131,7 +136,7 @@ class DiscreteSchedule(VariancePreserving):
 
 
 class LinearSchedule(DiscreteSchedule):
-    """DDPM's schedule (Ho et al. 2020): 1000 variances from ``beta_start`` to ``beta_end``."""
+    """DDPM's schedule (Ho et al. 2020): 1000 variances, linear from ``beta_start`` to ``beta_end`` in (0, 1)."""
 
     def __init__(self, beta_start: float = 1e-4, beta_end: float = 2e-2) -> None:
         if not 0 < beta_start <= beta_end < 1:
@@ -164,7 +169,7 @@ class VPSchedule(VariancePreserving):
     which it differs slightly (sigma 0.3221 against 0.3209 at t = 100).
     """
 
-    FINAL_TIME = 1e-2  # the reverse SDE stops short of the singularity of the score, at t = 1e-5 of 1
+    FINAL_TIME = 1e-2  # t/1000 = 1e-5: the reverse SDE stops before the singularity of the score at 0
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
         if not 0 < beta_min <= beta_max:
@@ -176,14 +181,14 @@ class VPSchedule(VariancePreserving):
         return torch.exp(-0.5 * (self.beta_max - self.beta_min) * tau**2 - self.beta_min * tau)
 
     def beta(self, t: Tensor) -> Tensor:
-        """The SDE's rate at ``t``, per unit of t/1000."""
+        """beta, the SDE's rate per unit of t/1000, at ``t`` in [0, 1000]."""
         return self.beta_min + (self.beta_max - self.beta_min) * t.double() / MAX_TIME
 
     def grid(self, t_star: float, num_steps: int) -> Tensor:
         """Evenly spaced times from ``t_star``; the last one is ``FINAL_TIME`` instead of 0.
 
-        Counted in whole steps, never accumulated: accumulation in float32 makes a network's floored label
-        jump (150 steps begin with 149, 148, 148).
+        Each time is computed from the number of its step. Accumulating steps in float32 would make the time labels of a
+        network, which are rounded down, skip or repeat (150 steps would begin with 149, 148, 148).
         """
         _check_steps(t_star, num_steps)
         times = torch.arange(num_steps, -1, -1, dtype=torch.float64) * t_star / num_steps
@@ -191,20 +196,20 @@ class VPSchedule(VariancePreserving):
         return times
 
     def time(self, noise_ratio: Tensor) -> Tensor:
-        """From alpha_bar = 1 / (1 + ratio**2), a quadratic equation in t."""
+        """The t whose sigma / alpha is ``noise_ratio``: alpha_bar = 1 / (1 + ratio**2) is a quadratic equation in t."""
         rise = self.beta_max - self.beta_min
         log = noise_ratio.double().square().log1p()  # -log alpha_bar
-        # 2 log / (sqrt(b**2 + 2 rise log) + b) does not cancel where the noise is small, and holds for rise = 0.
+        # This form of the root has no cancellation where the noise is small, and holds for rise = 0.
         return MAX_TIME * 2.0 * log / ((self.beta_min**2 + 2.0 * rise * log).sqrt() + self.beta_min)
 
     def times(self, uniform: Tensor) -> Tensor:
-        """Uniform between the SDE's final time and 1000 (Song et al. 2021)."""
+        """Uniform between ``FINAL_TIME`` and 1000 (Song et al. 2021)."""
         return self.FINAL_TIME + uniform.double() * (MAX_TIME - self.FINAL_TIME)
 
 
 class _VarianceExploding(NoiseSchedule):
-    """alpha = 1: the image keeps its scale. ``t`` in [1, 1000] runs from ``sigma_min`` to ``sigma_max``; below 1 sigma
-    falls linearly to 0, so that the last step of a grid ends at a clean image, as in Karras et al. (2022)."""
+    """alpha = 1: the image keeps its scale. As t goes from 1 to 1000, sigma goes from ``sigma_min`` to ``sigma_max``;
+    below t = 1 sigma falls linearly to 0, so that a grid ends at a clean image, as in Karras et al. (2022)."""
 
     def __init__(self, sigma_min: float, sigma_max: float) -> None:
         if not 0 < sigma_min < sigma_max:
@@ -256,7 +261,8 @@ class VESchedule(_VarianceExploding):
 
 
 class EDMSchedule(_VarianceExploding):
-    """Karras et al. 2022, equation 5: sigma**(1/rho) rises linearly, so that a grid of N steps is theirs."""
+    """Karras et al. 2022, equation 5: sigma**(1/rho) rises linearly from ``sigma_min`` to ``sigma_max``, so that a grid
+    of N steps from t = 1000 is theirs."""
 
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> None:
         super().__init__(sigma_min, sigma_max)
@@ -285,7 +291,11 @@ SCHEDULES: dict[str, type[NoiseSchedule]] = {
 
 
 def make_schedule(name: str) -> NoiseSchedule:
-    """A schedule with its published settings, by the name that a network's ``schedule`` option takes."""
+    """The schedule of this `ScheduleName` with its published settings.
+
+    Raises:
+        ValueError: if the name is unknown.
+    """
     if name not in SCHEDULES:
         raise ValueError(f"schedule is {name!r}; it may be {', '.join(get_args(ScheduleName))}.")
     return SCHEDULES[name]()

@@ -1,6 +1,6 @@
 """Reverse steps from time ``t`` to an earlier ``s``, as short pure functions of (x_t, x_0 estimate or score, noise).
 
-A `Solver` is such a step with its options, ready to be unrolled. It makes one network call a step, `Heun` two.
+A `Solver` is such a step with its options. It makes one network call per step, `Heun` two.
 """
 
 import math
@@ -24,7 +24,7 @@ class Level(NamedTuple):
 
     @property
     def ratio(self) -> Tensor:
-        """The noise at the image's own scale."""
+        """sigma / alpha, the standard deviation of the noise at the image's own scale."""
         return self.sigma / self.alpha
 
 
@@ -34,7 +34,7 @@ def level(schedule: NoiseSchedule, t: Tensor) -> Level:
 
 
 def added_variance(at_t: Level, at_s: Level) -> Tensor:
-    """The variance of the noise that leads from s to t: beta of the step, on a variance-preserving schedule."""
+    """The variance of the noise that the forward process adds from s to t: the step's beta, if variance-preserving."""
     return (at_t.sigma.square() - (at_t.alpha / at_s.alpha).square() * at_s.sigma.square()).clamp_min(0.0)
 
 
@@ -46,7 +46,7 @@ def euler_maruyama(x: Tensor, score: Tensor, beta: Tensor, h: Tensor, noise: Ten
 
 
 def flow_euler(x: Tensor, score: Tensor, beta: Tensor, h: Tensor) -> Tensor:
-    """x + h beta/2 (x + score): one step of the VP-SDE's probability flow (Song et al. 2021, equation 13)."""
+    """x + h beta/2 (x + score): one step of the VP-SDE's probability flow ODE (Song et al. 2021, equation 13)."""
     return x + coefficient(0.5 * beta * h, x) * (x + score)
 
 
@@ -71,13 +71,14 @@ def posterior_variance(at_t: Level, at_s: Level) -> Tensor:
 
 
 def learned_std(v: Tensor, beta: Tensor, beta_tilde: Tensor) -> Tensor:
-    """exp of half of v log beta + (1 - v) log beta tilde (Nichol and Dhariwal 2021, equation 15), the shape of v."""
+    """The standard deviation whose log variance is v log beta + (1 - v) log beta tilde (Nichol and Dhariwal 2021,
+    equation 15), of the shape of v."""
     low, high = beta_tilde.log(), beta.log()
     return (0.5 * (coefficient(low, v) + v * coefficient(high - low, v))).exp()
 
 
 def _root(variance: Tensor) -> Tensor:
-    """The square root, with 0 for its derivative at 0: a level that is differentiated would get NaN there."""
+    """The square root, with derivative 0 at 0: the true one is infinite, and would make the gradient of a level NaN."""
     positive = variance > 0
     return torch.where(positive, torch.where(positive, variance, 1.0).sqrt(), 0.0)
 
@@ -87,8 +88,8 @@ class Transition(NamedTuple):
 
     Attributes:
         mean: (B, C, H, W).
-        std: float64, () or (B,); or (B, C, H, W), where it was learned.
-        last: bool, () or (B,): whether the step leads to the clean image, where nothing is drawn.
+        std: float64, () or (B,); or (B, C, H, W) if it is learned.
+        last: bool, () or (B,): whether the step leads to the clean image, where no noise is added.
     """
 
     mean: Tensor
@@ -96,13 +97,13 @@ class Transition(NamedTuple):
     last: Tensor
 
     def draw(self, noise: Tensor) -> Tensor:
-        """mean + std noise, or the mean."""
+        """mean + std ``noise``; the mean in a last step."""
         std = self.std if self.std.ndim > 1 else coefficient(self.std, noise)
         return self.mean + coefficient((~self.last).double(), noise) * std * noise
 
     def guided(self, factor: Tensor) -> Tensor:
-        """variance * ``factor``, float64, () or (B,): what a direction (B, C, H, W) is multiplied by where a guidance
-        moves the mean (Dhariwal and Nichol 2021, algorithm 1)."""
+        """variance * ``factor``, with ``factor`` float64, () or (B,): the multiplier of a guidance's direction, which
+        is added to the mean (Dhariwal and Nichol 2021, algorithm 1)."""
         if self.std.ndim > 1:
             return self.std.square() * coefficient(factor, self.std)
         return coefficient(self.std.square() * factor, self.mean)
@@ -116,7 +117,8 @@ def langevin(
     dx = -rate/2 (-score + (x - start) / tether) dt + temperature sqrt(rate) dw: it samples near ``start``.
 
     Args:
-        h: the step of its clock.
+        x, score, start, noise: (B, C, H, W) each, in diffusion space.
+        h: dt of the step.
         rate: lambda, 1e-2 in the paper.
         temperature: eta, 5 in the paper; 1 samples p(x) exp(-|x - start|^2 / (2 tether)).
         tether: sigma^2, 1e-3 in the paper.
@@ -135,15 +137,20 @@ class Solver(ABC):
     random: bool = True
 
     def check(self, denoiser: Denoiser) -> None:  # noqa: B027  (most can follow any)
-        """Refuse a denoiser whose schedule this solver cannot follow."""
+        """Refuse a denoiser that this solver cannot be used with.
+
+        Raises:
+            ValueError: if it cannot.
+        """
 
     @abstractmethod
     def step(self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: Tensor) -> Tensor:
-        """x_s from x_t, (B, C, H, W) in diffusion space; ``t > s``, () or (B,)."""
+        """x_s from ``x`` = x_t, (B, C, H, W) in diffusion space; ``t`` > ``s``, () or (B,); ``noise`` is standard
+        normal, of the shape of ``x``."""
 
 
 class _OnVP(Solver):
-    """Follows the continuous VP-SDE."""
+    """A solver for the continuous VP-SDE."""
 
     def check(self, denoiser: Denoiser) -> None:
         if not isinstance(denoiser.schedule, VPSchedule):
@@ -155,7 +162,8 @@ class _OnVP(Solver):
 
 
 class EulerMaruyama(_OnVP):
-    """The reverse VP-SDE, DiffPure's main method: everything is evaluated at the larger time of the step."""
+    """Euler-Maruyama steps of the reverse VP-SDE, DiffPure's main method; drift and noise are evaluated at the larger
+    time of the step."""
 
     def step(self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: Tensor) -> Tensor:
         assert isinstance(denoiser.schedule, VPSchedule)
@@ -163,7 +171,7 @@ class EulerMaruyama(_OnVP):
 
 
 class FlowEuler(_OnVP):
-    """The VP-SDE's probability flow by Euler steps in its own time: DiffPure's ODE variant. (`DDIM` is the same flow by
+    """Euler steps of the VP-SDE's probability flow ODE in t: DiffPure's ODE variant. (`DDIM` solves the same ODE by
     Euler steps in the noise ratio, which is more accurate.)"""
 
     random = False
@@ -174,17 +182,19 @@ class FlowEuler(_OnVP):
 
 
 class Heun(Solver):
-    """The probability flow at second order, with churn: Karras et al. 2022, algorithm 2. Churn needs a
-    continuous schedule.
+    """Second-order steps of the probability flow ODE, with churn: Karras et al. 2022, algorithm 2.
 
-    A step to sigma = 0 is an Euler step. Two network calls a step, else.
+    Churn needs a continuous schedule. A step makes two network calls; a step to sigma = 0 is an Euler step with one.
 
     Args:
-        churn: S_churn / N, at most sqrt(2) - 1: the noise ratio rises by this share before each step; 0 is
+        churn: S_churn / N, in [0, sqrt(2) - 1]: the noise ratio is raised by this share before each step; 0 is
             deterministic.
-        churn_min: S_tmin, the lowest noise ratio at which it does.
-        churn_max: S_tmax, the highest.
-        churn_noise: S_noise, the factor of the new noise.
+        churn_min: S_tmin, the lowest noise ratio at which it is raised.
+        churn_max: S_tmax, the highest noise ratio at which it is raised.
+        churn_noise: S_noise, the factor of the added noise, not negative.
+
+    Raises:
+        ValueError: if an option is out of its range; in `check`, if there is churn on a tabulated schedule.
     """
 
     MAX_CHURN = math.sqrt(2.0) - 1.0
@@ -216,7 +226,7 @@ class Heun(Solver):
         now = x / coefficient(at_t.alpha, x)  # the image at its own scale, where the flow is (x - x_0) / ratio
         if self.random:
             rises = (ratio >= self.churn_min) & (ratio <= self.churn_max)
-            # No noise ratio beyond the schedule's last: the network has seen none.
+            # At most the schedule's last noise ratio: the network was not trained beyond it.
             end = schedule.noise_ratio(torch.full_like(ratio, float(MAX_TIME)))
             raised = torch.where(rises, (ratio * (1.0 + self.churn)).clamp_max(end), ratio)
             extra = (raised.square() - ratio.square()).clamp_min(0.0).sqrt()
@@ -226,7 +236,7 @@ class Heun(Solver):
         euler = now + coefficient(to - ratio, x) * slope
         if to.ndim == 0 and to == 0:
             return coefficient(at_s.alpha, x) * euler
-        # Where times differ by row, those that arrive at 0 keep their Euler step; any other level stands in for it.
+        # Where times differ by row, rows that arrive at 0 keep their Euler step; the level used for them is arbitrary.
         arrives = to == 0
         ahead_at = torch.where(arrives, ratio, to)
         ahead = (euler - self._clean(denoiser, euler, ahead_at)) / coefficient(ahead_at, x)
@@ -235,13 +245,13 @@ class Heun(Solver):
 
     @staticmethod
     def _clean(denoiser: Denoiser, x: Tensor, ratio: Tensor) -> Tensor:
-        """The posterior mean of ``x`` at its own scale."""
+        """The posterior mean of x_0 from ``x`` = x_t / alpha, at this noise ratio."""
         t = denoiser.schedule.time(ratio)
         return denoiser(coefficient(denoiser.schedule.alpha(t), x) * x, t)
 
 
 class DDIM(Solver):
-    """DDIM with ``eta`` in [0, 1] (Song et al. 2021); the update of Lee and Kim's GNSP too."""
+    """DDIM with ``eta`` in [0, 1]: 0 is deterministic, 1 is DDPM (Song et al. 2021); also the update of GNSP."""
 
     def __init__(self, eta: float = 0.0) -> None:
         if not 0 <= eta <= 1:
@@ -256,12 +266,15 @@ class DDIM(Solver):
 
 
 class Ancestral(Solver):
-    """DDPM's ancestral sampling (Ho et al. 2020), on any grid. A step to the clean image adds no noise.
+    """DDPM's ancestral sampling (Ho et al. 2020), on any grid of times. A step to the clean image adds no noise.
 
     Args:
         variance: "small" (beta tilde), "large" (beta), or "learned" between them (Nichol and Dhariwal 2021).
         clip_denoised: clamp the estimate of x_0 to [-1, 1], as guided-diffusion does; its gradient is then zero
             where it saturates.
+
+    Raises:
+        ValueError: if ``variance`` is none of these; in `check`, if it is "learned" and the denoiser has learned none.
     """
 
     def __init__(self, variance: Variance = "small", clip_denoised: bool = False) -> None:
@@ -283,12 +296,13 @@ class Ancestral(Solver):
     def transition(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, before: Tensor | None = None
     ) -> Transition:
-        """The step as a Gaussian; one network call.
+        """The step from ``x`` = x_t at ``t`` to ``s`` as a Gaussian; one network call.
 
         Args:
-            before: where the step that led to ``t`` had started. The variance of a step to the clean image then has
-                beta tilde of that one in the place of 0, which has no logarithm: "large" is it there, and "learned"
-                lies between it and beta, as in the original code (Ho et al. 2020). Only a guidance sees it.
+            before: the time at which the preceding step, which led to ``t``, began. In a step to the clean image, beta
+                tilde is 0 and has no logarithm; with ``before``, that of the preceding step takes its place: "large"
+                is then equal to it, and "learned" lies between it and beta, as in the original code (Ho et al. 2020).
+                It affects guidance only, since this step adds no noise.
         """
         low, high = self.span(denoiser.schedule, t, s, before)
         if self.variance == "learned":
@@ -304,7 +318,7 @@ class Ancestral(Solver):
     def span(
         self, schedule: NoiseSchedule, t: Tensor, s: Tensor, before: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The least and the largest variance of a step, float64; one and the same where it is not learned."""
+        """The smallest and the largest variance of a step, float64; they are equal if the variance is not learned."""
         at_t, at_s = level(schedule, t), level(schedule, s)
         beta, tilde = added_variance(at_t, at_s), posterior_variance(at_t, at_s)
         if self.variance == "small":

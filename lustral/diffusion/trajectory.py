@@ -1,15 +1,15 @@
 """The unrolled reverse process and its exact input gradient at constant graph memory.
 
-`unroll` applies ``state <- step(i, state, context)`` and differentiates the whole loop with a vector-Jacobian product a
-step at a time: the forward pass stores one state a step, the backward pass runs each step again with a graph and
-pulls the gradient through it. With frozen weights an input-only backward costs one forward, so T steps cost 3 T
-network calls, and 2 T where the graphs fit the budget and are kept. Both are
-``torch.equal``: the same operations run on the same numbers.
+`unroll` applies ``state <- step(i, state, context)`` and differentiates the loop by vector-Jacobian products, one step
+at a time: the forward pass stores one state per step; the backward pass recomputes each step with a graph and
+back-propagates through it. With frozen weights, an input-only backward pass costs as much as a forward pass. So T steps
+cost as much as 3 T network calls, or 2 T where the graphs fit the budget and are kept. Both give ``torch.equal``
+gradients: the same operations run on the same numbers.
 
-Two rules make it right. Everything that depends on the input is in the state or the context of the step: a captured
-tensor would be a constant, and its share of the gradient silently lost. Graphs are searched for such tensors, and for
-trainable parameters, at the first step and at one other of a loop. And a step draws its noise from a keyed stream, so
-that the second run replays the first.
+Two rules make this correct. First, everything that depends on the input must be in the state or the context of the
+step: a captured tensor would be treated as a constant, and its part of the gradient silently lost. The graph of the
+first step, and without a budget also that of the last one, is searched for such tensors and for trainable parameters.
+Second, a step takes its noise from a keyed stream, so that the recomputation uses the same noise.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 Context = dict[str, Tensor]
-"""What belongs to an image besides its pixels (a level, a mask, latents): tensors by name, with one row an image."""
+"""What belongs to an image besides its pixels (a level, a mask, latents): tensors by name, with one row per image."""
 State = TypeVar("State", Tensor, dict[str, Tensor])
 Step = Callable[[int, State, Context], State]
 """``step(i, state, context) -> state``: pure in its arguments, row by row."""
@@ -32,17 +32,18 @@ def unroll(
     """Apply ``step`` for i = 0 ... num_steps - 1, with an exact gradient for the state and everything in the context.
 
     Args:
-        step: one step.
-        num_steps: how many.
-        state: at the start; a tensor, or tensors by name (an image and a running sum, an optimiser's moments), which
-            keep their names, shapes and types. Floating-point ones are differentiated, others pass.
-        context: every other tensor that depends on the attacked image, by name. The step is given it as it is.
-        budget: bytes that graphs of steps may take in all; steps beyond it are run again in the backward pass. It
+        step: one step, a pure function of its arguments.
+        num_steps: number of steps.
+        state: the initial state: a tensor, or tensors by name (an image and a running sum, an optimiser's moments),
+            whose names, shapes and types must not change. Floating-point tensors are differentiated, others are not.
+        context: every other tensor that depends on the attacked image, by name; passed to each step unchanged.
+        budget: bytes that the kept graphs of steps may take in all; other steps are recomputed in the backward pass. It
             changes time and memory, never a bit of the result.
 
     Raises:
-        ValueError: when gradients are taken, if a step uses a tensor that wants a gradient and is neither in the state
-            nor in the context: a trainable parameter, or a tensor that the step captured.
+        ValueError: when gradients are taken, if a step uses a tensor that requires a gradient and is neither in the
+            state nor in the context (a trainable parameter or a captured tensor); or if a step changes the names or
+            kinds of its state.
     """
     context = dict(context or {})
     loose = _Loop(step, _Names(state, context))
@@ -56,8 +57,8 @@ def unroll(
 
 
 class _Names:
-    """A state and a context as a flat list of tensors, each sorted by name, and back: autograd sees no tensor that is
-    inside a dict."""
+    """Converts a state and a context to a flat list of tensors, each sorted by name, and back: a custom autograd
+    function does not see tensors inside a dict."""
 
     def __init__(self, state: Tensor | dict[str, Tensor], context: Context) -> None:
         self.of_state = sorted(state) if isinstance(state, dict) else None
@@ -84,7 +85,7 @@ class _Names:
 
 
 class _Loop:
-    """The step of one loop on flat tensors, its state's first."""
+    """The step of a loop as a function of flat tensors, those of the state first."""
 
     def __init__(self, step: Step[Any], names: _Names) -> None:
         self._step, self.names = step, names
@@ -103,18 +104,18 @@ class _Loop:
 
 
 class _Graph:
-    """One step run with a graph: the leaves it was given, and what came out."""
+    """One step computed with a graph: its input leaves and its outputs."""
 
     def __init__(self, loop: _Loop, i: int, tensors: Sequence[Tensor], needs: Sequence[bool]) -> None:
         self.leaves = [t.detach().requires_grad_(need) for t, need in zip(tensors, needs, strict=True)]
         with torch.enable_grad():
             self.outputs = loop(i, self.leaves)
-        if not loop.searched or i == 0:  # the first step is often another than the rest
+        if not loop.searched or i == 0:  # the first step often differs from the others
             loop.searched = True
             _refuse_strangers(self.outputs, self.leaves)
 
     def pull(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """The gradient at each leaf that asked for one; None where nothing arrives."""
+        """The gradient at each leaf that requires one, from the gradients of the outputs; None where there is none."""
         wanted = [leaf for leaf in self.leaves if leaf.requires_grad]
         pairs = [(o, g) for o, g in zip(self.outputs, gradients, strict=True) if g is not None and o.requires_grad]
         if not pairs:
@@ -125,7 +126,7 @@ class _Graph:
 
 
 def _refuse_strangers(outputs: Sequence[Tensor], leaves: Sequence[Tensor]) -> None:
-    """Refuse a graph that ends elsewhere than at ``leaves``."""
+    """Refuse a graph with other leaves than ``leaves``."""
     own = {id(leaf) for leaf in leaves}
     waiting: list[Any] = [output.grad_fn for output in outputs]
     seen: set[Any] = set()
@@ -134,7 +135,7 @@ def _refuse_strangers(outputs: Sequence[Tensor], leaves: Sequence[Tensor]) -> No
         if node is None or node in seen:
             continue
         seen.add(node)
-        leaf = getattr(node, "variable", None)  # only where a graph ends
+        leaf = getattr(node, "variable", None)  # only the nodes of leaves have one
         if leaf is not None and id(leaf) not in own:
             if isinstance(leaf, torch.nn.Parameter):
                 raise ValueError(
@@ -149,7 +150,8 @@ def _refuse_strangers(outputs: Sequence[Tensor], leaves: Sequence[Tensor]) -> No
 
 
 class _SavedBytes(torch.autograd.graph.saved_tensors_hooks):
-    """Counts the bytes that graphs built inside it hold on to, weights apart and each storage once."""
+    """Counts the bytes of tensors saved by graphs that are built in this context, without weights and each storage
+    once."""
 
     def __init__(self) -> None:
         self._sizes: dict[int, int] = {}
@@ -171,7 +173,7 @@ class _Unrolled(torch.autograd.Function):
     def forward(ctx: Any, loop: _Loop, num_steps: int, budget: float, *tensors: Tensor) -> tuple[Tensor, ...]:
         size = loop.names.size
         ctx.loop, ctx.context = loop, [t.detach() for t in tensors[size:]]
-        # The state depends on everything after the first step, so it always needs a gradient.
+        # After the first step the state depends on all inputs, so it always needs a gradient.
         ctx.needs = [t.is_floating_point() for t in tensors[:size]] + [t.requires_grad for t in tensors[size:]]
         device = tensors[0].device.type
         ctx.autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
@@ -184,14 +186,14 @@ class _Unrolled(torch.autograd.Function):
                 saved = _SavedBytes()
                 with saved:
                     graph = _Graph(loop, i, given, ctx.needs)
-                # The last steps are kept: the backward pass frees them before it needs room to run one again.
+                # The last steps are kept: the backward pass frees their graphs before it recomputes earlier steps.
                 first_kept = num_steps - int(min(num_steps, budget / max(saved.total, 1)))
             elif i >= first_kept:
                 graph = _Graph(loop, i, given, ctx.needs)
             state = loop(i, given) if graph is None else [t.detach() for t in graph.outputs]
             if graph is not None and i >= first_kept:
                 ctx.graphs[i] = graph
-        # A state that no step changed is the input itself, which autograd must not take for an output.
+        # A tensor that no step changed is an input itself, and autograd needs outputs to be other tensors.
         state = [t.view_as(t) if any(t is other for other in tensors) else t for t in state]
         ctx.mark_non_differentiable(*(t for t in state if not t.is_floating_point()))
         return tuple(state)
@@ -211,7 +213,7 @@ class _Unrolled(torch.autograd.Function):
                     graph = _Graph(ctx.loop, i, [*ctx.states[i], *ctx.context], ctx.needs)
             found = graph.pull(gradients)
             del graph
-            # A step that ignores its state hands zero on, not nothing.
+            # A step that ignores its state has a zero gradient, not None.
             gradients = [
                 torch.zeros_like(t) if g is None and need else g
                 for g, need, t in zip(found[:size], needs, ctx.states[i], strict=True)

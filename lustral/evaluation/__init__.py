@@ -1,4 +1,4 @@
-"""From a defence and an attack to a number that can be trusted."""
+"""Evaluation: from a defence and an attack to an audited robust accuracy."""
 
 from lustral.defence import Defence
 from lustral.evaluation.card import make_card, write_card

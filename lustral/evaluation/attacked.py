@@ -1,4 +1,4 @@
-"""What a card says of the attack itself: whose gradients it follows, and how an ensemble's members fared."""
+"""What a card says about the attack: what it differentiates, and the results of an ensemble's members."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,11 +8,12 @@ from lustral.evaluation.records import Record
 
 
 def differentiated(attack: Mapping[str, Any], purifier: Mapping[str, Any]) -> list[str]:
-    """What an attack's gradients are of, once each: "defence", or in what they differ from that.
+    """What an attack differentiates, each once: "defence", or words on how it differs from the defence.
 
     Args:
-        attack: its description; without gradients the answer is empty, an ensemble has those of its members.
-        purifier: the defence's, described.
+        attack: the attack's description (see `describe`). An ensemble's answer is that of its members; the answer is
+            empty for an attack without gradients.
+        purifier: the description of the defence's purifier.
     """
     if "attacks" in attack:
         return list(dict.fromkeys(word for member in attack["attacks"] for word in differentiated(member, purifier)))
@@ -32,8 +33,11 @@ def differentiated(attack: Mapping[str, Any], purifier: Mapping[str, Any]) -> li
 
 
 def members(records: Sequence[Record], attack: Mapping[str, Any]) -> dict[str, Any]:
-    """ "members" of an ensemble: each one's wins (images that are its), how many images it attacked, and the share of
-    its gradients that are zero. Failed images were won by nobody. Nothing for other attacks."""
+    """The card's section "members" for an ensemble; an empty dict for other attacks.
+
+    For each member: "wins" (the number of images that are its results), "attacked" (the number of images that it
+    attacked), and, if it follows gradients, "zero_gradient_share". Failed images count for no member.
+    """
     if "attacks" not in attack:
         return {}
     healthy, rows = [record.statistics for record in records if not record.failed], []
@@ -50,9 +54,9 @@ def members(records: Sequence[Record], attack: Mapping[str, Any]) -> dict[str, A
 
 
 def zero_share(statistics: Sequence[Mapping[str, float]], prefix: str = "") -> float:
-    """The share of gradients that are zero everywhere, among all draws that were still right; 0 if there were none.
+    """The share of the gradients of correctly classified draws that are zero everywhere; 0 if there are no such draws.
 
-    Records of an older version do not say how many those were, and count alike.
+    Records of older versions lack "right_draws"; each of them then has weight 1.
     """
     zero, right = f"{prefix}zero_gradients", f"{prefix}right_draws"
     found = [(each[zero], each.get(right, 1.0)) for each in statistics if zero in each]
@@ -61,7 +65,7 @@ def zero_share(statistics: Sequence[Mapping[str, float]], prefix: str = "") -> f
 
 
 def _name(attack: Mapping[str, Any]) -> str:
-    """Such as ``PGD straight_through WithScore(CrossEntropy, -1.0)``."""
+    """A name for a member, such as ``PGD exact WithScore(CrossEntropy, -1.0)``."""
     words = [attack["class"], attack.get("gradient"), _objective(attack.get("objective"))]
     if attack.get("surrogate"):
         words.append(f"on {_surrogate(attack['surrogate']).removeprefix('the surrogate ')}")

@@ -1,7 +1,7 @@
-"""The audit of a run: its probes on some of its images, and what they measured. It never changes a number.
+"""The audit of a run: probes (further attacks) on some of its images, and their results. It changes no robust number.
 
-Every probe's images are judged on the same draws, which nothing else sees, so that results can be compared image by
-image. What they mean is said in `lustral.evaluation.doubts`.
+The images found by all probes are judged on the same draws, which are used for nothing else, so that results can be
+compared image by image. `lustral.evaluation.doubts` interprets them.
 """
 
 from collections.abc import Collection, Sequence
@@ -23,9 +23,10 @@ from lustral.rows import Runtime
 from lustral.threat import ThreatModel
 
 AUDIT = "audit: "
-"""How the tasks of an audit are announced to whoever observes the engine."""
+"""The prefix of the names under which an audit's tasks are reported to the engine's observer."""
 ATTACK, KNOWN_ATTACK = "attack", "attack_known_noise"
-"""Names of the margins of the run's own images, on the audit's draws and on the draw that known noise knows."""
+"""Names of the margins of the run's own adversarial images, on the audit's draws and on the verdict's first draw, which
+the probe "known_noise" knows."""
 PREDICTED, ACTUAL = "predicted", "actual"
 _LOOK_DRAWS = 8
 
@@ -35,10 +36,11 @@ class Audited:
     """What an audit measured on one image.
 
     Attributes:
-        accuracy: by probe, the share of the audit's draws that are right.
-        margins: by probe, the margin (best wrong logit minus true one) of every draw; also those of the run's own
-            images. A probe that met NaN or Inf has none, and an accuracy of 0.
-        steps: "predicted" and "actual" change of the margin over a step along the attack's gradient.
+        accuracy: for each probe, the share of the audit's draws that are classified correctly.
+        margins: for each probe, the margin (largest wrong logit minus true one) of every draw; also for the run's own
+            adversarial image. A probe that met NaN or Inf has no margins, and an accuracy of 0.
+        steps: "predicted" and "actual" change of the margin over a step along the attack's gradient, one value for each
+            point at which a step was tried.
     """
 
     accuracy: dict[str, float] = field(default_factory=dict)
@@ -47,7 +49,7 @@ class Audited:
 
 
 class KnownNoise:
-    """A defence whose noise the attacker knows: whatever stream it is given, it uses the verdict's first draw."""
+    """A defence whose noise the attacker knows: whatever stream is passed in, it uses the verdict's first draw."""
 
     def __init__(self, defence: Any, verdict: NoiseStream) -> None:
         self._defence, self._known, self._verdict = defence, verdict, verdict.repeat(1)
@@ -57,7 +59,7 @@ class KnownNoise:
 
     @property
     def purifier(self) -> Purifier | None:
-        """The defence's, if it has one."""
+        """The defence's purifier, None if it has none."""
         return getattr(self._defence, "purifier", None)
 
     @property
@@ -73,7 +75,7 @@ class KnownNoise:
         self._defence.runtime = runtime
 
     def with_purifier(self, purifier: Purifier | Variant) -> "KnownNoise":
-        """The same noise for the defence with another purifier: an attack's surrogate knows it as well."""
+        """The defence with another purifier and the same known noise, so that an attack's surrogate uses it too."""
         return KnownNoise(self._defence.with_purifier(purifier), self._known)
 
     def __call__(
@@ -87,7 +89,7 @@ class KnownNoise:
         return self._defence(x, self._stream(noise), gradient, context, wants)
 
     def prepare(self, x: Tensor, noise: NoiseStream) -> Context:
-        """What images decide with the verdict's noise."""
+        """The context of images ``x`` (B, C, H, W) with the verdict's noise."""
         return self._defence.prepare(x, self._stream(noise))
 
     def _stream(self, noise: NoiseStream) -> NoiseStream:
@@ -95,13 +97,14 @@ class KnownNoise:
 
 
 def audited_indices(indices: Collection[int], count: int, seed: int, size: int = 1) -> list[int]:
-    """The ``count`` of ``indices`` that are audited: those of the smallest keyed numbers. Of images that are judged in
-    groups of ``size``, contiguous in ``indices``, whole groups with so many together, or a few more: those of the
-    smallest number of any of their images.
+    """The ``count`` of ``indices`` that are audited, ascending: those with the smallest keyed random numbers.
 
-    An image's number depends on the seed and the image alone. So every process chooses the same ones, they come from
-    everywhere in the test set, and of the images that are audited among many, those that lie in a part are audited in
-    the part as well: a run that is extended has audited all that it needs.
+    If images are judged in groups of ``size`` (contiguous in ``indices``), whole groups are chosen, by the smallest
+    number among their images, until they have ``count`` images or a few more.
+
+    An image's random number depends on the seed and the image alone. So every process chooses the same images, they are
+    a random sample of the test set, and an image that is audited in a larger test set is audited in every subset that
+    contains it: a run that is extended needs no further audits of images that it has already judged.
     """
     index = torch.tensor(sorted(set(indices)) if size == 1 else list(indices), dtype=torch.int64)
     if not len(index) or count < 1:
@@ -121,7 +124,8 @@ def audit_cases(
     noise: NoiseStream,
     verdict_draws: int,
 ) -> list[Audited]:
-    """Run the probes of ``plan`` on ``cases``, for which ``attack`` found the images ``found`` (B, C, H, W)."""
+    """Run the probes of ``plan`` on ``cases``, for which ``attack`` found the images ``found`` (B, C, H, W); one
+    `Audited` for each case. ``noise`` is the run's stream of the cases, B rows."""
     stream, observe = noise.fork("audit"), engine.observe
     engine = engine.observed(lambda task, step, steps: observe(AUDIT + task, step, steps))
     verdict = noise.fork("verdict", "adversarial")
@@ -135,7 +139,7 @@ def audit_cases(
     def keep(name: str, logits: Tensor, failed: Tensor | None = None) -> None:
         margins = margin(logits, cases.labels)
         if not engine.defence.random or name in (KNOWN_ATTACK, "known_noise"):
-            margins = margins[:1]  # one draw is all there is
+            margins = margins[:1]  # all draws are equal
         bad = ~logits.isfinite().all(-1).all(0)
         bad = bad if failed is None else bad | failed
         right = rule(logits, cases.labels).masked_fill(bad, 0.0).tolist()
@@ -168,8 +172,11 @@ def audit_cases(
 def _look_ahead(
     engine: Engine, attack: Attack, cases: Cases, threat: ThreatModel, noise: NoiseStream, audited: Sequence[Audited]
 ) -> None:
-    """Does a step along the attack's gradient do what the gradient says? At the image, and at a random point of the
-    budget: the change of the margin from half a step behind to half a step ahead, all on the same draws."""
+    """Compare the change of the margin over a step along the attack's gradient with the change that the gradient
+    predicts, at the image and at a random point of the threat set.
+
+    The step goes from half a step behind the point to half a step ahead of it; all margins are on the same draws.
+    """
     members = gradient_attacks(attack)
     if not members:
         return
@@ -187,7 +194,7 @@ def _look_ahead(
         after, before = (
             margin(engine.logits(images, draws, looks), cases.labels).double().mean(0) for images in (ahead, behind)
         )
-        size = engine.group_size  # what is judged together changes together
+        size = engine.group_size  # a step at one image changes the margins of its whole group
         predicted = group_sum(predicted, size, None)
         after, before = (group_sum(margins, size, cases.aim) for margins in (after, before))
         for i, each in enumerate(audited):
@@ -197,6 +204,6 @@ def _look_ahead(
 
 
 def _step_length(member: GradientAttack, threat: ThreatModel) -> float:
-    """The attack's own, as far as it has one and does not leave the budget; else that of the house's PGD."""
+    """The attack's own step size, at most the budget; an eighth of the budget for an attack without one."""
     own = getattr(member, "step_length", None)
     return min(own(threat), threat.budget) if own is not None else threat.budget / 8

@@ -1,4 +1,4 @@
-"""The card: everything a reader needs to believe or doubt a robust number, made from a run's files alone."""
+"""The card: everything that a reader needs to judge a robust number, made from a run's files alone."""
 
 import json
 import os
@@ -25,7 +25,7 @@ SCHEMA = 1
 
 
 def verdicts(records: Sequence[Record], rule: VerdictRule) -> tuple[list[float], list[float]]:
-    """How right the defence is on each clean and each adversarial image; failed samples count as broken."""
+    """The verdicts of ``rule`` on each clean and each adversarial image, in [0, 1]; failed samples count as broken."""
     labels = torch.tensor([record.label for record in records])
     clean = rule(torch.stack([record.clean_logits for record in records], 1), labels)
     robust = rule(torch.stack([record.adversarial_logits for record in records], 1), labels)
@@ -34,8 +34,10 @@ def verdicts(records: Sequence[Record], rule: VerdictRule) -> tuple[list[float],
 
 
 def rate(values: Sequence[float], rule: VerdictRule, clusters: Clusters = ()) -> Rate:
-    """The mean verdict with the interval that fits the rule. Wilson's is for independent images only, so where there
-    are ``clusters`` (see `dependences`) all rules are resampled."""
+    """The mean of the verdicts ``values`` with a 95 % interval: Wilson's for binary rules, a bootstrap for others.
+
+    Wilson's interval assumes independent images, so with ``clusters`` (see `dependences`) every rule is bootstrapped.
+    """
     return wilson(sum(values), len(values)) if rule.binary and not clusters else bootstrap(values, clusters)
 
 
@@ -50,8 +52,11 @@ def make_card(
     Args:
         records: at least one.
         fingerprint: the content of ``fingerprint.json``.
-        costs: cost lines of every process and start.
-        provenance: where and with what the run was made.
+        costs: the cost files of every process and start.
+        provenance: when, on which machine and from which code, config and weights the run was made.
+
+    Raises:
+        ValueError: if there is no record.
     """
     if not records:
         raise ValueError("There is no record yet, so there is nothing to put on a card: run `cli.py test` first.")
@@ -97,7 +102,7 @@ def make_card(
 def _status(
     doubts: Sequence[str], undecided: Sequence[str], audit: Mapping[str, Any], count: int, groups: Mapping[str, Any]
 ) -> str:
-    """`ok`, or a word and the reasons for it: suspect, unaudited, undecided."""
+    """The card's status: `ok`, or `suspect`, `unaudited` or `undecided` with the reasons."""
     why = "protocol.audit_images is 0" if count == 0 else "none of the audited images is among these"
     unaudited = [] if audit["num_images"] else [f"nothing says whether the attack is strong ({why})"]
     if doubts:
@@ -114,8 +119,10 @@ def _status(
 
 
 def _provenance(starts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The facts of the last start, and in short those of every one: records may come from several machines. The weights
-    files that its config names are there with their notes: an imported one's tag, origin and licence."""
+    """The provenance of the last start, with an extract for every start, since records may come from several machines.
+
+    It includes the notes of the weights files that the config names (of imported weights: tag, origin and licence).
+    """
     if not starts:
         return {}
     short = ("started", "commit", "device", "processes", "command")
@@ -124,7 +131,7 @@ def _provenance(starts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _weights(config: Mapping[str, Any], part: str = "") -> dict[str, Any]:
-    """What is known of each weights file of a resolved config, as long as it is there, by the part it belongs to."""
+    """The facts of each weights file that a resolved config names and that exists, by its place in the config."""
     found = {}
     for name, value in config.items():
         if isinstance(value, Mapping):
@@ -135,7 +142,7 @@ def _weights(config: Mapping[str, Any], part: str = "") -> dict[str, Any]:
 
 
 def _facts(weights: Path) -> dict[str, Any]:
-    """The notes of a weights file; of one that Lustral did not write, its hash."""
+    """The notes of a weights file, or its hash if Lustral did not write it."""
     try:
         return {"notes": read_notes(weights)}
     except (SafetensorError, OSError, ValueError, LookupError, TypeError):
@@ -143,7 +150,11 @@ def _facts(weights: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A file that a process of the run left whole."""
+    """The JSON object in a file of the run.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
     try:
         content = json.loads(path.read_text())
         if not isinstance(content, dict):
@@ -161,7 +172,10 @@ def write_card(run: str | Path, keys: Collection[Key] | None = None) -> dict[str
 
     Args:
         run: the run folder.
-        keys: (replicate, index) of the records that were asked for; the folder may hold more. None takes all of them.
+        keys: (replicate, index) of the records that go into the card; the folder may hold more. None takes all.
+
+    Raises:
+        ValueError: if a record of ``keys`` is missing, or a file is damaged.
     """
     run = Path(run)
     fingerprint = read_fingerprint(run / "records")
@@ -170,7 +184,7 @@ def write_card(run: str | Path, keys: Collection[Key] | None = None) -> dict[str
         raise ValueError(f"{run / 'records'} lacks {len(set(keys)) - len(records)} of the records asked for.")
     costs = [_read(path) for path in sorted((run / "cost").glob("*.json"))]
     starts = [_read(path) for path in sorted((run / "provenance").glob("test-*.json"))]
-    # Of another evaluation that was started here too (older versions wrote such files, without the fingerprint's hash).
+    # Leave out starts of another evaluation in this folder; files of older versions lack the fingerprint, and are kept.
     starts = [start for start in starts if start.get("fingerprint") in (None, fingerprint["sha256"])]
     card = make_card(
         list(records.values()),

@@ -1,7 +1,8 @@
-"""Who judges what: the tested images in groups, replicates and processes, the same wherever it is asked.
+"""How the tested images are divided into replicates, groups and processes.
 
-A run's work is a list of groups, nearly always of one image each. Sampler, progress and whoever waits for the records
-of other processes deal it out by the same function, and no result depends on who does what.
+A run's work is a list of groups, nearly always of one image each. The sampler, the progress display and the code that
+waits for the records of other processes all use the same division, and no result depends on which process judges an
+image.
 """
 
 import hashlib
@@ -16,21 +17,21 @@ from lustral.noise import NoiseStream
 
 
 class Dealing:
-    """The work of a run.
+    """The work of a run: which images are judged together, which are audited, and by which process.
 
     A *replicate* is a partition of the tested images into groups. It depends on the seed, the replicate's number and
-    the set of tested images; not on their order, the number of processes or the batch size.
+    the set of tested images, but not on their order, the number of processes or the batch size.
 
     Args:
-        indices: the tested images' positions in the full split, all different, in the order of the test.
-        size: m, how many images are judged together.
-        replicates: how many partitions are judged; 1 where images are judged alone.
-        audit_images: so many images of replicate 0 are audited, and a few more if whole groups need them.
-        seed: the run's.
-        available: how many images ``indices`` could have been chosen from, for the message.
+        indices: the tested images' positions in the full data set split, without repetition, in the order of the test.
+        size: m, the number of images that are judged together.
+        replicates: the number of partitions that are judged; 1 where images are judged alone.
+        audit_images: the number of images of replicate 0 that are audited; a few more if whole groups need them.
+        seed: the run's seed.
+        available: the number of images that ``indices`` were chosen from, for the error message.
 
     Raises:
-        ValueError: if the images are no whole number of groups; it names the nearest numbers that are.
+        ValueError: if the number of images is not a multiple of ``size``; the message names the nearest multiples.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Dealing:
 
     @cached_property
     def groups(self) -> list[tuple[Key, ...]]:
-        """The keys of each group, replicate by replicate; of images that are judged alone in the order of the test."""
+        """The keys of each group, replicate by replicate; images that are judged alone are in the order of the test."""
         if self.size == 1:
             return [((0, index),) for index in self.indices]
         found = []
@@ -69,36 +70,36 @@ class Dealing:
 
     @cached_property
     def audited(self) -> frozenset[Key]:
-        """The keys that are audited: whole groups, of replicate 0, drawn by key from all."""
+        """The keys that are audited: whole groups of replicate 0, a keyed random choice (see `audited_indices`)."""
         first = [index for group in self.groups for replicate, index in group if replicate == 0]
         return frozenset((0, index) for index in audited_indices(first, self.audit_images, self.seed, self.size))
 
     @property
     def keys(self) -> list[Key]:
-        """All that is to be judged."""
+        """The keys of all groups."""
         return [key for group in self.groups for key in group]
 
     def shares(self, processes: int) -> list[list[Key]]:
-        """The keys of each of ``processes``, group by group and in the order of `groups`.
+        """The keys of each of ``processes`` processes, group by group and in the order of `groups`.
 
-        Audited groups cost many times the others, so they are dealt out first, and the others go on where they end:
-        every process has as many of either, but for one.
+        Audited groups cost many times as much as others. So they are dealt out in turn first, then the others from the
+        next process on: the numbers of audited and of other groups differ by at most one between processes.
         """
         order = sorted(range(len(self.groups)), key=lambda number: self.groups[number][0] not in self.audited)
         shares = [sorted(order[rank::processes]) for rank in range(processes)]
         return [[key for number in share for key in self.groups[number]] for share in shares]
 
     def unfinished(self, keys: Collection[Key], finished: Collection[Key]) -> set[Key]:
-        """Those of ``keys``, whole groups, that are to be judged: a group without some of its records is judged again
-        as a whole."""
+        """The ``keys`` (whole groups) that are still to be judged, given the ``finished`` ones. A group of which any
+        record is missing is judged again as a whole."""
         todo = set(keys) - set(finished)
         return todo if self.size == 1 else {key for group in self.groups if not todo.isdisjoint(group) for key in group}
 
     def check_batch_size(self, batch_size: int) -> None:
-        """Refuse a batch that would cut a group.
+        """Refuse a batch size that would split a group.
 
         Raises:
-            ValueError: naming the nearest that do not.
+            ValueError: if it would; the message names the nearest batch sizes that do not.
         """
         if batch_size % self.size:
             raise ValueError(
@@ -107,8 +108,11 @@ class Dealing:
             )
 
     def described(self) -> dict[str, object]:
-        """What of it decides records where images are judged together: who is in a group depends on who is tested. The
-        number of replicates does not, so that a run can be extended by some."""
+        """The part of the division that decides records, for the fingerprint; empty where images are judged alone.
+
+        In groups, an image's record depends on the set of tested images, which decides who is in its group. It does not
+        depend on the number of replicates, so a run can be extended by more of them.
+        """
         if self.size == 1:
             return {}
         content = ",".join(map(str, sorted(self.indices)))
@@ -117,7 +121,7 @@ class Dealing:
 
 
 def _nearest(number: int, size: int) -> list[int]:
-    """The multiples of ``size`` below and above ``number``, those above 0."""
+    """The nearest positive multiples of ``size`` below and above ``number``."""
     below = number // size * size
     return [multiple for multiple in (below, below + size) if multiple]
 

@@ -1,4 +1,4 @@
-"""Verdicts that depend on each other: those on images of one group, and those on one image in several replicates."""
+"""Verdicts that are not independent: on images of one group, and on one image in several replicates."""
 
 import math
 from collections import Counter
@@ -10,13 +10,13 @@ import numpy as np
 from lustral.evaluation.records import Key, Record
 
 GROUPS = 100
-"""So many random groups at least, where a verdict depends on the group (specs/evaluation.md)."""
+"""The smallest number of random groups that gives a valid interval where a verdict depends on the group
+(specs/evaluation.md)."""
 
 
 def dependences(records: Sequence[Record]) -> list[list[Key]]:
-    """In which ways verdicts on ``records`` depend on each other, as labels of each that are resampled together (see
-    `bootstrap`): by group, where images are judged in groups, and by image, where there are several replicates. Empty
-    if images are judged alone."""
+    """The clusters of ``records`` whose verdicts are not independent, as cluster labels for `bootstrap`: by group, and
+    by image where there are several replicates. Empty if images are judged alone."""
     if all(record.group is None for record in records):
         return []
     units = [[record.unit for record in records]]
@@ -24,8 +24,8 @@ def dependences(records: Sequence[Record]) -> list[list[Key]]:
 
 
 def group_section(records: Sequence[Record]) -> dict[str, Any]:
-    """What a card says of images that are judged in groups: ``group_size`` and ``replicates`` if they are not 1,
-    ``groups``, how many there are, and a sentence if those are too few. Nothing of images that are judged alone."""
+    """The card's entries on groups: ``group_size``, ``groups`` (their number), ``replicates`` if there are several, and
+    the sentence ``too_few_groups`` if there are fewer than `GROUPS`. Empty if images are judged alone."""
     if all(record.group is None for record in records):
         return {}
     sizes = Counter(record.unit for record in records)
@@ -47,8 +47,8 @@ def _num_replicates(records: Sequence[Record]) -> int:
 
 
 def by_group(values: Sequence[float] | np.ndarray, records: Sequence[Record]) -> np.ndarray:
-    """The mean of ``values``, one a record, over each group: what a test may take for independent. The values
-    themselves where images are judged alone."""
+    """The mean of ``values`` (one per record) over each group, which a statistical test may treat as independent. Where
+    images are judged alone, the values themselves."""
     if all(record.group is None for record in records):
         return np.asarray(values)
     found: dict[Key, list[float]] = {}

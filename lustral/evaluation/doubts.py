@@ -1,8 +1,8 @@
-"""What an audit means: which of its findings make a number suspect, and in which words.
+"""The interpretation of an audit: which findings make a robust number suspect, and the sentences on the card.
 
-A finding that depends on chance needs two things: it must be **material** (worth points of accuracy) and
-**significant**, paired image by image on the same draws of noise. How often a sound run of 16 audited images is
-suspected was simulated: docs/protocol.md has the shares.
+A finding that could be chance must be both **material** (worth points of accuracy) and **significant**, in a test
+paired image by image on the same draws. docs/protocol.md has simulated rates of false suspicion for sound runs with 16
+audited images.
 """
 
 import math
@@ -23,30 +23,31 @@ from lustral.evaluation.records import Record
 from lustral.evaluation.verdicts import Expected
 
 ZERO_GRADIENTS = 0.01
-"""Largest share of the gradients of draws that are still right that may be zero everywhere."""
+"""Largest acceptable share of zero gradients, among the gradients of correctly classified draws."""
 BLIND_GAIN = 0.01
-"""Smallest share of the predicted rise of the loss that must really happen over an attack."""
+"""Smallest acceptable ratio of the actual to the predicted rise of the loss over an attack."""
 BLIND_STEP = 0.05
-"""Smallest share of the predicted rise of the margin that must really happen over one step (median over images)."""
+"""Smallest acceptable ratio of the actual to the predicted rise of the margin over one step (median over images)."""
 RISING_STEPS = 0.75
-"""Smallest share of images whose margin must rise along their own gradient."""
+"""Smallest acceptable share of images whose margin rises along the gradient."""
 LARGE_EPS_ACCURACY = 0.1
-"""Largest accuracy that may be left when the budget allows every image."""
+"""Largest acceptable accuracy when the budget allows every image."""
 REACH = 2.0
-"""How far an attack must be able to walk, in budgets: from one edge to the other."""
+"""The distance in units of eps that an attack's steps must be able to cover, from one edge of the ball to the other."""
 MATERIAL, POINTS, NEARER = 0.03, 0.02, 0.1
-"""Smallest mean difference (see `rightness`) that counts, if the accuracies differ by so much as well, and if the draws
-that are left are only nearer to wrong."""
+"""MATERIAL: smallest mean difference of `rightness` that counts, if the accuracies differ by at least POINTS. NEARER:
+the smallest that counts if they do not, so that the right draws are mostly closer to the decision boundary."""
 ALPHA = 0.01
-"""Largest chance of a difference as large between two equal attacks (one-sided, paired t-test)."""
+"""Significance level for a difference between two attacks (one-sided, paired t-test)."""
 STRANGE = 0.001
-"""The same for what can differ by chance alone: other draws for the same images, and other images."""
+"""Significance level for comparisons that a sound run fails by chance alone: the same images on other draws, and other
+images."""
 OPEN = 0.05
-"""The same for a random defence's difference that more images should decide."""
+"""Significance level at which a random defence's difference is called undecided: more images should be audited."""
 EXAMPLES = 0.02
-"""Share of images that a probe may break on a deterministic defence although the attack did not."""
+"""Share of images that a probe may break on a deterministic defence where the attack did not."""
 FEW = 6
-"""With fewer images nothing is said of the gradient, of a loss that does not rise, or of random directions."""
+"""With fewer images there is no verdict on the gradient, on a loss that does not rise, or on random directions."""
 
 WORDS = {
     "house": "the house's attack",
@@ -56,14 +57,16 @@ WORDS = {
     "square": "a search without gradients",
     "random_directions": "random directions",
 }
-"""The probes that a sound attack is not beaten by."""
-_OF_THE_DEFENCE = ("bpda", "square", "random_directions")  # they tell a weak attack from a hidden gradient
+"""The probes that must not beat a sound attack, and their names in sentences."""
+_OF_THE_DEFENCE = ("bpda", "square", "random_directions")  # these beat the exact gradient if gradients are masked
 
 
 def audited_records(records: Sequence[Record], count: int, seed: int) -> list[Record]:
-    """Those whose audit counts: of all that were audited the ``count`` of smallest keyed numbers (see
-    `audited_indices`). A run that was extended has more than it needs. Of images that are judged together whole groups,
-    which the records name: an audit has those of replicate 0 only."""
+    """The records whose audit counts: of all audited ones the ``count`` with the smallest keyed random numbers (see
+    `audited_indices`), since a run that was extended may have audited more.
+
+    Where images are judged in groups, only groups whose images were all audited count; audits are of replicate 0 only.
+    """
     audited = {record.index: record for record in records if record.audit}
     groups: dict[int, list[int]] = {}
     for index, record in audited.items():
@@ -76,15 +79,15 @@ def audited_records(records: Sequence[Record], count: int, seed: int) -> list[Re
 def audit_records(
     records: Sequence[Record], verdict_draws: int, count: int, seed: int, plan: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str], list[str]]:
-    """The audit's section of the card; the reasons to suspect its numbers (none for a healthy run); and what is open,
-    since too few images were audited to decide it.
+    """The card's audit section; the reasons to suspect the robust number (none for a sound run); and the findings that
+    too few audited images leave undecided.
 
     Args:
-        records: of the whole run.
-        verdict_draws: of the protocol.
-        count: images to audit.
-        seed: the run's.
-        plan: the described `Plan`; empty for records that have none.
+        records: all records of the run.
+        verdict_draws: the protocol's number of verdict draws.
+        count: the number of images to audit.
+        seed: the run's seed.
+        plan: the description of the `Plan`; empty for records of versions without one.
     """
     report: dict[str, Any] = {}
     doubts, undecided = [], []
@@ -108,7 +111,7 @@ def audit_records(
         rule = Expected(verdict_draws)
         attacked = [0.0 if r.failed else float(rule(r.adversarial_logits[:, None], _label(r))[0]) for r in audited]
         names = list(audited[0].audit)
-        # On the draws that the probes are judged on, so that one can be read against the other.
+        # The attack's accuracy on the draws on which the probes are judged, so that the two can be compared.
         alike = [
             _right(r.audit_margins[ATTACK]) if ATTACK in r.audit_margins else known
             for r, known in zip(audited, attacked, strict=True)
@@ -132,7 +135,7 @@ def audit_records(
 
 
 def _gradient_doubts(records: Sequence[Record], report: dict[str, Any]) -> list[str]:
-    """Of every record: gradients that are zero, and a loss that does not rise as they predict, image by image."""
+    """Doubts from all records: zero gradients, and a loss that does not rise as the gradients predict."""
     differentiated = [r.statistics for r in records if "zero_gradients" in r.statistics]  # failed samples have none
     zero = zero_share(differentiated)
     moving = [r for r in records if "zero_gradients" in r.statistics and r.statistics["predicted_gain"] > 0]
@@ -166,7 +169,7 @@ def _gradient_doubts(records: Sequence[Record], report: dict[str, Any]) -> list[
 
 
 def _step_doubts(audited: Sequence[Record], report: dict[str, Any]) -> list[str]:
-    """One step along the gradient, image by image, against what the gradient says."""
+    """Doubts from single steps: the margin changes otherwise than the gradient predicts."""
     steps = [(sum(r.audit_steps[ACTUAL]), sum(r.audit_steps[PREDICTED])) for r in audited if r.audit_steps]
     steps = [(actual, predicted) for actual, predicted in steps if predicted > 0]
     if not steps:
@@ -186,9 +189,10 @@ def _step_doubts(audited: Sequence[Record], report: dict[str, Any]) -> list[str]
 
 
 def rightness(margins: Sequence[float], scale: float) -> float:
-    """How right a defence is on an image, in [0, 1]: the mean over draws of tanh(-margin / scale), 0 for wrong draws.
+    """A smooth accuracy on one image, in [0, 1]: the mean over draws of tanh(-margin / scale), 0 for wrong draws.
 
-    An accuracy that also sees how near to wrong the right draws are; bounded, so that no image rules a mean.
+    Unlike the accuracy it is lower if right draws are close to the decision boundary; it is bounded, so that no image
+    dominates a mean.
     """
     return _mean([math.tanh(max(-value, 0.0) / scale) for value in margins])
 
@@ -196,17 +200,18 @@ def rightness(margins: Sequence[float], scale: float) -> float:
 def _compared(
     audited: Sequence[Record], names: Sequence[str], report: dict[str, Any], undecided: list[str]
 ) -> list[str]:
-    """Every probe against the attack on the same images and draws."""
+    """Doubts from comparing every probe with the attack on the same images and draws; fills ``report`` and
+    ``undecided``."""
     own = [value for r in audited for value in r.audit_margins.get(ATTACK, ()) if value < 0]
     scale = float(-np.median(own)) if own else 1.0
-    # Of images that are judged together, one that only a probe breaks is no example: the others may have moved it.
+    # Where images are judged in groups, an image that only a probe breaks is no counterexample: its group may be why.
     deterministic = all(len(r.audit_margins.get(ATTACK, ())) <= 1 and r.group is None for r in audited)
     left: dict[str, list[float]] = {}
     doubts: list[str] = []
     found: dict[str, Any] = {}
 
     def against(name: str, other: str) -> tuple[np.ndarray, np.ndarray]:
-        """How right the images, or groups of them, are that ``name`` and ``other`` leave, where both are known."""
+        """The `rightness` of each image or group under ``name`` and ``other``, where both are known."""
         known = [r for r in audited if not r.failed and {name, other} <= r.audit_margins.keys()]
         first, second = (
             by_group([rightness(r.audit_margins[key], scale) for r in known], known) for key in (name, other)
@@ -214,7 +219,7 @@ def _compared(
         return first, second
 
     def points(name: str) -> float:
-        """By how much of the accuracy ``name`` leaves less than the attack, on the same draws."""
+        """The accuracy under the attack minus that under ``name``, on the same draws."""
         known = [r.audit_margins for r in audited if not r.failed and {name, ATTACK} <= r.audit_margins.keys()]
         return _mean([_right(margins[ATTACK]) - _right(margins[name]) for margins in known])
 
@@ -236,10 +241,10 @@ def _compared(
             doubts.append("accuracy rises when the budget is doubled")
     report["probes"] = found
     doubts = _beaten(found, left, report["expected_accuracy"], undecided) + doubts
-    if "random_directions" in left and "square" in found:  # which is left out only if the budget is 0
+    if "random_directions" in left and "square" in found:  # square is skipped only if the budget is 0
         random, attack = against("random_directions", ATTACK)
         either = (random > 0) | (attack > 0)
-        weaker = found["random_directions"]["word"] != "stronger"  # said already
+        weaker = found["random_directions"]["word"] != "stronger"  # else `_beaten` has reported it
         if weaker and either.sum() >= FEW and _chance_of_larger((random - attack)[either], rank=True) > 0.05:
             doubts.append("the attack does no better than random directions")
     return doubts
@@ -251,8 +256,11 @@ def _beaten(
     accuracy: Mapping[str, float],
     undecided: list[str],
 ) -> list[str]:
-    """Sentences about the probes that are stronger than the attack. Where the house's attack is, the others say nothing
-    of the gradient unless they beat that as well."""
+    """Sentences on the probes that are stronger than the attack; undecided ones go to ``undecided``.
+
+    Where the house's attack is stronger (or undecided), probes such as bpda hint at masked gradients only if they beat
+    the house's attack too; else they are left out.
+    """
     doubts = []
     for name in WORDS:
         word = found.get(name, {}).get("word")
@@ -271,9 +279,14 @@ def _beaten(
 
 
 def _word(gain: np.ndarray, points: float, broken: int, deterministic: bool) -> str:
-    """Is a probe stronger than the attack, which leaves images more right by ``gain``, and the accuracy higher by
-    ``points``? On a deterministic defence an image that it breaks alone (there are ``broken``) is an example, and not
-    chance."""
+    """Whether a probe is "stronger" than the attack, "undecided" or "no stronger".
+
+    Args:
+        gain: for each image or group the `rightness` under the attack minus that under the probe.
+        points: the accuracy under the attack minus that under the probe.
+        broken: the number of images that only the probe broke; counterexamples on a deterministic defence.
+        deterministic: whether the defence is deterministic, and judges images alone.
+    """
     if gain.mean() >= (MATERIAL if points >= POINTS else NEARER) and _chance_of_larger(gain) < ALPHA:
         return "stronger"
     if not deterministic and gain.mean() >= MATERIAL and _chance_of_larger(gain) < OPEN:
@@ -298,7 +311,7 @@ def _failed_probes(audited: Sequence[Record], names: Sequence[str]) -> list[str]
 
 
 def _unkeyed(audited: Sequence[Record]) -> list[str]:
-    """The audit has judged the found image once more on the verdict's own draw: it must say the same."""
+    """Doubts if judging the adversarial image again on the verdict's own draw gave another margin."""
     different, seen = 0, 0
     for r in audited:
         random = len(r.audit_margins.get(ATTACK, ())) > 1
@@ -313,7 +326,8 @@ def _unkeyed(audited: Sequence[Record]) -> list[str]:
 
 
 def _other_draws(audited: Sequence[Record], attacked: Sequence[float]) -> list[str]:
-    """A random defence is as right about the found images on the audit's draws as on the verdict's (``attacked``)."""
+    """Doubts if a random defence's accuracy on the adversarial images differs between the audit's draws and the
+    verdict's (``attacked``)."""
     pairs = [
         (r, share, _mean([float(value < 0) for value in r.audit_margins[ATTACK]]))
         for r, share in zip(audited, attacked, strict=True)
@@ -335,7 +349,8 @@ def _other_draws(audited: Sequence[Record], attacked: Sequence[float]) -> list[s
 def _easier(
     records: Sequence[Record], audited: Sequence[Record], attacked: Sequence[float], rule: Expected
 ) -> list[str]:
-    """Audited images are drawn by key, so an attack harms the others as much."""
+    """Doubts if accuracy is higher on images that are not audited: the audited ones are a random sample, so an attack
+    should harm both alike."""
     rest = [r for r in records if not r.audit]
     left = [0.0 if r.failed else float(rule(r.adversarial_logits[:, None], _label(r))[0]) for r in rest]
     others, attacked = by_group(left, rest).tolist(), by_group(attacked, audited).tolist()
@@ -353,8 +368,8 @@ def _easier(
 
 
 def _chance_of_larger(values: np.ndarray, rank: bool = False) -> float:
-    """The chance of so large a mean if positive and negative values were alike (one-sided t-test; ``rank``: Wilcoxon's
-    signed ranks, which a few large values do not rule)."""
+    """The one-sided p-value of a positive mean of ``values``: a t-test, or with ``rank`` Wilcoxon's signed-rank test,
+    which a few large values do not dominate."""
     if len(values) < 2 or not np.any(values):
         return 1.0
     if np.all(values == values[0]):
@@ -368,7 +383,7 @@ def _label(record: Record) -> torch.Tensor:
 
 
 def _right(margins: Sequence[float]) -> float:
-    """The share of draws that are right."""
+    """The share of draws that are classified correctly."""
     return _mean([float(value < 0) for value in margins])
 
 

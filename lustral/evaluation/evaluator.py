@@ -1,4 +1,4 @@
-"""Attack, then judge: from cases to records."""
+"""The evaluator: attacks and judges images, and makes a record of each."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,22 +23,23 @@ from lustral.threat import ThreatModel
 class Evaluator:
     """Runs one attack against one defence under one protocol.
 
-    Every draw comes from a stream of its own: attack, selection, audit, and the verdicts of clean and adversarial
-    images. What one image's record says depends on nothing but the image and the arguments below.
+    Attack, selection, audit, and the verdicts on clean and adversarial images use separate noise streams. An image's
+    record depends on nothing but the image (and, for a defence that judges groups, its group) and the arguments below.
 
     Args:
-        defence: what is judged; the attack sees the very same.
-        attack: how it is attacked.
-        threat: within which budget.
+        defence: the defence that is judged; the attack has access to the same object.
+        attack: the attack.
+        threat: the threat model.
         protocol: what is measured.
         seed: the run's seed.
-        rows: R, the rows of every network call.
-        observe: called with (task, step, number of steps) as the work goes on.
-        graph_budget: bytes for graphs of reverse steps that are kept instead of run again. Changes no result.
+        rows: R, the number of rows of every network call.
+        observe: called with (task, step, number of steps) to report progress.
+        graph_budget: bytes that the graphs of reverse steps may take when they are kept instead of recomputed. Changes
+            no result.
 
     Raises:
-        ValueError: if the attack asks for something that the defence, or what stands in for it, does not have; or if
-            images that are judged alone are to be judged in several partitions into groups.
+        ValueError: if the attack needs something that the defence or its surrogate does not have; or if
+            ``protocol.replicates`` is above 1 for a defence that judges images alone.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Evaluator:
                 f"protocol.replicates is {protocol.replicates}, but this defence judges every image alone, in "
                 "the only partition into groups of one: set it to 1 (protocol.verdict_draws are more draws)."
             )
-        # A judged defence learns nothing: no parameter keeps a gradient, no layer looks at the batch.
+        # The defence is not trained here: parameters need no gradient, and layers must not use batch statistics.
         defence.eval().requires_grad_(False)
         self.defence, self.attack, self.threat, self.protocol = defence, attack, threat, protocol
         self.seed, self.rows = seed, rows
@@ -68,12 +69,13 @@ class Evaluator:
         self.cost = Cost(self.engine.runtime)
 
     def sources(self) -> list[Engine]:
-        """The engines that the attack asks for gradients, each once: the defence's own, and those of its surrogates."""
+        """The engines that the attack takes gradients from, each once: of the defence, or of its surrogates."""
         found = [member.source(self.engine) for member in gradient_attacks(self.attack)]
         return list({id(source.defence): source for source in found}.values())
 
     def decides(self) -> dict[str, Any]:
-        """Everything that decides a record, the data apart, as plain data. The number of replicates decides none."""
+        """Everything except the data that decides a record, as plain data. The number of replicates is left out, since
+        it decides no record."""
         protocol = describe(self.protocol)
         del protocol["replicates"]
         return {
@@ -87,7 +89,7 @@ class Evaluator:
         }
 
     def plan(self) -> Plan:
-        """What the audit asks."""
+        """The probes of the audit."""
         classifier = self.defence.classifier
         return make_plan(
             self.attack,
@@ -100,8 +102,13 @@ class Evaluator:
         )
 
     def evaluate(self, cases: Cases, audited: Tensor, replicate: int = 0) -> list[Record]:
-        """One record a case; ``audited`` (B,) tells which of them are audited as well. ``replicate`` is the number of
-        the partition into groups that the cases, whole groups of it, are from: each has noise of its own."""
+        """Attack and judge ``cases``; one record per case.
+
+        Args:
+            cases: B images; whole groups if the defence judges groups.
+            audited: (B,) bool, which of them are audited as well.
+            replicate: the number of the partition that the groups are from; each replicate has its own noise.
+        """
         size = self.defence.group_size
         self.threat.check(tuple(cases.images.shape[1:]))
         noise = self.noise(cases.index, replicate)
@@ -110,7 +117,7 @@ class Evaluator:
             self.engine.observe("peak memory", 0, 1)
             self._measure_memory(cases, noise)
         networks = self._networks()
-        # A defence that draws nothing is asked once for all verdict draws.
+        # A deterministic defence is queried once for all verdict draws.
         draws = len(cases) * (self.protocol.verdict_draws if self.defence.random else 1)
         with self.cost.measured(len(cases), networks, device):
             with self.cost.purifying(draws, device):
@@ -147,7 +154,7 @@ class Evaluator:
                 failed=bool(failed[i]),
                 clean_logits=clean[:, i],
                 adversarial_logits=adversarial[:, i],
-                # A failed sample's NaN is no JSON; that it failed says everything.
+                # NaN is no valid JSON, so a failed sample has no statistics.
                 statistics={} if failed[i] else {name: values[i] for name, values in statistics.items()},
                 audit=audits.get(i, Audited()).accuracy,
                 audit_margins=audits.get(i, Audited()).margins,
@@ -159,7 +166,7 @@ class Evaluator:
         ]
 
     def noise(self, index: Tensor, replicate: int = 0) -> NoiseStream:
-        """The run's stream of the images at ``index`` (B,)."""
+        """The run's noise stream of the images at ``index`` (B,) in a replicate."""
         stream = NoiseStream(self.seed, index)
         return stream.fork(f"replicate {replicate}") if replicate else stream
 
@@ -178,20 +185,20 @@ class Evaluator:
 
     @property
     def _followed(self) -> list[str]:
-        """What the records keep of the verdict draws' traces, as far as this purifier offers it."""
+        """The trace entries of the verdict draws that records keep, if the purifier offers them."""
         return [name for name in FOLLOWED if name in self.defence.purifier.offers]
 
     def _networks(self) -> Sequence[tuple[str, nn.Module]]:
         """The networks whose calls are counted: the defence's, and those of the attack's surrogates."""
         others = [source.defence.purifier for source in self.sources()]  # type: ignore[attr-defined]
         purifiers = [self.defence.purifier, *others]
-        # A denoiser's own network where it has one: noise and score may ask that without the denoiser's `forward`.
+        # The network inside a denoiser, if it has one: noise and score may call it without the denoiser's `forward`.
         denoisers = [getattr(m, "network", m) for p in purifiers for m in p.modules() if isinstance(m, Denoiser)]
         once = {id(network): network for network in denoisers}.values()
         return [("classifier", self.defence.classifier), *(("denoiser", network) for network in once)]
 
     def _measure_memory(self, cases: Cases, noise: NoiseStream) -> None:
-        """Live bytes at the peak of one full network call and its gradient, and of a judged one without."""
+        """Measure the peak of live bytes in one full network call with its gradient, and in one without."""
         size = self.defence.group_size
         rows = torch.arange(min(max(self.rows // size, 1) * size, len(cases)))
         few = cases.select(rows)

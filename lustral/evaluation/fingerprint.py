@@ -1,4 +1,4 @@
-"""What decides a result, as plain data and as a hash: records of different fingerprints never mix."""
+"""The fingerprint: what decides a result, as plain data and as a hash. Records of different fingerprints never mix."""
 
 import hashlib
 import json
@@ -9,14 +9,14 @@ from typing import Any
 from lustral.ratio import parse_ratio
 
 SCHEMA = 2
-"""Raised whenever the code changes what a number means; older records are then refused, not blended in."""
+"""Increased whenever the code changes the meaning of a number; a run then refuses to add to older records."""
 
 
 @dataclass(frozen=True)
 class Fingerprint:
     """The part of a run that decides its results: defence, attack, threat, protocol, seed, R and data.
 
-    Not in it: trainer, batch size, budgets, paths and the number of images, which must not change a result.
+    Trainer, batch size, memory budgets, paths and the number of images are left out: they must not change a result.
     """
 
     decides: dict[str, Any]
@@ -26,12 +26,12 @@ class Fingerprint:
         return self.hashed(SCHEMA)
 
     def hashed(self, schema: int) -> str:
-        """The hash under a schema, which may be that of an older version."""
+        """The hash under the given schema, which may be that of an older version."""
         canonical = json.dumps({"schema": schema, **_plain(self.decides)}, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def differences(self, other: dict[str, Any]) -> list[str]:
-        """The keys, dotted, in which ``other`` differs."""
+        """The dotted keys in which ``other`` differs, sorted."""
         here, there = _flat(_plain(self.decides)), _flat(_plain(other))
         return sorted(key for key in here.keys() | there.keys() if here.get(key) != there.get(key))
 
@@ -40,7 +40,7 @@ _RATIO = re.compile(r"^\s*[\d.]+\s*/\s*[\d.]+\s*$")
 
 
 def _plain(value: Any) -> Any:
-    """``value`` with ratios as numbers: a budget of 8/255 is that of 0.03137254901960784."""
+    """``value`` with ratios as numbers: "8/255" and 0.03137254901960784 are the same budget."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list):

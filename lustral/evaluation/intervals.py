@@ -1,4 +1,4 @@
-"""Rates with their uncertainty, and the words in which two defences may be compared."""
+"""Rates with their uncertainty, and paired comparisons of two defences."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ Verdict = Literal["better", "worse", "undecided"]
 _Z = float(norm.ppf(0.975))
 _RESAMPLES = 10_000
 _CLUSTER_RESAMPLES = 4_000
-_BOOTSTRAP_KEY = 0x1E57A1  # a fixed stream: the same records give the same interval, always
+_BOOTSTRAP_KEY = 0x1E57A1  # a fixed key: the same records always give the same interval
 
 
 @dataclass(frozen=True)
@@ -28,30 +28,38 @@ class Rate:
 
 
 def wilson(successes: float, n: int) -> Rate:
-    """Wilson's score interval of a binomial proportion (Wilson 1927)."""
+    """A binomial proportion with Wilson's 95 % score interval (Wilson 1927).
+
+    Raises:
+        ValueError: if ``n`` is below 1, or ``successes`` not in [0, n].
+    """
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"{successes} successes of {n}: a rate needs at least one sample and no more successes.")
     p = successes / n
     centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half = _Z / (1 + _Z**2 / n) * np.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
-    # The ends are exact at 0 and n; elsewhere rounding could put an end on the wrong side of the rate.
+    # The interval ends exactly at 0 or 1 for 0 or n successes; elsewhere rounding must not exclude the rate itself.
     low = 0.0 if successes == 0 else min(p, float(centre - half))
     high = 1.0 if successes == n else max(p, float(centre + half))
     return Rate(p, low, high)
 
 
 Clusters = Sequence[Sequence[Hashable]]
-"""Labels of values, one list or several: values of one label depend on each other, and are resampled together."""
+"""One or several labellings, each with a label for every value: values with equal labels are not independent, and are
+resampled together."""
 
 
 def bootstrap(values: Sequence[float], clusters: Clusters = ()) -> Rate:
-    """The mean with a percentile interval over resampled images (Efron 1979), widened to Wilson's where all
-    values are 0 or all are 1 and resampling would claim certainty.
+    """The mean with a 95 % percentile interval over resampled images (Efron 1979).
+
+    Where all values are 0 or all are 1, resampling would give an interval of width 0; Wilson's is taken instead.
 
     Args:
-        clusters: images that are judged in groups are not independent, and neither are verdicts on the same image in
-            several replicates, so that resampling them one by one would claim too much: then whole clusters are
-            resampled, and of several labellings the widest interval counts. (As many clusters are Wilson's n.)
+        values: (n,) in [0, 1].
+        clusters: labellings of values that are not independent: images that are judged in one group, verdicts on one
+            image in several replicates. Resampling these one by one would give too narrow an interval, so whole
+            clusters are resampled; of several labellings the widest interval is taken. (Wilson's n is then the number
+            of clusters, the smallest of all labellings.)
     """
     sample = np.asarray(values, dtype=np.float64)
     mean = float(sample.mean())
@@ -64,7 +72,7 @@ def bootstrap(values: Sequence[float], clusters: Clusters = ()) -> Rate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A paired difference (second minus first) with a 95 % interval, and what may be said of it."""
+    """A paired difference (second minus first) with a 95 % interval, and its verdict (see `compare`)."""
 
     difference: float
     low: float
@@ -75,11 +83,18 @@ class Comparison:
 def compare(
     first: Sequence[float], second: Sequence[float], margin: float = 0.02, clusters: Clusters = ()
 ) -> Comparison:
-    """Is the second defence better than the first on the same images? By a paired bootstrap, over ``clusters`` as in
-    `bootstrap`.
+    """Whether the second defence is better than the first on the same images, by a paired bootstrap.
 
-    "better" or "worse" need an interval that excludes 0 and a difference of at least ``margin``; everything else
-    is "undecided".
+    The verdict is "better" or "worse" if the interval excludes 0 and the difference is at least ``margin``, else
+    "undecided".
+
+    Args:
+        first, second: (n,) verdicts in [0, 1] on the same images in the same order.
+        margin: smallest difference that counts, 0.02 being 2 points.
+        clusters: as for `bootstrap`.
+
+    Raises:
+        ValueError: if the lengths differ or are 0.
     """
     if len(first) != len(second) or not len(first):
         raise ValueError(f"A paired comparison takes the same images, not {len(first)} and {len(second)} of them.")
@@ -91,22 +106,22 @@ def compare(
 
 
 def verdict_of(difference: float, low: float, high: float, margin: float = 0.02) -> Verdict:
-    """What may be said of a ``difference`` with the interval from ``low`` to ``high`` (see `compare`)."""
+    """The verdict on a ``difference`` with the interval from ``low`` to ``high`` (see `compare`)."""
     if low > 0 and difference >= margin:
         return "better"
     return "worse" if high < 0 and difference <= -margin else "undecided"
 
 
 def resampled(values: np.ndarray, resamples: int = 2_000, labels: Sequence[Hashable] | None = None) -> np.ndarray:
-    """(resamples, k) means of ``values`` (n, k) over resampled images, all columns over the same ones; of images with
-    ``labels`` over resampled labels."""
+    """(resamples, k) means of ``values`` (n, k) over resampled images, the same for all columns; with ``labels`` (n,),
+    whole labels are resampled."""
     generator = np.random.Generator(np.random.Philox(key=_BOOTSTRAP_KEY))
     if labels is None:
         n = len(values)
         return np.stack([values[generator.integers(n, size=n)].mean(0) for _ in range(resamples)])
     sums, counts = _cluster_sums(values, labels)
     n, found = len(counts), []
-    block = max(1, 2**20 // (n * sums.shape[1]))  # as many at once as are a few MiB
+    block = max(1, 2**20 // (n * sums.shape[1]))  # resamples per block, to use a few MiB at a time
     for first in range(0, resamples, block):
         chosen = generator.integers(n, size=(min(block, resamples - first), n))
         found.append(sums[chosen].sum(1) / counts[chosen].sum(1)[:, None])
@@ -114,7 +129,7 @@ def resampled(values: np.ndarray, resamples: int = 2_000, labels: Sequence[Hasha
 
 
 def _interval(sample: np.ndarray, clusters: Clusters) -> tuple[float, float]:
-    """The 95 % percentile interval of the mean of ``sample`` (n,); the widest, where there are several clusters."""
+    """The 95 % percentile interval of the mean of ``sample`` (n,); the widest over several labellings."""
     if not clusters:
         low, high = np.quantile(_resampled_means(sample), (0.025, 0.975))
         return float(low), float(high)
@@ -127,7 +142,7 @@ def _interval(sample: np.ndarray, clusters: Clusters) -> tuple[float, float]:
 
 
 def _cluster_sums(values: np.ndarray, labels: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
-    """(clusters, k) sums of ``values`` (n, k) over each label in the labels' order, and (clusters,) their counts."""
+    """(clusters, k) sums of ``values`` (n, k) over each label, sorted by label, and (clusters,) their counts."""
     place = {label: i for i, label in enumerate(sorted(set(labels)))}  # type: ignore[type-var]
     rows = np.array([place[label] for label in labels])
     sums = np.zeros((len(place), values.shape[1]))
@@ -137,7 +152,7 @@ def _cluster_sums(values: np.ndarray, labels: Sequence[Hashable]) -> tuple[np.nd
 
 def _resampled_means(sample: np.ndarray) -> np.ndarray:
     generator = np.random.Generator(np.random.Philox(key=_BOOTSTRAP_KEY))
-    # Counts of each distinct value are enough, and far smaller than 10,000 resampled data sets.
+    # Resampling only the counts of each distinct value takes far less memory than 10,000 resampled data sets.
     distinct, counts = np.unique(sample, return_counts=True)
     drawn = generator.multinomial(len(sample), counts / len(sample), size=_RESAMPLES)
     return drawn @ distinct / len(sample)

@@ -11,19 +11,19 @@ from lustral.evaluation.intervals import Clusters, Rate, bootstrap
 from lustral.evaluation.records import Record
 
 FOLLOWED = ("levels", "score")
-"""What a purifier's trace may have of them."""
+"""The trace entries of a purifier that records keep, if it offers them."""
 QUANTITIES = {"level": "levels", "score": "score"}
-"""Their names in the records, and in the trace."""
+"""The quantities' names in records, and in the trace."""
 KINDS = ("clean", "adversarial")
 
 
 def level_statistics(clean: Mapping[str, Tensor], adversarial: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What a record keeps of the traces of its verdict draws, (draws, B) or (draws, B, rounds): nothing of a purifier
-    that has neither level nor score.
+    """The statistics that records keep of the traces of the verdict draws, whose entries are (draws, B) or (draws, B,
+    rounds). Empty for a purifier that has neither levels nor scores.
 
     Returns:
         (B,) each: "level_clean", "level_adversarial" (of the first round), "score_clean" and "score_adversarial", the
-        means over the draws; and "level_clean_spread" and so on, their standard deviations.
+        means over the draws; and "level_clean_spread" and so on, the standard deviations over the draws.
     """
     found = {}
     for kind, trace in zip(KINDS, (clean, adversarial), strict=True):
@@ -36,10 +36,10 @@ def level_statistics(clean: Mapping[str, Tensor], adversarial: Mapping[str, Tens
 
 
 def level_means(records: Sequence[Record]) -> dict[str, Any]:
-    """The card's section "levels": the records' means with 95 % intervals over images, such as
-    ``["score"]["adversarial"]["value"]``, and "n", how many images they are of. Nothing if no record has any.
+    """The card's section "levels": means over records with 95 % intervals, such as
+    ``["score"]["adversarial"]["value"]``, and "n", the number of records. Empty if no record has levels.
 
-    Failed images have none, and neither have records that an older version wrote.
+    Failed images have no levels, and neither have records of older versions.
     """
     records = [record for record in records if "level_clean" in record.statistics]
     having, clusters = [record.statistics for record in records], dependences(records)
@@ -54,6 +54,6 @@ def level_means(records: Sequence[Record]) -> dict[str, Any]:
 
 def mean(values: Sequence[float], clusters: Clusters = ()) -> Rate:
     """The mean of any quantity with a 95 % bootstrap interval over images, or over ``clusters`` of them."""
-    if min(values) == max(values):  # no rate: all 0 is not "at most 3 / n"
+    if min(values) == max(values):  # not a rate: Wilson's interval for all 0 or all 1 does not apply
         return Rate(values[0], values[0], values[0])
     return bootstrap(values, clusters)

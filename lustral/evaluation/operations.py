@@ -1,10 +1,12 @@
-"""What single operations do to the rows of a batch, as far as a few images could miss it.
+"""Tests of single operations for a dependence on the row, which a comparison of a few images could miss.
 
-* Vectorised functions (sigmoid, SiLU, softplus ...) treat the last elements of a CPU tensor by another code, so its
-  last rows differ where R x (elements a row) leaves a tail: is no multiple of 32. Each is tried on many values.
-* Small matrix products of some libraries sum by row (see `lustral.environment`): each is tried on equal rows.
+* Vectorised functions (sigmoid, SiLU, softplus ...) process the last elements of a CPU tensor with other code. So its
+  last rows may differ if there is a tail: if R x (elements per row) is not a multiple of 32. Each function is tested on
+  many values.
+* Small matrix products of some libraries sum in an order that depends on the row (see `lustral.environment`). Each
+  product is tested on equal rows.
 
-In float64 no such difference is looked for: rounding to the images' float32 removes it. On a GPU nothing is tried.
+Operations in float64 are not tested: rounding to the images' float32 removes such differences. On a GPU none is tested.
 """
 
 import math
@@ -18,9 +20,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 VECTOR = 32
-"""Elements that a vectorised loop of torch takes at once at most: a multiple of them leaves no tail."""
-_TRIALS = 64  # values that an element of a short tensor is tried on
-# Elementwise functions that torch does not mark as such.
+"""The largest number of elements that a vectorised loop of torch processes at once: a multiple of it leaves no tail."""
+_TRIALS = 64  # values on which an element of a short tensor is tested
+# Elementwise functions that torch does not tag as pointwise.
 _UNMARKED = {
     "elu_backward", "hardsigmoid", "hardsigmoid_backward", "hardswish", "hardswish_backward", "log_sigmoid_backward",
     "logit_backward", "mish_backward", "softplus_backward",
@@ -29,18 +31,19 @@ _PRODUCTS = {"mm", "addmm"}
 
 
 def equal_rows(values: Tensor, base: Tensor) -> Tensor:
-    """(n,) whether rows have the bits of ``base``, NaN for NaN: an attack that meets NaN fails that sample only."""
+    """(n,) bool, whether rows of ``values`` (n, ...) equal ``base``. NaN equals NaN: an attack that meets NaN fails on
+    that sample only."""
     same = (values == base) | ((values != values) & (base != base))
     return same.reshape(len(values), -1).all(1)
 
 
 class Operations(TorchDispatchMode):
-    """Looks at every operation: draws, statistics of the batch, and on a CPU what it does to the last elements.
+    """Watches every operation: random draws, batch statistics, and on a CPU results that depend on the row.
 
     Args:
         rows: R.
-        at_hand: images that are asked about at once; more than R where a purifier cuts them itself.
-        on_cpu: whether functions and products are tried.
+        at_hand: the number of images in the query; may exceed R where a purifier chunks its network calls itself.
+        on_cpu: whether elementwise functions and matrix products are tested.
     """
 
     def __init__(self, rows: int, at_hand: int, on_cpu: bool) -> None:
@@ -105,7 +108,7 @@ class Operations(TorchDispatchMode):
 
 @cache
 def _kind(func: Any) -> str | None:
-    """What to look for in an operation, if anything."""
+    """What to test in an operation; None for nothing."""
     name = func._schema.name.partition("::")[2].removesuffix("_")
     if torch.Tag.nondeterministic_seeded in func.tags:
         return "draws"
@@ -117,25 +120,25 @@ def _kind(func: Any) -> str | None:
 
 
 def _fitting(rows: int, sizes: Iterable[int]) -> list[int]:
-    """The nearest numbers of rows, below and above, with which no tensor of ``sizes`` elements a row has a tail."""
+    """The nearest numbers of rows, below and above, for which no tensor with ``sizes`` elements per row has a tail."""
     unit = math.lcm(*(VECTOR // math.gcd(VECTOR, size) for size in sizes))
     below = rows // unit * unit
     return [*([below] if below else []), below + unit]
 
 
 def _of_the_batch(func: Any, name: str, args: Any, kwargs: Any) -> bool:
-    """Whether a batch norm takes its statistics from several images. (An instance norm is one of a single image.)"""
+    """Whether a batch norm takes its statistics from several images. (An instance norm is a batch norm of one.)"""
     given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
     return len(args[0]) > 1 and bool(given.get("training", "with_update" in name))
 
 
 _known: dict[object, bool] = {}
-"""What was found out about functions and products of this processor."""
+"""Results of the tests of functions and products on this processor."""
 
 
 def _has_tail(func: Any, args: Any, kwargs: Any, size: int) -> bool:
-    """Whether an elementwise function gives one value different bits at different places of a tensor."""
-    size = size if size < VECTOR else VECTOR + size % VECTOR  # the same tail, whatever number this processor takes
+    """Whether an elementwise function maps equal values at different places of a tensor to different bits."""
+    size = size if size < VECTOR else VECTOR + size % VECTOR  # the same tail, whatever the processor's vector length
     plain = [a if not isinstance(a, Tensor) else a.dtype if a.ndim else float(a) for a in args]
     key = (func, size, repr(plain), repr(kwargs))
     if key not in _known:
@@ -166,7 +169,7 @@ def _moves(func: Any, args: Any, kwargs: Any, size: int) -> bool:
 
 
 def _mixes(func: Any, args: Any, left: Tensor, right: Tensor, rows: int) -> bool:
-    """Whether a matrix product answers equal rows with unequal bits."""
+    """Whether a matrix product maps equal rows to unequal bits."""
     key = (func, rows, left.shape, left.stride(), right.shape, right.stride())
     if key not in _known:
         source, few = torch.Generator().manual_seed(0), left.numel() * right.shape[1] < 2**24

@@ -1,7 +1,7 @@
-"""How much of a batch to attack before its records are written: as little as costs no network call more.
+"""How many images of a batch are attacked before their records are written: the fewest without extra network calls.
 
-A killed run loses what is in work, so that should be small. But a defence's draws fill calls of R rows together: four
-images of 16 draws are one call of 64 rows, and so is each of them alone.
+A killed run loses the images in progress, so there should be few. But the draws of several images share network calls
+of R rows: at R = 64, four images with 16 draws each take one call, and so does one image alone.
 """
 
 import torch
@@ -12,14 +12,16 @@ from lustral.defence import Defence
 
 
 def portions(images: int, defence: Defence, attack: Attack, verdict_draws: int, rows: int) -> list[Tensor]:
-    """The rows of a batch of ``images``, portion by portion; no result depends on them.
+    """The rows of a batch, divided into portions that are attacked one after another; no result depends on them.
 
-    A deterministic defence gets one portion, because images that are broken leave and the others close up; and so does
-    one whose rows differ in cost, as it packs its calls itself.
-
-    Whole groups, where images are judged together; they fill calls as the purifier cuts them, so it is one portion too.
+    The whole batch is one portion for a deterministic defence (broken images leave, and the others then share calls),
+    for a defence whose rows differ in cost, and for one that judges groups (both chunk their calls themselves).
 
     Args:
+        images: the number of images in the batch.
+        defence: the defence.
+        attack: the attack.
+        verdict_draws: the protocol's number of verdict draws.
         rows: R.
     """
     order = torch.arange(images)
@@ -30,8 +32,8 @@ def portions(images: int, defence: Defence, attack: Attack, verdict_draws: int, 
 
 
 def smallest_portion(images: int, draws: set[int], rows: int) -> int:
-    """The smallest number of images a portion with which ``images`` need no more calls of ``rows`` rows than together,
-    whichever of ``draws`` an image is repeated for."""
+    """The smallest portion with which ``images`` images need no more calls of ``rows`` rows than all at once, for every
+    number of draws in ``draws``."""
 
     def calls(size: int, each: int) -> int:
         whole, rest = divmod(images, size)
@@ -41,7 +43,7 @@ def smallest_portion(images: int, draws: set[int], rows: int) -> int:
 
 
 def _draws(attack: Attack) -> set[int]:
-    """How often an attack, or a member of an ensemble, repeats an image in one query or in its selection."""
+    """The numbers of draws per image that an attack or an ensemble's members use in queries and in selection."""
     if isinstance(attack, Ensemble):
         return {attack.selection_draws}.union(*(_draws(member) for member in attack.attacks))
     return {int(getattr(attack, name, 1)) for name in ("eot", "selection_draws")}

@@ -1,7 +1,7 @@
-"""The audit's table: which attacks look at a run's number a second time, and which of them need not.
+"""The audit's probes: which further attacks check a run's robust number, and which are skipped.
 
 After Carlini et al. 2019 (arXiv 1902.06705), Tramer et al. 2020 (2002.08347), Croce et al. 2020 (2003.01690) and Pintor
-et al. 2022 (2106.09947). What their results mean is said in `lustral.evaluation.doubts`.
+et al. 2022 (2106.09947). `lustral.evaluation.doubts` interprets the results.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,15 +31,15 @@ from lustral.threat import ThreatModel
 
 @dataclass(frozen=True)
 class Effort:
-    """What the audit's own attacks may cost.
+    """The effort of the audit's own attacks.
 
     Attributes:
         steps: gradient steps of the house's attack on a deterministic defence, for each of its losses and targets.
         random_steps: gradient steps of the house's attack on a random defence.
-        eot: draws that their gradients are averaged over.
-        queries: of the search without gradients on a deterministic defence.
-        random_queries: the same on a random defence.
-        query_eot: draws that their losses are averaged over.
+        eot: draws that its gradients are averaged over on a random defence.
+        queries: iterations of Square on a deterministic defence.
+        random_queries: iterations of Square on a random defence.
+        query_eot: draws that its losses are averaged over on a random defence.
     """
 
     steps: int = 50
@@ -56,15 +56,15 @@ _SELECTION = 16
 
 @dataclass(frozen=True)
 class Probe:
-    """One question of the audit.
+    """One attack of the audit.
 
     Attributes:
-        name: of its results in records and on the card.
-        attack: what is run on the audited images.
-        threat: within which budget.
+        name: the name of its results in records and on the card.
+        attack: the attack that is run on the audited images.
+        threat: its threat model.
         known_noise: whether the attacker knows the verdict's noise.
-        continues: whether images that the run's attack broke for good (a deterministic defence's) are left alone: they
-            cannot become more wrong.
+        continues: whether images of a deterministic defence that the run's attack has broken are skipped, since they
+            count as broken anyway.
     """
 
     name: str
@@ -76,15 +76,20 @@ class Probe:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked of a run, and what is not, with the reason; ``reach`` is how far the run's attack can walk, in
-    budgets (None: its steps have no fixed length)."""
+    """The probes of a run's audit.
+
+    Attributes:
+        probes: the probes, in order.
+        skipped: the probes that are left out, by name, with the reason.
+        reach: the distance that the run's attack can cover, in units of eps; None if its step sizes are not fixed.
+    """
 
     probes: list[Probe] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     reach: float | None = None
 
     def described(self) -> dict[str, Any]:
-        """As plain data, for the fingerprint and the card."""
+        """The plan as plain data, for the fingerprint and the card."""
         asked = {probe.name: describe(probe.attack) for probe in self.probes if probe.name in _OF_THE_HOUSE}
         return {
             "asked": [probe.name for probe in self.probes],
@@ -98,11 +103,11 @@ _OF_THE_HOUSE = ("house", "bpda", "square", "random_directions")
 
 
 def house_attack(random: bool, num_classes: int, gradient: GradientMode = "exact") -> Attack:
-    """The attack that a defence is judged by if nobody chooses another.
+    """The house's attack: the default attack of Lustral, with which every other attack is compared.
 
-    A deterministic one: APGD on the cross-entropy, then on the targeted DLR loss for up to 9 targets, as AutoAttack
-    begins (with fewer than 4 classes on DLR, with 2 on the margin). A random one: PGD in 20 steps on the mean
-    cross-entropy over 8 draws.
+    On a deterministic defence: APGD on the cross-entropy, then on the targeted DLR loss for up to 9 targets, the first
+    two members of AutoAttack (on the DLR loss with 3 classes, on the margin with 2). On a random defence: PGD with 20
+    steps on the mean cross-entropy over 8 draws.
     """
     if random:
         return PGD(EFFORT.random_steps, eot=EFFORT.eot, gradient=gradient, selection_draws=_SELECTION)
@@ -122,7 +127,17 @@ def make_plan(
     shape: tuple[int, ...],
     known_noise: bool,
 ) -> Plan:
-    """The probes of a run with ``attack`` on a defence with ``purifier``, for images of ``shape`` (C, H, W)."""
+    """The probes of a run with ``attack`` on a defence with ``purifier``, for images of ``shape`` (C, H, W).
+
+    Args:
+        attack: the run's attack.
+        purifier: the defence's purifier; None if it has none.
+        random: whether the defence is random.
+        num_classes: of the classifier.
+        threat: the run's threat model.
+        shape: (C, H, W) of the images.
+        known_noise: whether the protocol asks for the probe "known_noise".
+    """
     probes, skipped = [Probe("random_directions", RandomDirections(), threat, continues=False)], {}
     undefended = isinstance(purifier, (Identity, type(None)))
     members = gradient_attacks(attack)
@@ -165,10 +180,10 @@ def _lacks(mode: str, modes: tuple[str, ...]) -> str | None:
 
 
 def _same(attack: Attack, house: Attack) -> bool:
-    """Whether a run's attack is the house's, or has it among its members."""
+    """Whether a run's attack is the house's attack, or an ensemble with all its members."""
     if describe(attack) == describe(house):
         return True
-    if type(attack) is not Ensemble:  # of a subclass nobody knows what it makes of its members' images
+    if type(attack) is not Ensemble:  # a subclass may use its members' images in other ways
         return False
     own = [describe(member) for member in attack.attacks]
     wanted = house.attacks if isinstance(house, Ensemble) else [house]
@@ -179,7 +194,7 @@ def _same(attack: Attack, house: Attack) -> bool:
 
 
 def each(attack: Attack, change: Callable[[Attack], Attack]) -> Attack:
-    """The attack after ``change``; an ensemble is still one, of changed members."""
+    """``change`` applied to an attack, or to each member of an ensemble."""
     if isinstance(attack, Ensemble):
         return Ensemble([each(member, change) for member in attack.attacks], attack.selection_draws)
     return change(attack)
@@ -192,15 +207,18 @@ def _changes(attack: Attack, change: Callable[[Attack], Attack]) -> bool:
 
 
 def changed(attack: Attack, options: Mapping[str, Any]) -> Attack:
-    """``attack`` with other values of those options that it has; itself if it has none."""
+    """``attack`` with the ``options`` that it has set to new values; the attack itself if it has none of them."""
     known = arguments(attack)
     kept = {name: value for name, value in options.items() if name in known}
     return rebuilt(attack, kept) if kept else attack
 
 
 def on_the_defence(attack: Attack, modes: Sequence[str]) -> Attack:
-    """The same attack on the defence itself: without a surrogate, and with nothing held. As it is where the purifier
-    does not offer its gradient in ``modes``, or its objective follows what only a variant differentiates."""
+    """The same attack on the defence itself: without a surrogate, and with no context handed over.
+
+    The attack is unchanged if ``modes``, the purifier's gradient modes, lack its gradient, or if its objective needs a
+    trace entry, which may be differentiable in the surrogate only.
+    """
     if not isinstance(attack, GradientAttack) or attack.sees_the_defence:
         return attack
     if attack.gradient not in modes or attack.objective.needs:
@@ -209,7 +227,7 @@ def on_the_defence(attack: Attack, modes: Sequence[str]) -> Attack:
 
 
 def twice_the_steps(attack: Attack) -> Attack:
-    """An explicit step size stays, so that one that is too short shows."""
+    """The attack with twice as many steps or queries; an explicit step size is kept, so that too short a one shows."""
     name = "num_queries" if hasattr(attack, "num_queries") else "num_steps"
     return changed(attack, {name: 2 * getattr(attack, name, 0)})
 
@@ -219,9 +237,11 @@ def twice_the_draws(attack: Attack) -> Attack:
 
 
 def for_a_larger_budget(attack: Attack, factor: float, larger: ThreatModel) -> Attack:
-    """The same attack for a budget ``factor`` times as large. It begins at the image: a random start in a large budget
-    breaks everything, and would be counted as the attack's merit. An explicit step size grows along, and is long enough
-    to use the budget up."""
+    """The same attack for a budget ``factor`` times as large.
+
+    It begins at the image, since a random start in a large budget would break the image by itself. An explicit step
+    size is scaled with the budget, to at least 2 budgets divided by the number of steps.
+    """
     if not isinstance(attack, FirstOrderAttack):
         return attack
     options: dict[str, Any] = {"random_start": False}
@@ -234,8 +254,11 @@ def for_a_larger_budget(attack: Attack, factor: float, larger: ThreatModel) -> A
 
 
 def reach(attack: Attack, threat: ThreatModel) -> float | None:
-    """How far an attack can walk, in budgets: the most that any member of fixed steps can. From a random start the
-    farthest edge of the budget is 2 away."""
+    """num_steps * step_size / eps of an attack with fixed step sizes, the largest of an ensemble's members.
+
+    None if a member with gradients has no fixed step size, or eps is 0. From a random start, the far edge of the ball
+    is up to 2 eps away.
+    """
     if threat.budget == 0:
         return None
     found = [

@@ -1,21 +1,24 @@
-"""What an evaluation measures, apart from defence, attack and threat."""
+"""The protocol: what an evaluation measures, besides defence, attack and threat model."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How many looks a verdict takes, and how much of the run is audited.
+    """The number of draws in a verdict, and the extent of the audit.
 
     Args:
-        verdict_draws: k, draws of logits stored for each clean and each adversarial image; every rule is computed
-            from them.
-        audit_images: so many images, drawn by key from all that are tested, are audited with attacks of their own. With
+        verdict_draws: k, draws of logits stored for each clean and each adversarial image, at least 1; every verdict
+            rule is computed from them.
+        audit_images: number of images, a random sample of the tested ones, that are audited with further attacks. With
             0 the card says `unaudited`.
         known_noise: on audited images, also attack a defence whose verdict noise the attacker knows.
-        replicates: partitions of the tested images into groups that are judged, each with noise of its own, where a
-            defence judges groups: verdicts on one group depend on each other, so it takes many. 1 for all others. It
-            changes no record, so a run may be extended by some.
+        replicates: for a defence that judges groups, the number of random partitions of the tested images into groups,
+            each with noise of its own; at least 1. Verdicts within a group are not independent, so many groups are
+            needed. 1 for all other defences. It changes no record, so a run may be extended by more.
+
+    Raises:
+        ValueError: if a number is out of its range.
     """
 
     verdict_draws: int = 16

@@ -1,13 +1,13 @@
-"""One record a sample, appended and flushed as it finishes: a killed run goes on where it stopped.
+"""Records: one per sample, appended and flushed when it is finished, so that a killed run can be resumed.
 
-A folder holds ``fingerprint.json`` and shards of JSON lines, one shard a process and start. A process never opens
-another's shard for writing, so records that are written stay as they are, whoever dies and whoever starts again;
-a line that a killed process left half-written is the last one of its shard, and is passed over. Every line ends in a
-checksum of its own, so that a damaged one is told and not counted. Folders that an older version began have lines
-without: those are taken as they are.
+A folder holds ``fingerprint.json`` and shards of JSON lines, one shard for each process and start. A process never
+writes to another's shard, so written records are safe if a process dies or the run is started again. A line that a
+killed process left half-written is the last of its shard, and is skipped. Every line ends with its checksum, so that
+damage is reported instead of counted. In folders begun by an older version, lines may lack a checksum and are not
+checked.
 
-A record's key is (replicate, index). Images that are judged in groups are recorded group by group; where a killed write
-left a part of one, the whole group is judged again, and what was written last counts.
+A record's key is (replicate, index). Images that are judged in groups are recorded group by group. If a process was
+killed while writing a group, the whole group is judged again, and the records written last count.
 """
 
 import base64
@@ -29,34 +29,34 @@ from torch import Tensor
 from lustral.evaluation.fingerprint import SCHEMA, Fingerprint
 
 Key = tuple[int, int]
-"""(replicate, index): which verdict on which image."""
+"""(replicate, index): the key of a record."""
 
 _KEY = re.compile(rb'\{"index": (\d+),(?: "replicate": (\d+),)?')  # a record's first fields
-_CHECKSUM = re.compile(rb', "crc32": "([0-9a-f]{8})"\}$')  # its last one, of all that stands before it
+_CHECKSUM = re.compile(rb', "crc32": "([0-9a-f]{8})"\}$')  # a record's last field, the checksum of the text before it
 _SHARD = re.compile(r"rank\d+-([0-9a-f]+)-[0-9a-f]+\.jsonl$")
 _CHECKSUM_BYTES = len(', "crc32": "00000000"}')
 
 
 @dataclass(frozen=True)
 class Record:
-    """All that is kept of one sample.
+    """All that is stored of one sample.
 
     Attributes:
         index: position in the full data set split.
         label: the true class.
         image: (C, H, W) float32, the adversarial image.
         distance: norm of the perturbation.
-        failed: whether the attack met NaN or Inf; such a sample counts as broken.
+        failed: whether the attack or a verdict met NaN or Inf; such a sample counts as broken.
         clean_logits: (k, K) float32, k verdict draws of the clean image.
         adversarial_logits: (k, K) float32, k verdict draws of the adversarial image.
-        statistics: what the attack tells the audit, and the noise levels and scores of the verdict draws of a purifier
-            that has them (see `level_statistics`).
-        audit: what the audit's own attacks left of the accuracy; empty for samples outside the audited part.
-        audit_margins: the margins of every draw that the audit looked at, by probe (see `lustral.evaluation.audit`).
-        audit_steps: what a step along the attack's gradient did, and what the gradient predicted.
-        replicate: the number of the partition into groups that it was judged in; 0 where images are judged alone.
-        group: the index of the first image of the group that it was judged in, which together with the replicate names
-            the group; None where images are judged alone.
+        statistics: the attack's statistics for the audit, and the noise levels and scores of the verdict draws, if the
+            purifier has them (see `level_statistics`); empty if ``failed``.
+        audit: the accuracy on this sample under each of the audit's probes; empty for samples that are not audited.
+        audit_margins: for each probe, the margin of every draw (see `lustral.evaluation.audit`).
+        audit_steps: the predicted and the actual change of the margin over steps along the attack's gradient.
+        replicate: the number of the partition into groups; 0 where images are judged alone.
+        group: the index of the first image of its group, which together with ``replicate`` identifies the group; None
+            where images are judged alone.
     """
 
     index: int
@@ -79,12 +79,12 @@ class Record:
 
     @property
     def unit(self) -> Key:
-        """(replicate, first index of the group): equal for images that were judged together, and for no others."""
+        """(replicate, index of the group's first image): equal for exactly those images that were judged together."""
         return self.replicate, self.index if self.group is None else self.group
 
     def to_json(self) -> str:
-        """One line, with its checksum. The key stands first, so that it is read without decoding the rest; of an image
-        that is judged alone it is the index, and there is no group."""
+        """The record as one line with its checksum. The key comes first, so that it can be read without decoding the
+        rest. "replicate" is written unless it is 0, "group" unless it is None."""
         values = {k: _pack(v) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
         replicate, group = values.pop("replicate"), values.pop("group")
         values = {
@@ -117,16 +117,17 @@ def _unpack(packed: dict[str, Any]) -> Tensor:
 
 
 class RecordFolder:
-    """The records of one fingerprint.
+    """A folder with the records of one fingerprint.
 
     Args:
-        folder: where they are kept; made if it is not there.
+        folder: its path; it is created if it does not exist.
         fingerprint: what decides the run's results.
-        rank: this process's number, for the shard's name.
+        rank: this process's number, for the name of its shard.
 
     Raises:
-        ValueError: if the folder holds records of another fingerprint. Nothing in it is touched.
-        OSError: if the folder cannot be written.
+        ValueError: if the folder holds records of another fingerprint, or records without a fingerprint; nothing in it
+            is changed.
+        OSError: if the folder cannot be written to.
     """
 
     def __init__(self, folder: str | Path, fingerprint: Fingerprint, rank: int = 0) -> None:
@@ -146,8 +147,8 @@ class RecordFolder:
             )
 
     def _claim(self, path: Path, fingerprint: Fingerprint) -> None:
-        """Put this run's fingerprint into a folder that has none. It appears whole, and only if no other run's was
-        there first: two runs that start together cannot both believe that the folder is theirs."""
+        """Write this run's fingerprint into a folder that has none, atomically and only if no other run has written one
+        meanwhile: of two runs that start at the same time, only one gets the folder."""
         if any(self.folder.glob("*.jsonl")):
             raise ValueError(
                 f"{self.folder} holds records without a fingerprint.json, so nobody can tell whose they are: move "
@@ -173,7 +174,12 @@ class RecordFolder:
             ) from error
 
     def append(self, records: Sequence[Record]) -> None:
-        """Write records and hand them to the operating system: a killed process loses none of them."""
+        """Append records to this process's shard and flush it to the operating system, so that they survive if the
+        process is killed.
+
+        Raises:
+            OSError: if they cannot be written.
+        """
         try:
             if self._shard is None:
                 name = f"rank{self.rank}-{time.time_ns():x}-{os.getpid():x}.jsonl"
@@ -187,7 +193,7 @@ class RecordFolder:
             ) from error
 
     def read(self) -> dict[Key, Record]:
-        """All records by key, whoever wrote them (see `read_records`)."""
+        """All records by key, of every process and start (see `read_records`)."""
         return read_records(self.folder)
 
     def keys(self) -> set[Key]:
@@ -201,12 +207,17 @@ class RecordFolder:
 
 
 def read_records(folder: str | Path, keys: Collection[Key] | None = None) -> dict[Key, Record]:
-    """The records of a folder by key, ascending: those of ``keys`` that there are, or all; lines that are not asked for
-    are not decoded. Of several records of one image that is judged alone, which are equal, the first is taken; of one
-    that is judged in a group the last, for a group that was judged again is written as a whole.
+    """The records of a folder by key, in ascending order.
+
+    If a key has several records, the first is taken for an image that is judged alone (they are equal), and the last
+    for an image that is judged in a group (the group was judged again as a whole).
+
+    Args:
+        folder: the folder.
+        keys: the keys to read, as far as they have a record; other lines are not decoded. None: all.
 
     Raises:
-        ValueError: naming the file and the line that is damaged.
+        ValueError: if a line is damaged; the message names file and line.
     """
     wanted = None if keys is None else set(keys)
     records: dict[Key, Record] = {}
@@ -215,27 +226,29 @@ def read_records(folder: str | Path, keys: Collection[Key] | None = None) -> dic
         if (wanted is None or key in wanted) and (known is None or known.group is not None):
             try:
                 records[key] = Record.from_json(line)
-            except (ValueError, KeyError, TypeError) as error:  # one that an older version wrote, without a checksum
+            except (ValueError, KeyError, TypeError) as error:  # a damaged line of an older version, without a checksum
                 raise _damaged(where) from error
     return dict(sorted(records.items()))
 
 
 def record_keys(folder: str | Path) -> set[Key]:
-    """The (replicate, index) that have a record in a folder. Nothing is decoded, but every checksum is compared: damage
-    is to be told before the other images are attacked, not after.
+    """The keys (replicate, index) that have a record in a folder.
+
+    Records are not decoded, but every checksum is verified, so that damage is reported before the remaining images are
+    attacked.
 
     Raises:
-        ValueError: naming the file and the line that is damaged.
+        ValueError: if a line is damaged; the message names file and line.
     """
     return {key for key, _, _ in _lines(Path(folder))}
 
 
 def read_fingerprint(folder: str | Path) -> dict[str, Any]:
-    """The content of a folder's ``fingerprint.json``: "sha256", what it "decides", and whether every line has a
-    checksum ("checksums").
+    """The content of a folder's ``fingerprint.json``: "sha256", "decides" (see `Fingerprint`), and "checksums", whether
+    every line of the folder must have a checksum.
 
     Raises:
-        ValueError: if it is damaged, or not what its own hash says.
+        ValueError: if it is damaged, or its content does not match its own hash.
     """
     path = Path(folder) / "fingerprint.json"
     try:
@@ -255,8 +268,8 @@ def read_fingerprint(folder: str | Path) -> dict[str, Any]:
 
 
 def _lines(folder: Path) -> Iterator[tuple[Key, bytes, str]]:
-    """(key, line, where it stands) of every whole line of every shard, each as its checksum says; in the order in which
-    the shards were begun."""
+    """(key, line, file and line number) of every complete line of every shard, in the order in which the shards were
+    begun; checksums are verified."""
     shards = sorted(folder.glob("*.jsonl"), key=_begun)
     checked = bool(shards) and (folder / "fingerprint.json").exists() and read_fingerprint(folder)["checksums"]
     for shard in shards:
@@ -275,7 +288,7 @@ def _lines(folder: Path) -> Iterator[tuple[Key, bytes, str]]:
 
 
 def _begun(shard: Path) -> tuple[int, str]:
-    """When a shard was begun, as its name tells; one of another name is as old as can be."""
+    """A sort key: the time at which a shard was begun, from its name; shards with another kind of name come first."""
     time_ns = _SHARD.match(shard.name)
     return int(time_ns[1], 16) if time_ns else 0, shard.name
 

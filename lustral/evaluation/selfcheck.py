@@ -1,10 +1,10 @@
-"""Before any work: does a record really depend on nothing but the image and the key of its noise?
+"""The self-check before an evaluation: a record must depend on nothing but the image and the key of its noise.
 
-Keyed noise and calls of one shape promise it, but a processor, a library or a purifier may break the promise, and the
-numbers would be wrong without a word. So a few images of the run are asked in several orders through its very networks,
-losses and gradients, and must get the same bits; every operation on the way is looked at for what a few images could
-miss (`lustral.evaluation.operations`); and draws from a global generator, statistics of the batch, parts in train mode
-and state that changes are refused by name.
+Keyed noise and network calls of one shape are meant to ensure this, but a processor, a library or a purifier may break
+it, and the numbers would be silently wrong. So a few images of the run pass in several orders through the run's own
+networks, losses and gradients, and must give the same bits. Single operations are tested for differences that a few
+images could miss (`lustral.evaluation.operations`). Random numbers from a global generator, batch statistics, modules
+in train mode and state that changes are refused by name.
 """
 
 import os
@@ -26,16 +26,16 @@ from lustral.noise import NoiseStream
 from lustral.purifiers import GradientMode, Identity, Purified, Purifier
 
 IMAGES = 3
-"""Images of the run that are asked about; every call has R rows of them."""
+"""The number of images of the run that are checked; they are repeated to fill calls of R rows."""
 PURIFIED, LOGITS, GRADIENT = "purified pixels", "logits", "gradients"
-_VARIANTS = 12  # answers with other noise
+_VARIANTS = 12  # number of queries with other noise
 
 
 def self_check(engine: Engine, attack: Attack, cases: Cases, seed: int) -> list[str]:
-    """Ask about a few ``cases`` (at least one) as the evaluation will, and compare. Changes nothing.
+    """Query a few ``cases`` (at least one) as the evaluation will, in several orders, and compare the answers.
 
     Returns:
-        Remarks: sentences about what is strange and makes no number wrong.
+        Remarks: sentences on oddities that make no number wrong.
 
     Raises:
         ValueError: if an image's answers depend on anything but the image and its noise stream.
@@ -49,7 +49,7 @@ def self_check(engine: Engine, attack: Attack, cases: Cases, seed: int) -> list[
         own = [look for look in looks if look.engine.defence is source.defence]
         for look in own:
             _compare(look, cases, noise, _orders(look), remarks)
-        # A gradient's forward pass has shown most; without a graph there may be other algorithms.
+        # The gradient's forward pass has tested most orders; without a graph, libraries may choose other algorithms.
         judged = _compare(_Look(source), cases, noise, _orders(_Look(source), few=bool(own)), remarks)
         remarks += _declared(_Look(source), cases, noise, judged)
     return list(dict.fromkeys(remarks))
@@ -57,7 +57,7 @@ def self_check(engine: Engine, attack: Attack, cases: Cases, seed: int) -> list[
 
 @dataclass(frozen=True)
 class _Look:
-    """One way in which a run asks: for logits as a verdict does, or with the gradient of an attack."""
+    """One kind of query that a run makes: logits as for a verdict, or also a gradient as for an attack."""
 
     engine: Engine
     objective: Objective | None = None
@@ -73,7 +73,7 @@ class _Look:
         return self.engine.defence.purifier  # type: ignore[attr-defined]
 
     def __call__(self, cases: Cases, noise: NoiseStream) -> dict[str, Tensor]:
-        """Purified images, logits and gradients, a row each."""
+        """Purified images, logits and gradients (if there is an objective), with a row for each case."""
         seen: list[Tensor] = []
 
         def keep(module: nn.Module, inputs: Any, purified: Purified) -> None:
@@ -105,10 +105,10 @@ class _Look:
 
 
 def _gradients(engine: Engine, attack: Attack) -> list[_Look]:
-    """Every different gradient that the attack asks for; the cross-entropy's if it asks for none."""
+    """The different gradient queries of the attack; the gradient of the cross-entropy if it makes none."""
     found: dict[object, _Look] = {}
     for member in gradient_attacks(attack):
-        # What an attack of one's own says of each image is known in its loop only: any loss shows the rows' bits.
+        # Other arguments of an objective are known only inside the attack's loop; any loss can show differing bits.
         objective = member.objective if set(member.objective.expects) <= {TARGET} else CrossEntropy()
         key = (id(member.surrogate), member.gradient, type(objective), objective.needs, member.context)
         found.setdefault(key, _Look(member.source(engine), objective, member.gradient, member.context == "clean"))
@@ -117,8 +117,8 @@ def _gradients(engine: Engine, attack: Attack) -> list[_Look]:
 
 
 def _few(cases: Cases, size: int) -> Cases:
-    """`IMAGES` cases, or groups of ``size``: the first ones, then the first one mirrored and inverted where there are
-    fewer."""
+    """`IMAGES` cases, or as many groups of ``size``: the first ones; if there are too few, mirrored and inverted copies
+    of the first are added."""
     wanted = IMAGES * size
     while len(cases) < size:  # not even one group
         cases = _grown(cases, 1, len(cases))
@@ -126,7 +126,7 @@ def _few(cases: Cases, size: int) -> Cases:
 
 
 def _grown(cases: Cases, times: int, size: int) -> Cases:
-    """The cases, and ``times`` (up to 2) changed copies of the first ``size``, with other indices."""
+    """The cases, and ``times`` (at most 2) altered copies of the first ``size`` cases, with other indices."""
     x, y, index = cases.images, cases.labels, cases.index
     copies = [x[:size].flip(-1), 1 - x[:size]][:times]
     numbers = [(index[:size] + (k + 1) * size) % 2**32 for k in range(times)]
@@ -137,11 +137,13 @@ def _grown(cases: Cases, times: int, size: int) -> Cases:
 
 
 def _orders(look: _Look, few: bool = False) -> dict[str, Tensor]:
-    """Which case sits in which row: the first one in every slot of a call; all of them, the first one last; and all in
-    another order. Rows of uneven cost are cut and padded on the way: they also come as one, and as more than a call.
-    ``few`` are the first two."""
+    """The orders in which cases are queried, as case numbers by row: the first case in every row of a call; all cases,
+    the first one last; and all in another order. ``few`` gives the first two only.
+
+    Where a purifier chunks its calls itself, the third is replaced by two: one case alone, and more rows than a call.
+    """
     size = look.engine.group_size
-    rows = max(look.engine.rows // size, 1)  # groups a call, as many as fit
+    rows = max(look.engine.rows // size, 1)  # groups per call
     slot = torch.arange(max(rows, 2))
     orders = {
         "in another slot of a call": torch.zeros(rows, dtype=torch.int64),
@@ -157,11 +159,15 @@ def _orders(look: _Look, few: bool = False) -> dict[str, Tensor]:
 
 
 def _compare(look: _Look, cases: Cases, noise: NoiseStream, orders: dict[str, Tensor], remarks: list[str]) -> Tensor:
-    """Ask in every order: equal bits, or a ValueError that says what differs and why. Returns the purified cases."""
+    """Query the cases in every order, and return the purified cases.
+
+    Raises:
+        ValueError: if a case's bits differ between rows or orders; the message says where and why (see `_explain`).
+    """
     first: dict[tuple[str, int], tuple[Tensor, Tensor, int]] = {}  # the values, and in which row of which order
     for number, (name, order) in enumerate(orders.items()):
         order = order.to(cases.images.device)
-        # Slots of equal rows show every operation of a call; where rows are more than that, others work on all of them.
+        # The first order shows every operation of a call; with more than R rows, some operations work on all of them.
         with _observed(look, len(order), every_operation=number == 0 or len(order) > look.engine.rows):
             found = look(cases.select(order), noise.select(order))
         for what, values in found.items():
@@ -183,8 +189,15 @@ def _explain(
     place: Any,
     other: tuple[Tensor, int],
 ) -> str:
-    """Find out why, by asking the two orders again and watching every module on the way. A ValueError; but a remark
-    where a GPU adds up a gradient in no fixed order, which is its nature and favours no image."""
+    """Find the cause of a difference, by querying the two orders again and comparing the output of every module.
+
+    Returns:
+        A remark, if a gradient on a GPU differs between equal queries: GPUs sum in no fixed order, which favours no
+        image.
+
+    Raises:
+        ValueError: in all other cases.
+    """
     here, there = (_outputs(look, cases.select(order), noise.select(order)) for order, _ in (place, other))
     again = _outputs(look, cases.select(place[0]), noise.select(place[0]))
     (order, row), (another, other_row) = place, other
@@ -214,7 +227,7 @@ def _names(look: _Look) -> str:
 
 
 def _outputs(look: _Look, cases: Cases, noise: NoiseStream) -> list[tuple[str, Tensor]]:
-    """What every innermost module answers, in the order of the calls; at last the answers themselves."""
+    """The outputs of every innermost module by name, in the order of the calls, followed by the answers of ``look``."""
     seen: list[tuple[str, Tensor]] = []
 
     def hook(name: str) -> Any:
@@ -233,11 +246,11 @@ def _outputs(look: _Look, cases: Cases, noise: NoiseStream) -> list[tuple[str, T
 def _first_difference(
     here: list[tuple[str, Tensor]], there: list[tuple[str, Tensor]], rows: int, row: int, other: int, what: str
 ) -> str | None:
-    """Words on the first module on the way to ``what`` whose answers to ``row`` of ``rows`` and row ``other`` differ;
-    None if there is no difference, empty if no module shows it."""
+    """Words on the first module, on the way to ``what``, whose output in row ``row`` of ``here`` differs from that in
+    row ``other`` of ``there``; None if there is no difference, "" if only the answers themselves differ."""
     for (name, values), (_, others) in zip(here, there, strict=False):
         if what == PURIFIED and name.startswith("classifier"):
-            continue  # it follows
+            continue  # the classifier comes after the purifier
         if values.shape == others.shape and values.ndim and len(values) % rows == 0:
             one, two = (v.reshape(rows, -1) for v in (values, others))
             if not bool(equal_rows(one[row : row + 1], two[other]).all()):
@@ -249,7 +262,13 @@ def _first_difference(
 
 
 def _declared(look: _Look, cases: Cases, noise: NoiseStream, base: Tensor) -> list[str]:
-    """Whether answers follow the noise as the purifier declares it; ``base`` are those that are known."""
+    """Test whether answers depend on the noise as the purifier's ``random`` declares; ``base`` are the purified cases
+    with the original noise. Returns remarks.
+
+    Raises:
+        ValueError: if a purifier with ``random = False`` depends on the noise, or one with ``random = True`` uses the
+            same noise for every draw, iteration or stream.
+    """
     purifier, name = look.purifier, type(look.purifier).__name__
     if isinstance(purifier, Identity):  # nothing to draw, and no network to ask
         return []
@@ -290,7 +309,12 @@ def _declared(look: _Look, cases: Cases, noise: NoiseStream, base: Tensor) -> li
 
 @contextmanager
 def _observed(look: _Look, at_hand: int, every_operation: bool) -> Iterator[None]:
-    """Watch what happens inside; then refuse whatever cannot be right, most telling first."""
+    """Watch the queries made in this context; then refuse the first violation found, the most specific one first.
+
+    Raises:
+        ValueError: on train mode, batch statistics, global random numbers, changed buffers or parameters, or an
+            operation that depends on the row.
+    """
     on_cpu = all(parameter.device.type == "cpu" for parameter in look.defence.parameters())
     watch = Operations(look.engine.rows, at_hand, on_cpu)
     generators, (buffers, versions) = _generators(), _state(look.defence)
@@ -334,7 +358,7 @@ def _observed(look: _Look, at_hand: int, every_operation: bool) -> Iterator[None
 
 
 def _generators() -> dict[str, Any]:
-    """The states of all global generators; reading them draws nothing."""
+    """The states of all global random generators; reading does not advance them."""
     states: dict[str, Any] = {"torch": torch.get_rng_state().numpy().tobytes()}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         states["torch on the GPU"] = [state.numpy().tobytes() for state in torch.cuda.get_rng_state_all()]
@@ -342,7 +366,7 @@ def _generators() -> dict[str, Any]:
 
 
 def _state(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """Copies of the buffers; and how often each parameter was written to."""
+    """Copies of the buffers, and the version counter of each parameter (how often it was written to)."""
     return (
         {name: buffer.detach().clone() for name, buffer in module.named_buffers()},
         {name: parameter._version for name, parameter in module.named_parameters()},

@@ -1,6 +1,6 @@
-"""Verdict rules: from the logits of several draws of a random defence to right or wrong.
+"""Verdict rules: whether a random defence is right about an image, from the logits of several draws.
 
-One run stores k draws of logits a sample and computes every rule from them, on clean and on attacked images alike.
+A run stores k draws of logits per sample and computes every rule from them, for clean and adversarial images alike.
 """
 
 from abc import ABC, abstractmethod
@@ -14,11 +14,11 @@ class VerdictRule(ABC):
     """How right a defence is on each image, in [0, 1].
 
     Args:
-        num_draws: how many draws of logits the rule takes; the first of those that are stored.
+        num_draws: the number of draws that the rule takes, the first of those that are stored; at least 1.
 
     Attributes:
         name: the rule's name on the card.
-        binary: whether a verdict is 0 or 1 (a Wilson interval holds), or a rate (bootstrap over images).
+        binary: whether a verdict is 0 or 1 (Wilson interval), or a rate (bootstrap over images).
     """
 
     name: str
@@ -34,14 +34,19 @@ class VerdictRule(ABC):
         """(B,) in [0, 1] from exactly ``num_draws`` draws (N, B, K) and labels (B,). Ties are wrong."""
 
     def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
-        """(B,) float64 in [0, 1]; NaN logits are wrong. Final: subclasses give `judge`."""
+        """(B,) float64 in [0, 1] from at least ``num_draws`` draws (N, B, K) and labels (B,); NaN logits are wrong.
+        Final: subclasses implement `judge`.
+
+        Raises:
+            ValueError: if there are fewer draws.
+        """
         if len(logits) < self.num_draws:
             raise ValueError(f"The rule {self.name} takes {self.num_draws} draws, but only {len(logits)} are stored.")
         return self.judge(logits[: self.num_draws].double(), y).double()
 
 
 class OneShot(VerdictRule):
-    """One draw decides."""
+    """Right if the first draw is right."""
 
     name = "one_shot"
 
@@ -53,7 +58,7 @@ class OneShot(VerdictRule):
 
 
 class Majority(VerdictRule):
-    """The class that most draws choose."""
+    """Right if most draws choose the true class: more than choose any other class."""
 
     name = "majority"
 
@@ -62,7 +67,7 @@ class Majority(VerdictRule):
 
 
 class MeanLogit(VerdictRule):
-    """The class of the highest mean logit."""
+    """Right if the true class has the highest mean logit over draws."""
 
     name = "mean_logit"
 
@@ -71,7 +76,7 @@ class MeanLogit(VerdictRule):
 
 
 class Expected(VerdictRule):
-    """The share of draws that are right: the accuracy that a single draw has on average."""
+    """The share of draws that are right: the expected accuracy of a single draw."""
 
     name = "expected"
     binary = False
@@ -81,7 +86,8 @@ class Expected(VerdictRule):
 
 
 class Worst(VerdictRule):
-    """Right in every draw: what is left when the attacker may submit k times. Falls with k on clean images too."""
+    """Right if every draw is right, as against an attacker who may submit an image k times. It falls with k on clean
+    images too."""
 
     name = "worst"
 
@@ -90,5 +96,5 @@ class Worst(VerdictRule):
 
 
 def all_rules(num_draws: int) -> tuple[VerdictRule, ...]:
-    """Every rule on ``num_draws`` draws."""
+    """Every verdict rule, on ``num_draws`` draws (`OneShot` on one)."""
     return OneShot(), Majority(num_draws), MeanLogit(num_draws), Expected(num_draws), Worst(num_draws)

@@ -1,4 +1,4 @@
-"""Numbers about images that need no attack: how close generated ones are to real ones."""
+"""Metrics of image sets that need no attack: how close generated images are to real ones."""
 
 from lustral.metrics.frechet import FrechetDistance
 

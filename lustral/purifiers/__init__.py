@@ -1,4 +1,4 @@
-"""Purifiers: one method a file."""
+"""Purifiers: one method per file."""
 
 from lustral.diffusion import Context
 from lustral.purifiers.base import GradientMode, Purified, Purifier

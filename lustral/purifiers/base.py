@@ -1,4 +1,4 @@
-"""The seam of every purification method: the base class verifies, the method computes."""
+"""The base class of every purification method: it verifies arguments and results, the subclass computes."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
@@ -13,18 +13,18 @@ from lustral.noise import NoiseStream
 from lustral.rows import Runtime
 
 GradientMode = Literal["exact", "bpda", "detached"]
-"""exact: the derivative of what is computed; bpda: the purifier's Jacobian replaced by the identity (Athalye et al.
-2018); detached: none. Every other way of looking is another purifier (see `Variant`), or a context that the attack
-hands over."""
+"""How a purifier is differentiated. exact: the derivative of what is computed; bpda: its Jacobian is replaced by the
+identity (Athalye et al. 2018); detached: no gradient. Every other approximation is another purifier (a surrogate, see
+`Variant`), or a context that the attack hands over."""
 
 
 @dataclass(frozen=True)
 class Purified:
-    """What a purifier returns.
+    """The result of a purifier.
 
     Attributes:
         images: (V, B, C, H, W), V views of each image that are merged by the defence; V is 1 for most methods.
-        trace: the wanted entries of what happened on the way, tensors with one row an image.
+        trace: the wanted entries of the trace (intermediate results), tensors with one row per image.
     """
 
     images: Tensor
@@ -32,19 +32,20 @@ class Purified:
 
 
 class Purifier(nn.Module, ABC):
-    """Maps attacked images to purified ones. Subclasses give `run`, and `prepare` where an image decides something.
+    """Maps attacked images to purified ones. Subclasses implement `run`, and `prepare` if they have a context.
 
     Attributes:
-        random: whether two calls with other noise give other images.
-        gradient_modes: the modes this method can answer honestly. (Judging takes no gradient, and needs none.)
-        instead: a sentence for whoever asks for another mode: what to differentiate (a `Variant`, by its changes).
-        ragged: whether rows differ in how many network calls they need. It is then worth handing over many more rows
-            than one network call takes.
-        group_size: m, how many images are purified together; 1 if an image's answer is its own. Rows come in contiguous
-            blocks of m, whole ones only, and nothing outside a block may change what comes of it.
-        holds: the entries of the context, all that `prepare` gives, if an attack may hand them over.
-        offers: what may be wanted of the trace, with a sentence each.
-        runtime: how networks are called, shared by all parts of a run; whoever runs it sets it.
+        random: whether the purified images depend on the noise.
+        gradient_modes: the gradient modes that this method supports. (None is needed where no gradient is taken.)
+        instead: a sentence for the error on an unsupported mode: which surrogate to differentiate (a `Variant`'s
+            changes).
+        ragged: whether rows may need different numbers of network calls. It then pays to pass in many more rows at a
+            time than one network call takes.
+        group_size: m, the number of images that are purified together; 1 if each image is purified by itself. Rows come
+            in contiguous blocks of m, whole groups only, and nothing outside a block may change its result.
+        holds: the names of the context entries, exactly those that `prepare` returns; an attack may hand them over.
+        offers: the names of the trace entries that may be wanted, with a sentence on each.
+        runtime: how networks are called, shared by all parts of a run; set by the engine.
     """
 
     random: bool = True
@@ -73,10 +74,10 @@ class Purifier(nn.Module, ABC):
 
     @property
     def victim(self) -> Any:
-        """The classifier that the method was shown by `bind`; no part of its state or its description.
+        """The classifier set by `bind`; it is no part of the purifier's state or description.
 
         Raises:
-            ValueError: if it was shown none.
+            ValueError: if none was bound.
         """
         if self._victim is None:
             raise ValueError(
@@ -86,25 +87,34 @@ class Purifier(nn.Module, ABC):
         return self._victim
 
     def bind(self, classifier: nn.Module) -> None:
-        """Show the victim to methods that look at it (masks, guidance), and to every purifier inside this one. Called
-        before any image. A method that asks something of the victim (a stage's name) extends it, and refuses here."""
-        object.__setattr__(self, "_victim", classifier)  # nn.Module would make it a part
+        """Set the victim of this purifier and of every purifier inside it, for methods that use it (masks, guidance).
+
+        Called before any image is purified. A method with requirements on the victim (the name of a stage) extends
+        this, and refuses an unfit one here.
+        """
+        object.__setattr__(self, "_victim", classifier)  # plain assignment would register it as a submodule
         for inner in _outermost(self):
             inner.bind(classifier)
 
     def derived(self) -> dict[str, float]:
-        """Quantities that follow from the arguments and that a reader wants to see on the card (a sigma)."""
+        """Quantities computed from the arguments that are shown on the card, by name (a sigma)."""
         return {}
 
     def prepare(self, x: Tensor, noise: NoiseStream) -> Context:
-        """What ``x`` (B, C, H, W) decides before it is purified and an attack may hold: the entries of `holds`, row by
-        row, differentiable in ``x``. What always follows the image does not belong here."""
+        """The context of images ``x`` (B, C, H, W): the entries named in `holds`, tensors with B rows each.
+
+        These are quantities that are computed from ``x`` before it is purified, and that an attack may hold fixed; they
+        are differentiable in ``x``. A quantity that an attack must not hold fixed does not belong here.
+        """
         return {}
 
     @abstractmethod
     def run(self, x: Tensor, context: Context, noise: NoiseStream, wants: Collection[str]) -> Purified:
-        """Purify ``x``, (B, C, H, W) in [0, 1], with every random draw taken from ``noise`` (B rows); the trace has
-        what ``wants`` names, each of it offered."""
+        """Purify ``x``, (B, C, H, W) in [0, 1], with all random numbers from ``noise`` (B rows).
+
+        ``context`` has the entries named in `holds`. The returned trace must have those named in ``wants``, which are
+        among `offers`.
+        """
 
     def forward(
         self,
@@ -114,19 +124,19 @@ class Purifier(nn.Module, ABC):
         context: Context | None = None,
         wants: Collection[str] = frozenset(),
     ) -> Purified:
-        """Purify. Final: subclasses give `run`.
+        """Purify images. Final: subclasses implement `run`.
 
         Args:
             x: (B, C, H, W) in [0, 1].
             noise: B rows.
             gradient: how the result is differentiated.
-            context: entries of `holds` that are handed over, instead of what ``x`` decides.
-            wants: entries of the trace.
+            context: entries of `holds` that are used instead of those that `prepare` computes from ``x``.
+            wants: the names of the trace entries to return.
 
         Raises:
-            ValueError: if a mode, an entry or a shape is not what this method knows.
+            ValueError: if the method does not support a mode or an entry, or a shape is wrong.
         """
-        # Whoever takes no gradient is refused none: the default is "exact", and verdicts ask for nothing else.
+        # Where no gradient is taken, the default "exact" is accepted even of a method that does not support it.
         taken = gradient if gradient != "exact" or torch.is_grad_enabled() else None
         self.check(taken, context or (), wants)
         if x.ndim != 4 or len(noise) != len(x):
@@ -154,11 +164,11 @@ class Purifier(nn.Module, ABC):
         return purified
 
     def check(self, gradient: str | None = None, held: Collection[str] = (), wants: Collection[str] = ()) -> None:
-        """Refuse a gradient mode (None: no gradient is taken), held entries of the context or wanted ones of the trace
-        that this method lacks.
+        """Refuse a gradient mode (None: no gradient is taken), held context entries or wanted trace entries that this
+        method lacks.
 
         Raises:
-            ValueError: naming what there is.
+            ValueError: if it lacks one, with the names of those that it has.
         """
         name = type(self).__name__
         if gradient is not None and gradient not in self.gradient_modes:
@@ -174,15 +184,25 @@ class Purifier(nn.Module, ABC):
             raise ValueError(f"The trace of {name} has no {', '.join(unknown)}; it offers {offered or 'nothing'}.")
 
     def prepared(self, x: Tensor, noise: NoiseStream) -> Context:
-        """What `prepare` gives, if it is tensors by name. Final."""
+        """The context from `prepare`, checked to be a mapping. Final.
+
+        Raises:
+            ValueError: if `prepare` returned anything else.
+        """
         found = self.prepare(x, noise)
         if not isinstance(found, Mapping):
             raise ValueError(f"{type(self).__name__}.prepare returned {_kind(found)}; it must return tensors by name.")
         return dict(found)
 
     def complete(self, x: Tensor, noise: NoiseStream, given: Context) -> Context:
-        """What `run` is told: what is handed over, and what ``x`` decides for the rest. A method made of others hands
-        ``given`` on, for each of them completes its own from the image that reaches it."""
+        """The context for `run`: the entries of ``given``, and the others from `prepare` of ``x``.
+
+        A method made of several purifiers passes ``given`` on instead, since each of them completes its own context
+        from the image that reaches it.
+
+        Raises:
+            ValueError: if `prepare` did not return exactly the entries of `holds`, with a row for each image.
+        """
         if self.holds and self.holds <= given.keys():
             return given
         context = {**self.prepared(x, noise), **given}
@@ -199,7 +219,7 @@ class Purifier(nn.Module, ABC):
         return context
 
     def _checked(self, purified: Purified, x: Tensor, wants: Collection[str]) -> Purified:
-        """What `run` returned, if it is what it should be."""
+        """The result of `run`, refused if its type or a shape is wrong or a wanted trace entry is missing."""
         found = getattr(purified, "images", None)
         if not isinstance(purified, Purified) or not isinstance(found, Tensor):
             raise ValueError(f"{type(self).__name__}.run returned {_kind(purified)}; it must return Purified(images).")
@@ -226,7 +246,7 @@ class Purifier(nn.Module, ABC):
 
 
 def _outermost(module: nn.Module) -> Iterator[Purifier]:
-    """The purifiers inside ``module``, those inside them left out."""
+    """The purifiers inside ``module``, without those nested in another purifier."""
     for part in module.children():
         if isinstance(part, Purifier):
             yield part
@@ -235,7 +255,7 @@ def _outermost(module: nn.Module) -> Iterator[Purifier]:
 
 
 def _without_rows(context: Mapping[str, Tensor], rows: int) -> list[str]:
-    """The names of those entries that are no tensors of so many rows."""
+    """The names of the entries that are not tensors with ``rows`` rows."""
     return sorted(name for name, v in context.items() if not isinstance(v, Tensor) or not v.ndim or len(v) != rows)
 
 
@@ -254,5 +274,6 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def _straight_through(x: Tensor, images: Tensor) -> Tensor:
-    """``images`` (V, B, ...) with the identity of ``x`` as their Jacobian, bit for bit (no x + (y - x) rounding)."""
+    """``images`` (V, B, ...), unchanged bit for bit (x + (y - x) would round), with the identity as their Jacobian with
+    respect to ``x``."""
     return _StraightThrough.apply(x, images)  # type: ignore[return-value]

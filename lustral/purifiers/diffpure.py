@@ -1,4 +1,4 @@
-"""DiffPure: noise the image to t*, and bring it back along the reverse process.
+"""DiffPure: noise the image to t*, and denoise it with the reverse process.
 
 Nie et al., "Diffusion models for adversarial purification", ICML 2022; docs/diffpure.md.
 """
@@ -17,12 +17,13 @@ class DiffPure(RoundPurifier):
         denoiser: the diffusion model.
         solver: the reverse step: EulerMaruyama (the paper's VP-SDE), FlowEuler (its ODE), Ancestral (its DDPM) ...
         t_star: the noise level in noising steps out of 1000 (the paper's t* = 0.1 is 100).
-        num_steps: reverse steps, evenly spaced; the paper takes one a noising step.
-        forward_schedule: "denoiser" noises with the denoiser's own schedule; "discrete" with the linear-1000
-            table whatever the denoiser's is, as the published numbers of the VP-SDE variant were made (0.4 % more
+        num_steps: reverse steps, evenly spaced; the paper takes as many as noising steps.
+        forward_schedule: "denoiser" noises with the denoiser's own schedule; "discrete" with the linear table of 1000
+            levels, whatever the denoiser's schedule, as for the published numbers of the VP-SDE variant (0.4 % more
             noise is then removed than was added).
-        layout: for levels that differ by row (`SSNI`): "clock" or "own" (see `slots`).
-        resize_to: work at this size in pixels, the denoiser's (256 for ImageNet images of 224); None is theirs.
+        layout: how rows of different noise levels share steps (`SSNI`): "clock" or "own" (see `slots`).
+        resize_to: resize images to this side in pixels, the denoiser's (256 for ImageNet images of 224), and back
+            after purification; None keeps their size.
 
     Raises:
         ValueError: if the solver cannot follow the denoiser's schedule, or t_star or num_steps is out of range.

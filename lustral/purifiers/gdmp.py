@@ -20,28 +20,29 @@ from lustral.ratio import Ratio, parse_ratio
 class GDMP(RoundPurifier):
     """Rounds of DDPM sampling whose mean is pulled towards the input: mean + variance * s_t * grad of D(x_t, input).
 
-    The variance is the step's own, as ``variance`` makes it. D is the guidance's: minus the mean squared error, or the
-    SSIM, over the pixels of one image; s_t = (sigma / alpha) / m with m = 2 ``budget`` / (3 ``scale``) (the paper's
-    equations 5 to 9). The estimate of x_0 is clamped to [-1, 1], the purified image to [0, 1].
+    The variance is that of the reverse step (option ``variance``). D is chosen by ``guidance``: minus the mean squared
+    error, or the SSIM, over the pixels of one image. s_t = (sigma / alpha) / m with m = 2 ``budget`` / (3 ``scale``)
+    (the paper's equations 5 to 9). The estimate of x_0 is clamped to [-1, 1], the purified image to [0, 1].
 
     Args:
         denoiser: the diffusion model; the paper's is on the table of 1000 levels.
-        guidance: MSEGuidance, SSIMGuidance, or any other; None does not guide.
-        t_star: the noise level of a round in steps out of 1000.
-        num_steps: reverse steps a round.
-        num_rounds: how many rounds; all are guided by the image that came in.
+        guidance: MSEGuidance, SSIMGuidance, or any other; None switches guidance off.
+        t_star: the noise level of a round in noising steps out of 1000.
+        num_steps: reverse steps per round.
+        num_rounds: number of rounds; the input image guides all of them.
         scale: of the guidance; 6e4 (mse) and 7e4 (ssim) for the published CIFAR-10 runs.
-        budget: the perturbation that the paper's scale is made for, a property of the purifier and not of the
-            attacker ("8/255").
-        noise_offset: additional noising steps before each round; the reference implementation has 1, so that it
-            noises one step more than it takes back.
+        budget: the perturbation size in the paper's formula for s_t; it belongs to the purifier and is independent of
+            the attacker's eps ("8/255").
+        noise_offset: additional noising steps before each round; 1 in the reference implementation, which noises one
+            step more than it removes.
         respacing: take the steps from this many levels spread over the 1000, as guided-diffusion does (250 for
-            ImageNet, of which 45 steps end at t = 178); None spreads them over t_star.
-        variance: of a reverse step, and of its guidance: "large" (beta, the published CIFAR-10 runs), "learned"
-            (ImageNet) or "small" (beta tilde). No noise is added in a step to the clean image, but it is guided:
-            "large" has beta tilde of the step before there, as in the original code, and "small" 0.
-        layout: for levels that differ by row (`SSNI`): "clock" or "own" (see `slots`).
-        resize_to: work at this size in pixels, the denoiser's (256 for ImageNet images of 224); None is theirs.
+            ImageNet, of which the lowest 45 reach up to t = 178); None spreads them over t_star.
+        variance: of a reverse step, and in its guidance term: "large" (beta, the published CIFAR-10 runs), "learned"
+            (ImageNet) or "small" (beta tilde). The step to the clean image adds no noise, but it is guided: with
+            "large" its variance is beta tilde of the preceding step, as in the original code, with "small" 0.
+        layout: how rows of different noise levels share steps (`SSNI`): "clock" or "own" (see `slots`).
+        resize_to: resize images to this side in pixels, the denoiser's (256 for ImageNet images of 224), and back
+            after purification; None keeps their size.
 
     Raises:
         ValueError: if an option is out of its range.
@@ -89,8 +90,8 @@ class GDMP(RoundPurifier):
         return torch.cat((indices.round().flip(0) + 1, torch.zeros(1, dtype=torch.float64)))
 
     def derived(self) -> dict[str, float]:
-        """Also ``pull``: the sum over one round of the factors of (input - x_t), how strong the guidance is; where the
-        variance is learned, what it would be with the largest, beta."""
+        """Also ``pull``, the strength of MSE guidance: the sum over one round's steps of the factor of (input - x_t).
+        Where the variance is learned, it is computed with the largest variance, beta."""
         if not isinstance(self.guidance, MSEGuidance):
             return super().derived()
         pixels = torch.Size(self.denoiser.image_shape).numel()
@@ -111,8 +112,8 @@ class GDMP(RoundPurifier):
         if self.guidance is None:
             return super().reverse(step)
         denoise = RememberedDenoiser(self.denoiser)
-        # Without gradients the guidance comes first: it may need a graph of its own, and the solver takes its answer.
-        # With them both share one graph, whose gradients add up in the order in which it was made.
+        # Without gradients the guidance comes first: it may need a graph of its own, and the solver reuses its network
+        # call. With gradients both share one graph, and gradients are summed in the order in which it was built.
         direction = None if torch.is_grad_enabled() else self.guidance(step, denoise)
         with sdpa_kernel(SDPBackend.MATH) if self.guidance.denoises else nullcontext():
             transition = self.solver.transition(denoise, step.x_t, step.t, step.s, self._before(step.t))
@@ -123,12 +124,13 @@ class GDMP(RoundPurifier):
         return x.clamp(0.0, 1.0)
 
     def _strength(self, t: Tensor) -> Tensor:
-        """s_t: the step's own variance times this is what multiplies the gradient of D."""
+        """s_t: the gradient of D is multiplied by this and by the variance of the step."""
         return self.denoiser.schedule.noise_ratio(t) / self._slowness
 
     def _before(self, t: Tensor) -> Tensor:
-        """Where the step that led to ``t``, the last time before the clean image, had started: the grid's third from
-        below, and at least 2 t (rows on a grid of their own may start higher, and a round may have one step)."""
+        """The time at which the preceding step, which led to ``t``, began; used where ``t`` is the last time before the
+        clean image. It is the third lowest time of the grid, and at least 2 t (rows on a grid of their own may start
+        higher, and a round may have a single step)."""
         doubled = 2.0 * t.double()
         above = self.grids[0][-3].to(t.device) if len(self.grids[0]) > 2 else doubled
         return torch.maximum(doubled, above).clamp_max(MAX_TIME)

@@ -11,19 +11,20 @@ from lustral.purifiers.slots import Layout
 class GNSP(RoundPurifier):
     """Several rounds of growing noise, each with the strided DDPM or DDIM update. Nothing is clamped.
 
-    The paper's prediction is a majority vote over ten runs, which is a verdict rule here. Its attacks differentiate a
-    lighter process of the same class (rounds (30, 1), (50, 1), (125, 5)) in place of the defence: give that as the
+    The paper predicts by majority vote over ten runs, which is a verdict rule here. Its attacks differentiate a process
+    of the same class with fewer steps (rounds (30, 1), (50, 1), (125, 5)) in place of the defence: use it as the
     attack's ``surrogate``.
 
     Args:
         denoiser: the diffusion model; the paper's is on the table of 1000 levels.
         rounds: (t_star, num_steps) each; for CIFAR-10 four of (30, 30), two of (50, 50), two of (125, 125).
         eta: 1 adds the noise of DDPM, 0 none (DDIM).
-        layout: for levels that differ by row (`SSNI`): "clock" or "own" (see `slots`).
-        resize_to: work at this size in pixels, the denoiser's (256 for ImageNet images of 224); None is theirs.
+        layout: how rows of different noise levels share steps (`SSNI`): "clock" or "own" (see `slots`).
+        resize_to: resize images to this side in pixels, the denoiser's (256 for ImageNet images of 224), and back
+            after purification; None keeps their size.
 
     Raises:
-        ValueError: if a round's t_star or num_steps is out of range.
+        ValueError: if eta, or a round's t_star or num_steps, is out of range.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What pulls a reverse step: a direction of ascent at x_t, and GDMP's two (Wang et al. 2022, equations 5 to 9)."""
+"""Guidance of a reverse step by a direction of ascent at x_t, with GDMP's two (Wang et al. 2022, equations 5 to 9)."""
 
 from abc import ABC, abstractmethod
 from typing import Literal, NamedTuple, get_args
@@ -12,7 +12,7 @@ from lustral.purifiers.similarity import ssim
 
 Reference = Literal["noised", "clean"]
 REFERENCE = "reference"
-"""The entry of a step's context that holds the image which came in, (B, C, H, W) in diffusion space."""
+"""The name of the context entry with the purifier's input image, (B, C, H, W) in diffusion space."""
 
 
 class Step(NamedTuple):
@@ -23,7 +23,7 @@ class Step(NamedTuple):
         t, s: float64, () or (B,), in noising steps out of 1000.
         index: the step's number in its round, the same for every row and batch.
         noise: B rows, already at this round and step.
-        context: what else belongs to the images, by name.
+        context: further tensors with B rows, by name (see `lustral.diffusion.trajectory.Context`).
     """
 
     x_t: Tensor
@@ -35,29 +35,32 @@ class Step(NamedTuple):
 
 
 class Guidance(ABC):
-    """Subclasses give the direction; how far it goes is for the purifier to say.
+    """The direction in which a reverse step is guided; the purifier scales it.
 
     Attributes:
-        denoises: whether it calls ``denoise``: the one call that it shares with the solver then runs attention in its
-            plain mathematical form, as `inner_gradient` does, whoever of the two asks first.
+        denoises: whether the guidance calls ``denoise``. The network call that it shares with the solver then runs
+            attention in its unfused math form, as `inner_gradient` does, whichever of the two calls first.
     """
 
     denoises: bool = True
 
     @abstractmethod
     def __call__(self, step: Step, denoise: RememberedDenoiser) -> Tensor:
-        """(B, C, H, W), the direction of ascent at ``step.x_t``: of each image by itself, and differentiable. A
-        gradient is taken by `lustral.diffusion.inner.inner_gradient`. ``denoise(x_t, t)`` is remembered within the
-        step, so that guidance and solver share one network call."""
+        """The direction of ascent at ``step.x_t``, (B, C, H, W): row by row, and differentiable.
+
+        An inner gradient must be taken with `lustral.diffusion.inner.inner_gradient`. ``denoise(x_t, t)`` is cached
+        within the step, so guidance and solver share one network call.
+        """
 
 
 class _Likeness(Guidance):
-    """Towards the image that came in.
+    """Guidance towards the input image.
 
     Args:
-        reference: whether x_t is compared with that image "noised" to the same level (CIFAR-10) or "clean" (ImageNet).
-        reference_batch: what the guidance is divided by. The reference implementation takes the mean over the batch
-            too, so its strength fell with the batch size: 100 is how its CIFAR-10 numbers were made; 1 is the formula.
+        reference: whether x_t is compared with the input image "noised" to the same level (CIFAR-10) or "clean"
+            (ImageNet).
+        reference_batch: the divisor of the guidance, at least 1. The reference implementation also averages over the
+            batch, so its strength depends on the batch size: 100 for its CIFAR-10 numbers; 1 is the paper's formula.
     """
 
     denoises = False
@@ -71,7 +74,7 @@ class _Likeness(Guidance):
         self.reference_batch = reference_batch
 
     def target(self, step: Step, denoise: RememberedDenoiser) -> Tensor:
-        """What x_t is compared with."""
+        """The image with which x_t is compared, (B, C, H, W)."""
         image = step.context[REFERENCE]
         if self.reference == "clean":
             return image
@@ -80,14 +83,15 @@ class _Likeness(Guidance):
 
 
 class MSEGuidance(_Likeness):
-    """The gradient of minus the mean squared error over the pixels of one image, in closed form."""
+    """The gradient of minus the mean squared error over the pixels of one image, in closed form; see `_Likeness` for
+    the arguments."""
 
     def __call__(self, step: Step, denoise: RememberedDenoiser) -> Tensor:
         return (self.target(step, denoise) - step.x_t) * (2.0 / (step.x_t[0].numel() * self.reference_batch))
 
 
 class SSIMGuidance(_Likeness):
-    """The gradient of the structural similarity."""
+    """The gradient of the structural similarity (`ssim`); see `_Likeness` for the arguments."""
 
     def __call__(self, step: Step, denoise: RememberedDenoiser) -> Tensor:
         target = self.target(step, denoise)

@@ -10,7 +10,7 @@ from lustral.purifiers.base import Purified, Purifier
 
 
 class Identity(Purifier):
-    """Hands the image on."""
+    """Returns the image unchanged."""
 
     random = False
 

@@ -1,4 +1,4 @@
-"""LDSDE: DiffPure's Langevin variant, which adds no noise first and walks around the input (Nie et al. 2022)."""
+"""LDSDE: DiffPure's Langevin variant, Langevin dynamics around the input without initial noising (Nie et al. 2022)."""
 
 from collections.abc import Collection
 
@@ -12,18 +12,18 @@ from lustral.purifiers.base import Purified, Purifier
 
 
 class LangevinPurifier(Purifier):
-    """Langevin steps from the input, at one noise level of the denoiser, with a pull back to the input.
+    """Langevin steps from the input, with the score at one noise level and a pull back to the input.
 
-    The weakest of the paper's variants (published: 38.5 % robust where the SDE has 70.6 %); a control.
+    The weakest of the paper's variants (published robust accuracy: 38.5 % where the SDE has 70.6 %); a control.
 
     Args:
         denoiser: the diffusion model.
-        num_steps: of the walk; the paper's t* = 0.1 in steps of 0.01 are 10.
-        step_size: of the walk's clock (dt).
-        t: the frozen noise level whose score is followed, in noising steps out of 1000.
-        rate: lambda.
-        temperature: eta, the factor of the noise.
-        tether: sigma^2, the variance of the pull towards the input, in diffusion space.
+        num_steps: number of Langevin steps; the paper's t* = 0.1 in steps of 0.01 makes 10.
+        step_size: dt of a step.
+        t: the fixed noise level at which the score is evaluated, in noising steps out of 1000, in (0, 1000].
+        rate: lambda, positive.
+        temperature: eta, the factor of the noise, not negative.
+        tether: sigma^2, the variance of the Gaussian pull towards the input, in squared units of diffusion space.
 
     Raises:
         ValueError: if an argument is out of its range.

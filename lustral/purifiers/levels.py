@@ -1,4 +1,4 @@
-"""From a perturbation score to a noise level: SSNI's reweighting functions, and controls that look at no image."""
+"""From a perturbation score to a noise level: SSNI's reweighting functions, and controls that ignore the image."""
 
 from abc import ABC, abstractmethod
 from typing import Literal, get_args
@@ -12,11 +12,11 @@ LevelOffset = Literal["formula", "reference"]
 
 
 class LevelRule(ABC):
-    """The noise level of each row in steps out of 1000, not yet rounded.
+    """The noise level of each row in noising steps out of 1000, not yet rounded.
 
     Attributes:
-        looks: whether the row's own score matters; a rule that does not look costs no network call.
-        random: whether the rule draws.
+        looks: whether the level depends on the row's own score; if not, no network call is made for it.
+        random: whether the rule draws random numbers.
     """
 
     looks: bool = True
@@ -24,24 +24,25 @@ class LevelRule(ABC):
 
     @abstractmethod
     def __call__(self, score: Tensor, t_star: float, reference: Tensor, noise: NoiseStream) -> Tensor:
-        """(B,) levels from ``score`` (B,), the round's own ``t_star``, and the stored ``reference`` scores (n,)."""
+        """(B,) levels from ``score`` (B,), the round's ``t_star``, and the stored ``reference`` scores (n,)."""
 
 
 def _lowered(level_offset: LevelOffset) -> float:
-    """What is taken off t*, in noising steps."""
+    """How much t* is lowered by, in noising steps."""
     if level_offset not in get_args(LevelOffset):
         raise ValueError(f"level_offset is {level_offset!r}; it may be {', '.join(get_args(LevelOffset))}.")
     return 1.0 if level_offset == "reference" else 0.0
 
 
 class LinearLevels(LevelRule):
-    """SSNI-L: t* (e - min) / (max - min) + bias, the extremes being those of the reference; the ratio is clipped to
-    [0, 1] (the authors' extremes are over the reference and the batch at hand, so an image's level depends on its
-    neighbours).
+    """SSNI-L: t* (e - min) / (max - min) + bias, with e the image's score and min and max over the reference scores.
+
+    The ratio is clipped to [0, 1]. (In the authors' code min and max also run over the present batch, so an image's
+    level depends on the other images in its batch.)
 
     Args:
         bias: b, in noising steps.
-        level_offset: "formula", or "reference": t* - 1 in the place of t*, as the authors' code has it (99 for 100).
+        level_offset: "formula", or "reference": t* - 1 in place of t*, as in the authors' code (99 for 100).
     """
 
     def __init__(self, bias: float = 0.0, level_offset: LevelOffset = "formula") -> None:
@@ -53,13 +54,13 @@ class LinearLevels(LevelRule):
 
 
 class SigmoidLevels(LevelRule):
-    """SSNI-N: (t* + bias) sigmoid((e - mean) / temperature), the mean being that of the reference.
+    """SSNI-N: (t* + bias) sigmoid((e - mean) / temperature), with e the image's score and the mean of the reference's.
 
     Args:
         bias: b, in noising steps; 5 in the authors' code.
-        temperature: tau, in units of the score; it has the scale of the data set.
-        level_offset: "formula", or "reference": t* - 1 in the place of t*, as the authors' code has it, so that 104 is
-            the highest level for t* = 100 and a bias of 5.
+        temperature: tau, in units of the score, positive; its scale depends on the data set.
+        level_offset: "formula", or "reference": t* - 1 in place of t*, as in the authors' code, so that 104 is the
+            upper limit of the levels for t* = 100 and a bias of 5.
     """
 
     def __init__(self, bias: float = 5.0, temperature: float = 20.0, level_offset: LevelOffset = "formula") -> None:
@@ -76,7 +77,7 @@ class FixedLevels(LevelRule):
     """A control: the same share of t* for every image.
 
     Args:
-        share: of t*; 0.5 is what a typical clean image gets from SSNI-N.
+        share: of t*, not negative; SSNI-N without a bias gives 0.5 to an image with the mean reference score.
     """
 
     looks = False
@@ -91,10 +92,10 @@ class FixedLevels(LevelRule):
 
 
 class MeanLevels(LevelRule):
-    """A control: for every image the mean level that ``rule`` gives the reference images.
+    """A control: every image gets the mean of the levels that ``rule`` gives the reference images.
 
     Args:
-        rule: whose levels are averaged.
+        rule: the rule whose levels are averaged.
     """
 
     looks = False
@@ -107,11 +108,11 @@ class MeanLevels(LevelRule):
 
 
 class ShuffledLevels(LevelRule):
-    """A control: for each draw the level that ``rule`` gives to a reference image taken at random. The levels spread as
-    SSNI's do, and know nothing of the image.
+    """A control: in each draw an image gets the level that ``rule`` gives a random reference image. The levels have the
+    distribution of SSNI's levels on the reference images, and are independent of the image.
 
     Args:
-        rule: whose levels are drawn.
+        rule: the rule whose levels are drawn.
     """
 
     looks = False

@@ -1,4 +1,4 @@
-"""Scores of reference images, stored once: what a sample's score is compared with."""
+"""Stored perturbation scores of reference images, with which an image's score is compared."""
 
 import hashlib
 import json
@@ -16,14 +16,14 @@ _SCHEMA = 1
 
 
 class StoredScores:
-    """Perturbation scores of images that no network was trained on, from a file that says how they were made.
+    """Perturbation scores of held-out images, on which no network was trained, from a file with their provenance.
 
     Args:
         file: ``reference.json`` of a run of ``python cli.py validate -c configs/reference/...``.
 
     Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if it is damaged.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it is damaged, of another schema, or has fewer than two or non-finite scores.
     """
 
     def __init__(self, file: str) -> None:
@@ -51,12 +51,16 @@ class StoredScores:
             raise ValueError(f"{path} must hold at least two finite scores: make it again.")
 
     def described(self) -> dict[str, Any]:
-        """What decides results: the scores themselves and how they were made, not where they lie."""
+        """What decides results: the scores' hash and how they were made, not the path of the file."""
         digest = hashlib.sha256(self.scores.numpy().tobytes()).hexdigest()
         return {"scores_sha256": digest, "num_scores": len(self.scores), "made_by": self.made_by}
 
     def check(self, denoiser: Denoiser, statistic: PerturbationScore) -> None:
-        """Refuse scores of another denoiser or another statistic."""
+        """Refuse scores that were made with another denoiser or another statistic.
+
+        Raises:
+            ValueError: if they were.
+        """
         here = provenance(denoiser, statistic)
         for name, word in (("denoiser", "another denoiser"), ("statistic", "another statistic")):
             if self.made_by[name] != here[name]:
@@ -67,14 +71,14 @@ class StoredScores:
 
 
 def provenance(denoiser: Denoiser, statistic: PerturbationScore) -> dict[str, Any]:
-    """What scores depend on, the images apart, as plain data."""
+    """What scores depend on besides the images, as plain data: the denoiser and the statistic."""
     return json.loads(json.dumps({"denoiser": describe(denoiser), "statistic": describe(statistic)}))
 
 
 def write_scores(
     path: Path, scores: Tensor, denoiser: Denoiser, statistic: PerturbationScore, data: dict[str, Any], seed: int
 ) -> Path:
-    """Write (n,) scores; the file appears whole or not at all."""
+    """Write ``scores`` (n,) and how they were made to ``path``; the file is replaced atomically."""
     made_by = {**provenance(denoiser, statistic), "data": data, "seed": seed}
     record = {"schema": _SCHEMA, "made_by": made_by, "scores": scores.double().tolist()}
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What all noise-and-denoise purifiers share: rounds of noising to a level and coming back."""
+"""What all noise-and-denoise purifiers share: rounds of forward noising to a level and reverse steps back to 0."""
 
 from abc import ABC
 from collections.abc import Collection, Mapping, Sequence
@@ -18,24 +18,24 @@ from lustral.rows import selected
 
 
 class Round(NamedTuple):
-    """Noising to ``t_star`` of 1000, and ``num_steps`` reverse steps."""
+    """Noising to ``t_star``, in noising steps out of 1000, and ``num_steps`` reverse steps."""
 
     t_star: float
     num_steps: int
 
 
 class RoundPurifier(Purifier, ABC):
-    """Noise the image to t*, bring it back, and again.
+    """Noise the image to t* and denoise it, in one or more rounds.
 
-    Subclasses choose the rounds, the solver and what guides it. The levels of a round may differ by row (see `walk`).
+    Subclasses choose the rounds, the solver and the guidance. The levels of a round may differ by row (see `walk`).
 
     Attributes:
         denoiser: the diffusion model, frozen.
         solver: the reverse step.
-        rounds: what is done, in order.
-        noising: the schedule that noises; the denoiser's own, as a rule.
-        layout: how rows of different levels walk (see `slots`).
-        resize_to: the size in pixels at which the purifier works, if it is another than the images'.
+        rounds: the rounds, in order.
+        noising: the schedule of the forward noising, usually the denoiser's own.
+        layout: how rows of different noise levels share steps (see `slots`).
+        resize_to: the image side in pixels at which the purifier works; None is that of the images.
     """
 
     denoiser: Denoiser
@@ -52,7 +52,12 @@ class RoundPurifier(Purifier, ABC):
     def prepare_rounds(
         self, denoiser: Denoiser, solver: Solver, rounds: Sequence[tuple[float, int]], resize_to: int | None = None
     ) -> None:
-        """Check and keep what every subclass has."""
+        """Check and store the arguments that all subclasses have, and compute the time grids.
+
+        Raises:
+            ValueError: if ``resize_to`` is not the denoiser's size, the solver cannot follow the denoiser's schedule,
+                or there is no round or one out of range.
+        """
         if resize_to is not None and resize_to != denoiser.image_shape[-1]:
             raise ValueError(f"resize_to is {resize_to}, but the denoiser works at {denoiser.image_shape[-1]} pixels.")
         self.resize_to = resize_to
@@ -69,18 +74,18 @@ class RoundPurifier(Purifier, ABC):
         return self.denoiser.schedule.grid(of.t_star, of.num_steps)
 
     def derived(self) -> dict[str, float]:
-        """``sigma``: standard deviation of the noise of the first round, at the image's scale in [-1, 1]; and
-        ``network_calls``, of a purification at the full levels."""
+        """``sigma``, the standard deviation of the noise added in the first round, in diffusion space [-1, 1]; and
+        ``network_calls``, the number of reverse steps of a purification with every round at its t*."""
         first = self.noised_at(self.grids[0][0])
         calls = sum(len(grid) - 1 for grid in self.grids)
         return {"sigma": round(float(self.noising.sigma(first)), 6), "network_calls": float(calls)}
 
     def noised_at(self, t: Tensor) -> Tensor:
-        """The level to which a round that starts at ``t`` noises."""
+        """The level to which the image is noised, in a round whose reverse process starts at ``t``."""
         return t
 
     def follow(self, x: Tensor) -> Context:
-        """What else of the input image ``x``, in diffusion space, the reverse steps look at, by name."""
+        """Context entries that the reverse steps take from the input image ``x`` (B, C, H, W) in diffusion space."""
         return {}
 
     def reverse(self, step: Step) -> Tensor:
@@ -88,7 +93,7 @@ class RoundPurifier(Purifier, ABC):
         return self.solver.step(self.denoiser, step.x_t, step.t, step.s, self.drawn(step))
 
     def drawn(self, step: Step) -> Tensor:
-        """The noise that the solver adds in ``step``, as x_t."""
+        """The noise that the solver adds in ``step``, of the shape of x_t; zeros if the solver adds none."""
         if not self.solver.random:
             return torch.zeros_like(step.x_t)
         return step.noise.fork("reverse").normal(step.x_t.shape[1:], dtype=step.x_t.dtype)
@@ -97,12 +102,12 @@ class RoundPurifier(Purifier, ABC):
         return self.walk(x, None, noise, wants)
 
     def walk(self, x: Tensor, levels: Tensor | None, noise: NoiseStream, wants: Collection[str]) -> Purified:
-        """Purify images ``x`` (B, C, H, W) in [0, 1], each at its own ``levels`` (B, number of rounds), in noising
-        steps out of 1000 and differentiable; None are those of the rounds.
+        """Purify images ``x`` (B, C, H, W) in [0, 1], each at its own ``levels`` (B, number of rounds), which are in
+        noising steps out of 1000 and differentiable; None takes each round's t_star.
 
-        The trace's "deviation" is the squared distance, a pixel's mean, between the state after each reverse step and
-        the round's image noised to the same level with the round's own noise; summed over the steps that a row takes,
-        over the number of steps at the full levels.
+        The trace entry "deviation" is the squared distance, averaged over pixels, between the state after a reverse
+        step and the image at the start of the round, noised to the same level with the round's forward noise. It is
+        summed over the steps that a row takes, and divided by the number of steps of all rounds at their t_star.
         """
         state = to_diffusion(_resized(x, self.resize_to))
         followed = self.follow(state)
@@ -121,7 +126,7 @@ class RoundPurifier(Purifier, ABC):
         return Purified(_resized(self.finish(from_diffusion(state)), x.shape[-1])[None], trace)
 
     def finish(self, x: Tensor) -> Tensor:
-        """What is done to the purified image before it is classified. Most methods do nothing."""
+        """Postprocess the purified image, in [0, 1] space, before it is classified; by default nothing is done."""
         return x
 
     def _noise(self, state: Tensor, number: int, levels: Tensor | None, noise: NoiseStream) -> Tensor:
@@ -159,8 +164,8 @@ class RoundPurifier(Purifier, ABC):
         followed: Context,
         origin: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """The same, and the sum over the steps of the squared distance to ``origin`` noised to their ends, pixel by
-        pixel."""
+        """`_reverse`, and the squared distance of each pixel to ``origin`` noised to the end of the step, summed over
+        the steps."""
         slots, stream = self._slots(number, levels), noise.at(round=number)
         z = self._forward_noise(origin, number, noise)
 
@@ -178,7 +183,7 @@ class RoundPurifier(Purifier, ABC):
         return found["image"], found["total"]
 
     def _step(self, slot: Slot, state: Tensor, noise: NoiseStream, context: Context) -> Tensor:
-        """One slot's step of those rows that take it."""
+        """One slot's reverse step, on the rows that take it; the others keep their state."""
         given: tuple[Any, ...] = (state, noise.at(step=slot.key), context)
         x_t, stream, own = given if slot.rows is None else selected(given, slot.rows)
         t, s = slot.times(own.get(_LEVEL, state.new_zeros(())))
@@ -194,7 +199,8 @@ def _levels(context: Context, rows: Tensor, like: Tensor) -> Tensor:
 
 
 def _resized(x: Tensor, size: int | None) -> Tensor:
-    """Bilinear, without antialiasing, as DiffPure does it; inside the graph that is attacked."""
+    """``x`` resized to ``size`` pixels, bilinear and without antialiasing as in DiffPure; the attack's gradient passes
+    through."""
     if size is None or size == x.shape[-1]:
         return x
     return F.interpolate(x, (size, size), mode="bilinear", align_corners=False)

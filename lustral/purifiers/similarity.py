@@ -9,11 +9,11 @@ C1, C2 = 0.01**2, 0.03**2
 
 
 def ssim(x: Tensor, y: Tensor) -> Tensor:
-    """(B,) mean structural similarity of ``x`` and ``y`` (B, C, H, W), in the scale they come in.
+    """(B,) mean structural similarity of ``x`` and ``y`` (B, C, H, W), which are not rescaled.
 
-    An 11 x 11 Gaussian window of standard deviation 1.5 with zeros beyond the border, a channel at a time, and the
-    constants of images in [0, 1], as GDMP's implementation takes them on images in [-1, 1]. On images smaller than the
-    window the window is as large as fits.
+    It is computed per channel, with an 11 x 11 Gaussian window of standard deviation 1.5, zero padding, and the
+    constants for images in [0, 1], which GDMP's implementation uses on images in [-1, 1]. On images smaller than the
+    window, the window is the largest odd one that fits.
     """
     size = min(WINDOW, *(side - 1 + side % 2 for side in x.shape[-2:]))
     at = torch.arange(size, dtype=x.dtype, device=x.device) - size // 2

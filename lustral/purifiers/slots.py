@@ -1,11 +1,11 @@
 """Reverse steps for rows whose noise levels differ.
 
-Two layouts, both exact. On a *clock* all rows share one descending grid of times: a row joins at its own level, with
-a first step that may be short, and from there on walks with the others; so a row costs as many steps as its level
-has grid points below, and a batch the sum over its rows. On an *own grid* each row goes from its own level to 0 in the
-same number of steps (the fixed-step surrogates of attacks); steps that rounding makes empty are left out.
+There are two layouts, both exact. With "clock", all rows share one descending grid of times: a row joins at its own
+level, with a first step that may be shorter, and then takes the same steps as the others. A row costs one step for each
+grid point below its level, and a batch the sum over its rows. With "own", each row goes from its own level to the end
+of the grid in the same number of steps (for surrogates with few steps); steps that rounding makes empty are skipped.
 
-Levels are noising steps out of 1000, (B,) float64. A row at level 0 is left as it is.
+Levels are in noising steps out of 1000, (B,) float64. A row at level 0 is not changed.
 """
 
 import itertools
@@ -25,12 +25,12 @@ Times = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Slot:
-    """One reverse step of those rows that take it.
+    """One reverse step, and the rows that take it.
 
     Attributes:
-        key: names its noise, the same for every row and batch; the last step of all is the highest.
-        rows: (n,) int64, or None for all of them.
-        times: from the levels of these rows, (n,), to where their step starts and ends, (n,) or ().
+        key: the step number that keys its noise, the same for every row and batch; the last step has the highest.
+        rows: (n,) int64, the rows that take the step; None: all.
+        times: function from the levels of these rows, (n,), to the times at which the step starts and ends, (n,) or ().
     """
 
     key: int
@@ -39,18 +39,18 @@ class Slot:
 
 
 def shared(grid: Tensor) -> list[Slot]:
-    """The steps of rows that all walk down ``grid``, (K + 1,) descending."""
+    """The K steps of rows that all follow ``grid``, (K + 1,) descending."""
     return [Slot(i, None, _constant(grid[i], grid[i + 1])) for i in range(len(grid) - 1)]
 
 
 def clock(grid: Tensor, levels: Tensor) -> list[Slot]:
-    """The steps of rows that join ``grid`` (K + 1,) at their own ``levels`` (B,), the highest first.
+    """The steps of rows that join ``grid`` (K + 1,) at their own ``levels`` (B,), in descending order of time.
 
-    Above its first time the grid goes on with its widest step, for levels beyond it.
+    For levels above the first time of the grid, the grid is extended upwards with its widest step.
     """
     edges, steps = grid.flip(0).tolist(), len(grid) - 1
     widest = max(b - a for a, b in itertools.pairwise(edges))
-    host = levels.detach().cpu()  # the one wait for the device: how many rows walk is a shape
+    host = levels.detach().cpu()  # the only device synchronisation: the number of rows in a step is a shape
     while edges[-1] < float(host.max()):
         edges.append(min(edges[-1] + widest, MAX_TIME))
     found = []
@@ -62,7 +62,8 @@ def clock(grid: Tensor, levels: Tensor) -> list[Slot]:
 
 
 def own_grid(schedule: NoiseSchedule, num_steps: int, levels: Tensor) -> list[Slot]:
-    """``num_steps`` even steps from each row's own level (B,), rounded up to the levels of a tabulated schedule."""
+    """``num_steps`` even steps from each row's own level (B,); times are rounded up to the levels of a tabulated
+    schedule."""
     unit = MAX_TIME / schedule.levels if isinstance(schedule, DiscreteSchedule) else None
     end = float(schedule.grid(MAX_TIME, 1)[-1])  # 0, or where a continuous reverse process stops
     host, found = levels.detach().cpu(), []
@@ -88,7 +89,7 @@ def _joining(start: float, stop: float) -> Times:
 
 
 def _even(k: int, num_steps: int, unit: float | None, end: float) -> Times:
-    """From (k + 1) to k of ``num_steps`` parts of the level."""
+    """The times of a step from (k + 1) / num_steps to k / num_steps of the level."""
 
     def part(levels: Tensor, of: int) -> Tensor:
         at = levels * (of / num_steps)

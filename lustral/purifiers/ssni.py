@@ -17,16 +17,16 @@ from lustral.purifiers.rounds import RoundPurifier
 
 
 class SSNI(Purifier):
-    """Gives every image its own noise level, by how perturbed it looks, in each round of another purifier.
+    """Gives every image its own noise level in each round of another purifier, chosen by a perturbation score.
 
-    The score is that of the image as it came in, drawn afresh at every call, and compared with stored scores of
-    held-out images, never with the batch. Rounded levels are constants to the exact gradient (the authors' attack); an
-    attack looks at them otherwise through a `Variant`:
+    The score is computed from the input image with fresh noise at every call, and compared with stored scores of
+    held-out images, never with the batch. Rounded levels are constants in the exact gradient (as in the authors'
+    attack). An attack can treat them in other ways, through a `Variant` as its surrogate:
 
-    * ``rounding: straight_through``: levels rounded, the derivative as if they were not.
-    * ``rounding: false``: levels not rounded, and differentiated. What the attack sees is then not quite the defence.
+    * ``rounding: straight_through``: levels are rounded, and the derivative is that of the levels before rounding.
+    * ``rounding: false``: levels are not rounded, and differentiated. The surrogate then differs from the defence.
 
-    or holds those of the clean image (``context: clean``).
+    With ``context: clean``, an attack holds the levels of the clean image fixed.
 
     Args:
         purifier: DiffPure, GNSP or GDMP.
@@ -34,13 +34,14 @@ class SSNI(Purifier):
         reference: the stored scores.
         statistic: EPS or SingleScore; by default EPS at 20 times.
         rounding: whether levels are rounded to whole noising steps, as published; or "straight_through".
-        at_least: the lowest level. The authors' code noises and denoises by one step even at level 0: 1 does so.
-        scorer: the diffusion model that scores; None is the purifier's. The authors' code asks one network in two ways:
-            in continuous time for the score, on the table to purify.
+        at_least: the lowest level in noising steps, in 0..1000. The authors' code takes one noising and one denoising
+            step even at level 0; at_least = 1 does the same.
+        scorer: the diffusion model of the score; None is the purifier's. The authors' code uses one network in two
+            ways: in continuous time for the score, on the table of levels to purify.
 
     Raises:
-        ValueError: if the stored scores belong to another denoiser or statistic, or levels are to be differentiated
-            where the schedule is a table: between its levels there is nothing to differentiate.
+        ValueError: if the stored scores were made with another denoiser or statistic, at_least is out of range, or
+            rounding is straight_through on a tabulated schedule, which has no derivative between its levels.
     """
 
     ragged = True
@@ -75,7 +76,7 @@ class SSNI(Purifier):
         self.offers, self.holds = {**purifier.offers, **own}, frozenset(own)
 
     def derived(self) -> dict[str, float]:
-        """The purifier's, and ``mean_level`` of the first round over the reference images."""
+        """The purifier's quantities, and ``mean_level``, the mean level of the reference images in the first round."""
         scores = self.reference.scores
         noise = NoiseStream(0, torch.arange(len(scores)))
         mean = float(self.levels(scores, self.purifier.rounds[0].t_star, scores, noise).mean())
@@ -92,7 +93,7 @@ class SSNI(Purifier):
         return self.purifier.denoiser if self.scorer is None else self.scorer
 
     def prepare(self, x: Tensor, noise: NoiseStream) -> Context:
-        """ "levels" (B, rounds) in steps out of 1000, and "score" (B,) where the rule looks at it."""
+        """ "levels" (B, rounds) in noising steps out of 1000, and "score" (B,) where the level rule depends on it."""
         with torch.set_grad_enabled(self.rounding is not True and torch.is_grad_enabled()):
             score = self.score(x, noise) if self.levels.looks else x.new_zeros(len(x), dtype=torch.float64)
             reference = self.reference.scores.to(x.device)
@@ -101,7 +102,7 @@ class SSNI(Purifier):
             if self.rounding:
                 levels = rounded = real.detach().round()
                 if self.rounding == "straight_through":
-                    # The sum is rounded + 0 exactly, and its derivative that of the second part.
+                    # The value is exactly rounded + 0, the derivative is that of real.
                     levels = rounded + (real - real.detach())
         return {"levels": levels, "score": score} if self.levels.looks else {"levels": levels}
 

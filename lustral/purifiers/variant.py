@@ -8,15 +8,16 @@ from lustral.purifiers.base import Purifier
 
 
 class Variant:
-    """A surrogate that follows the defence: its purifier, made anew with some plain values changed. Networks, stored
-    references and the victim are shared.
+    """A surrogate defined by its differences from the defence: the defence's purifier with some plain values changed.
+
+    Networks, stored references and the victim are shared with the defence.
 
     Args:
-        changes: by the purifier's argument names, dotted for those of an inner one: {"rounding": "straight_through"},
-            {"purifier.num_steps": 5, "levels.temperature": 20.0}.
+        changes: new values by the purifier's argument names, dotted for those of an inner component: {"rounding":
+            "straight_through"}, {"purifier.num_steps": 5, "levels.temperature": 20.0}.
 
     Raises:
-        ValueError: if there are no changes; on `of`, if a name is not known.
+        ValueError: if there are no changes; in `of`, if a name is unknown or a value is refused.
     """
 
     def __init__(self, changes: dict[str, Any]) -> None:

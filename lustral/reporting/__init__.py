@@ -1,4 +1,4 @@
-"""From the cards of finished runs to tables and figures."""
+"""Reporting: tables and figures from the cards of finished runs."""
 
 from lustral.reporting.build import FORMATS, report, write_report
 from lustral.reporting.figures import accuracy_bars, budget_curve, draws_histogram

@@ -9,7 +9,8 @@ from lustral.reporting.build import FORMATS, report, write_report
 
 
 def run_command(words: Sequence[str]) -> int:
-    """Print the report that command-line ``words`` ask for, and write it where they say; returns the exit code."""
+    """Run the subcommand ``report`` with command-line arguments ``words``: print and write the report, and return the
+    exit code."""
     parser = Parser(prog="cli.py report", description="Tables and figures of finished runs.")
     parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="a run folder, or a folder of them")
     parser.add_argument("--format", choices=FORMATS, default="markdown", help="of the table that is printed")

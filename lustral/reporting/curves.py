@@ -1,4 +1,4 @@
-"""Accuracy against a swept argument."""
+"""Curves of accuracy against a swept argument."""
 
 from collections.abc import Mapping
 
@@ -13,18 +13,19 @@ from lustral.reporting.sweeps import Sweep
 from lustral.reporting.words import argument_in_words, method_in_short
 
 _MANY = 8
-"""More values than this are not written below the axis one by one."""
+"""The largest number of values that are all labelled on the axis."""
 _WIDE = 16.0
-"""From this ratio of the largest to the smallest value on the axis is logarithmic."""
+"""The ratio of the largest to the smallest value from which the axis is logarithmic."""
 
 
 def sweep_curve(sweep: Sweep, undefended: Mapping[str, Run]) -> Figure:
-    """Clean and robust accuracy, under the rule that the attacks aimed at, over the argument's values; with 95 %
-    intervals. Suspect runs are hollow.
+    """Clean and robust accuracy over the argument's values, under the rule that the attacks aimed at, with 95 %
+    intervals. The markers of suspect runs are hollow.
 
     Args:
         sweep: runs that differ in the argument only.
-        undefended: runs without a purifier by their `Run.task`: where there is one, its accuracies are dashed.
+        undefended: runs without a purifier by their `Run.task`; if the sweep's task has one, its accuracies are drawn
+            as dashed lines.
     """
     rule, first = sweep.runs[0].target, sweep.runs[0].card
     suspect = [run.card["status"] != "ok" for run in sweep.runs]
@@ -57,7 +58,7 @@ def percent_rate(run: Run, rule: str, kind: str) -> Rate:
 
 
 def value_axis(axes: Axes, sweep: Sweep) -> None:
-    """A horizontal axis that names the argument and its values, logarithmic where they spread far."""
+    """Label the horizontal axis with the argument and its values; it is logarithmic if they span a wide range."""
     values = sweep.values
     if values[0] > 0 and values[-1] / values[0] >= _WIDE:
         axes.set_xscale("log")

@@ -1,4 +1,4 @@
-"""Cards as data for other programs: one flat CSV row a run and rule, or JSON."""
+"""Cards as data for other programs: CSV with one row per run and verdict rule, or JSON."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ from lustral.reporting.words import attack_in_short, classifier_in_short, data_i
 
 
 def csv_text(runs: Sequence[Run]) -> str:
-    """A header and one row a run and rule; rates in [0, 1] at full precision. Measured numbers only."""
+    """CSV with a header and one row per run and rule: measured numbers only, rates in [0, 1] at full precision."""
     rows = [_row(run, rule) for run in runs for rule in run.card["verdicts"]]
     stream = io.StringIO()
     writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
@@ -22,7 +22,7 @@ def csv_text(runs: Sequence[Run]) -> str:
 
 
 def json_text(runs: Sequence[Run]) -> str:
-    """A list of ``{"name", "card"}``."""
+    """JSON: a list of objects with the "name" and the "card" of a run."""
     return json.dumps([{"name": run.name, "card": run.card} for run in runs], indent=1) + "\n"
 
 

@@ -13,10 +13,10 @@ from lustral.reporting.tables import AUDITS
 
 
 def accuracy_bars(cards: Mapping[str, Card]) -> Figure:
-    """Clean and robust accuracy of each run under the rule its attack aimed at, with 95 % intervals.
+    """Clean and robust accuracy of each run under the rule that its attack aimed at, with 95 % intervals.
 
     Args:
-        cards: the runs' cards by name. The bars of a suspect run are hatched, and labelled so.
+        cards: the runs' cards by name. The bars of runs whose status is not `ok` are hatched and labelled SUSPECT.
     """
     rules = {name: aimed_rule(card) for name, card in cards.items()}
     differ = len(set(rules.values())) > 1
@@ -71,11 +71,11 @@ def _bar_label(name: str, card: Card, with_rule: bool) -> str:
 
 
 def budget_curve(audits: Mapping[str, Mapping[str, Rate]], num_images: Mapping[str, int]) -> Figure:
-    """What the audit's attacks left of each run's accuracy; the dotted line is what its own attack left.
+    """Each run's accuracy under the audit's attacks; the dotted line is the accuracy under the run's own attack.
 
     Args:
-        audits: by run, accuracies by the audit's names ("attack", "random_directions", "double_eps", ...).
-        num_images: by run, how many images were audited.
+        audits: for each run, accuracies by the audit's names ("attack", "random_directions", "double_eps", ...).
+        num_images: for each run, the number of audited images.
     """
     found = {name for rates in audits.values() for name in rates}
     names = [*(name for name in AUDITS if name in found), *sorted(found - AUDITS.keys())]
@@ -112,13 +112,13 @@ def _dot(axes: Axes, row: int, rate: Rate, colour: str) -> None:
 
 
 def draws_histogram(shares: Mapping[str, tuple[Sequence[float], Sequence[float]]], num_draws: int) -> Figure:
-    """How random the verdicts are: the share of each image's draws that are right, clean and under attack.
+    """Histograms of the share of each image's draws that are right, clean and under attack.
 
-    A deterministic defence has images at 0 and at 1 only; whatever lies between is decided by the noise.
+    A deterministic defence has images at 0 and 1 only; the verdict on an image in between depends on the noise.
 
     Args:
-        shares: by run, each clean and each adversarial image's share of right draws, in [0, 1].
-        num_draws: verdict draws an image.
+        shares: for each run, the shares of right draws of the clean and of the adversarial images, in [0, 1].
+        num_draws: verdict draws per image.
     """
     positions = np.arange(num_draws + 1)
     with style():

@@ -1,4 +1,4 @@
-"""Clean against robust accuracy of many runs: is anything beyond what a fixed noise level can do?"""
+"""Robust over clean accuracy of many runs, with the frontier of fixed noise levels."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from lustral.reporting.words import attack_in_short, data_in_short, fixed_level,
 
 _MARKERS = "oD^vsP*X"
 _SMALLEST_RANGE = 10.0
-"""Points of accuracy that an axis shows at least."""
+"""The smallest range of an axis, in points of accuracy."""
 
 
 def frontiers(runs: Sequence[Run]) -> list[list[Run]]:
-    """The defended runs that belong in one picture, at least two each: those of equal data, classifier and threat whose
-    attacks aimed at the same rule."""
+    """Groups of at least two defended runs that can be compared in one figure: those with the same data, classifier and
+    threat whose attacks aimed at the same rule."""
     groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in runs:
         if run.defended:
@@ -29,8 +29,10 @@ def frontiers(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def fixed_lines(runs: Sequence[Run]) -> dict[str, list[tuple[float, Run]]]:
-    """The runs that give every image the same noise level, with that level and ascending in it, by what else they are:
-    the purifier's class and, where several attacks are among them, the attack."""
+    """The runs that give every image the same noise level, as (level, run) pairs in ascending order of level.
+
+    They are grouped by a label: the purifier's class and, if there are several attacks, the attack.
+    """
     found: dict[tuple[str, str], list[tuple[float, Run]]] = defaultdict(list)
     for run in runs:
         purifier, level = run.card["defence"]["purifier"], fixed_level(run.card["defence"])
@@ -45,11 +47,13 @@ def fixed_lines(runs: Sequence[Run]) -> dict[str, list[tuple[float, Run]]]:
 
 
 def frontier(runs: Sequence[Run]) -> Figure:
-    """Robust over clean accuracy with 95 % intervals. Runs with one noise level for all images are small dots with that
-    level beside them, joined by a line; every other run has a colour. Suspect runs are hollow.
+    """Robust over clean accuracy with 95 % intervals.
+
+    Runs with one noise level for all images are small dots, labelled with the level and joined by a line; every other
+    run has a colour. The markers of suspect runs are hollow.
 
     Args:
-        runs: of one data set, classifier, threat and rule (see `frontiers`).
+        runs: with the same data, classifier, threat and rule (see `frontiers`).
     """
     lines = fixed_lines(runs)
     joined = {run.name for line in lines.values() for _, run in line}
@@ -60,7 +64,7 @@ def frontier(runs: Sequence[Run]) -> Figure:
         for (label, line), dashes in zip(lines.items(), cycle(("-", "--", ":", "-.")), strict=False):
             for level, run in line:
                 x, y = _point(axes, run, rule, INK, "o", 3.5)
-                # Below and to the left there is nothing better to be seen.
+                # Labels go below and to the left of the points, where there is no better run to hide.
                 beside = {"textcoords": "offset points", "ha": "right", "va": "top", "fontsize": 7, "zorder": 6}
                 halo = [withStroke(linewidth=2, foreground="white")]
                 axes.annotate(f"t = {level:.3g}", (x, y), (-4, -3), path_effects=halo, **beside)
@@ -101,8 +105,8 @@ def _point(axes: Axes, run: Run, rule: str, colour: str, marker: str, size: floa
 
 
 def _widen(axes: Axes) -> None:
-    """No axis shows less than `_SMALLEST_RANGE`, or much beyond 0 and 100."""
+    """Widen both axes to at least `_SMALLEST_RANGE`, and limit them to slightly beyond 0 and 100."""
     for limits, change in ((axes.get_xlim(), axes.set_xlim), (axes.get_ylim(), axes.set_ylim)):
         spare = max(0.0, _SMALLEST_RANGE - (limits[1] - limits[0])) / 2
         low, high = max(0.0, limits[0] - spare), min(100.0, limits[1] + spare)
-        change(low - 0.02 * (high - low), high + 0.02 * (high - low))  # no point is cut in two
+        change(low - 0.02 * (high - low), high + 0.02 * (high - low))  # a margin, so that no marker is cut off

@@ -1,4 +1,4 @@
-"""How far a run lies above what fixed noise levels can do: the question that sample-specific noise has to answer."""
+"""The gap between a run with sample-specific noise levels and the frontier of fixed noise levels."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ NOISE = ("t_star", "rounds", "num_steps", *DERIVED)
 
 @dataclass(frozen=True)
 class Gap:
-    """A run's robust accuracy minus that of fixed levels which are as accurate on clean images.
+    """A run's robust accuracy minus that of fixed levels with the same clean accuracy.
 
     Attributes:
-        run: its name.
-        levels: the fixed levels it is compared with, ascending, in noising steps out of 1000.
-        rule: the verdict rule that all their attacks aimed at.
-        n: common images.
+        run: the run's name.
+        levels: the fixed levels that it is compared with, ascending, in noising steps out of 1000.
+        rule: the verdict rule that all attacks aimed at.
+        n: number of common images (of several replicates: verdicts on them).
         robust: the difference.
     """
 
@@ -37,8 +37,8 @@ class Gap:
 
 
 def frontier_gaps(runs: Sequence[Run]) -> list[Gap]:
-    """Every run with sample-specific levels against its purifier at fixed levels under the same attack, where there are
-    two of those at least and records of common images."""
+    """The gap of every run with sample-specific levels to its purifier at fixed levels under the same attack, if there
+    are at least two of these and records of common images."""
     return [gap for group in frontiers(runs) for run in group if (gap := _gap(run, group)) is not None]
 
 
@@ -59,7 +59,7 @@ def _gap(run: Run, group: Sequence[Run]) -> Gap | None:
         means = resampled(verdicts.reshape(len(common), -1), labels=labels).reshape(-1, *verdicts.shape[1:])
         ends.append(tuple(float(q) for q in np.quantile(above(means), (0.025, 0.975))))
     low, high = max(ends, key=lambda pair: pair[1] - pair[0])
-    # The most of several is a little lucky: a difference leans against the run, and none is called worse.
+    # The maximum over rivals is biased upwards, so the difference is biased against the run: it is never called worse.
     verdict = "better" if verdict_of(difference, low, high) == "better" else "undecided"
     compared = Comparison(difference, min(low, difference), max(high, difference), verdict)
     return Gap(run.name, tuple(level for level, _ in levels), run.target, len(common), compared)
@@ -73,20 +73,21 @@ def _is_rival(other: Run, run: Run) -> bool:
 
 
 def _without_noise(purifier: Mapping[str, Any]) -> dict[str, Any]:
-    """A purifier, or that which a wrapper is over, without the arguments that say how much noise there is."""
+    """The description of a purifier (of the inner one, if it is wrapped), without the arguments that set the amount of
+    noise."""
     return {key: value for key, value in purifier.get("purifier", purifier).items() if key not in NOISE}
 
 
 def above(means: Array) -> Array:
-    """(...) robust accuracy of the first defence minus the most that the others give at its clean accuracy or above.
+    """(...) robust accuracy of the first defence minus the highest of the others at its clean accuracy or above.
 
-    Two fixed levels, one of them drawn at random for each image, make any accuracies on the line between theirs (and
-    more robust ones, as one attack must serve both): so the others give all that lies below or to the left of such a
-    line. If none is as accurate on clean images, the most accurate of them counts, and the gap leaves out what the
-    first gains there.
+    A defence that chooses between two fixed levels at random for each image has any clean and robust accuracy on the
+    line between theirs (or is more robust, as one perturbation must break both). So the others reach every point below
+    or to the left of such a line. If none of them has the first defence's clean accuracy, the one with the highest
+    clean accuracy is taken, and the gap does not count what the first defence gains in clean accuracy.
 
     Args:
-        means: (..., 2, 1 + others) clean and robust accuracies.
+        means: (..., 2, 1 + others) clean and robust accuracies, those of the first defence first.
     """
     clean, robust = means[..., 0, :], means[..., 1, :]
     wanted, others = clean[..., :1], clean[..., 1:]

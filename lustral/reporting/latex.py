@@ -26,18 +26,18 @@ _PREAMBLE = r"""% Written by `python cli.py report`. The preamble needs: \usepac
 
 
 def escape(text: str) -> str:
-    """``text`` with every character that LaTeX would act on replaced; `quoted` words in typewriter."""
+    """``text`` with LaTeX's special characters escaped, and words in `backquotes` in typewriter type."""
     pieces = re.split(r"`([^`]*)`", text)
     return "".join(rf"\texttt{{{_escaped(piece)}}}" if i % 2 else _escaped(piece) for i, piece in enumerate(pieces))
 
 
 def latex(tables: Sequence[Table]) -> str:
-    """A float for each of ``tables``."""
+    """LaTeX with a table float for each of ``tables``."""
     return _PREAMBLE + "\n".join(["", *(_float(table) for table in tables)])
 
 
 def latex_figures(figures: Sequence[tuple[str, str]]) -> str:
-    """A float for each (file stem, caption) pair."""
+    """LaTeX with a figure float for each (file stem, caption) pair."""
     return "".join(
         "\n\\begin{figure}[t]\n\\centering\n"
         f"\\includegraphics[width=\\linewidth]{{{stem}.pdf}}\n"
@@ -66,7 +66,7 @@ def _float(table: Table) -> str:
 
 
 def _header(columns: Sequence[Column]) -> list[str]:
-    """The columns' labels, below the groups' where there are any."""
+    """The row of column labels, below a row of group labels if there are groups."""
     labels = _row([escape(column.label) for column in columns])
     if not any(column.group for column in columns):
         return [labels]
@@ -84,7 +84,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _cell(text: str) -> str:
-    """A cell escaped, with norms and minus signs as mathematics and suspect runs in bold."""
+    """A cell, escaped, with norms and minus signs in math mode and suspect runs in bold."""
     if text.startswith("SUSPECT"):
         return rf"\textbf{{{escape(text)}}}"
     norm, _, budget = text.partition(" ")

@@ -13,7 +13,7 @@ from lustral.reporting.sweeps import Sweep
 from lustral.reporting.words import full_level, method_in_short
 
 _BARS = 20
-"""About how many bars a histogram has."""
+"""The approximate number of bars of a histogram."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Levels:
     """The noise levels of a run's images in the first round, in noising steps out of 1000.
 
     Attributes:
-        clean: of each clean image, the mean over its verdict draws.
-        adversarial: of each adversarial image.
-        full: the purifier's t*, where it has one.
+        clean: the level of each clean image, mean over its verdict draws.
+        adversarial: the level of each adversarial image, mean over its verdict draws.
+        full: the purifier's t*; None if it has none.
     """
 
     clean: Sequence[float]
@@ -32,7 +32,7 @@ class Levels:
 
 
 def levels_of(run: Run) -> Levels | None:
-    """What the run's records say; None if they have no levels, or the same for all images."""
+    """The levels in the run's records; None if there are none, or the same level for all images."""
     clean, adversarial = run.statistic("level_clean"), run.statistic("level_adversarial")
     if len({*clean, *adversarial}) < 2:
         return None
@@ -40,10 +40,10 @@ def levels_of(run: Run) -> Levels | None:
 
 
 def level_histogram(levels: Mapping[str, Levels]) -> Figure:
-    """How many images got which noise level, clean and under attack; the dashed line is t*.
+    """Histograms of the images' noise levels, clean and under attack; the dashed line is t*.
 
     Args:
-        levels: by run.
+        levels: the levels of each run, by the run's name.
     """
     with style():
         figure, panels = small_multiples(list(levels), 1.75)
@@ -72,8 +72,8 @@ def level_histogram(levels: Mapping[str, Levels]) -> Figure:
 
 
 def bar_edges(values: Sequence[float]) -> np.ndarray:
-    """The edges of a histogram's bars: as wide as a whole number of noising steps, and centred on whole levels where
-    that is 1."""
+    """The edges of a histogram's bars: their width is a whole number of noising steps, and bars of width 1 are centred
+    on whole levels."""
     low, high = np.floor(min(values) + 0.5), np.floor(max(values) + 0.5)
     width = max(1, round((high - low) / _BARS))
     bars = int((high - low) // width) + 1
@@ -81,10 +81,11 @@ def bar_edges(values: Sequence[float]) -> np.ndarray:
 
 
 def score_curve(sweep: Sweep) -> Figure:
-    """Mean score against the attack's budget, with 95 % intervals; the bands hold the middle 80 % of the images.
+    """Mean perturbation score over the attack's budget, with 95 % intervals; the bands hold the middle 80 % of the
+    images.
 
     Args:
-        sweep: of eps; every run's records have scores.
+        sweep: runs that differ in eps, whose records have scores.
     """
     first = sweep.runs[0].card
     with style():

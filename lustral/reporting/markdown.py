@@ -8,12 +8,12 @@ from lustral.reporting.tables import Column, Table
 
 
 def markdown(tables: Sequence[Table]) -> str:
-    """A document of ``tables``, a section each."""
+    """Markdown with a section for each of ``tables``."""
     return "# Robustness report\n\n" + "\n".join(_section(table) for table in tables)
 
 
 def markdown_figures(figures: Sequence[tuple[str, str]]) -> str:
-    """A section that shows (file stem, caption) pairs."""
+    """A Markdown section with the figures given as (file stem, caption) pairs."""
     shown = "\n".join(f"![{caption}]({stem}.png)\n\n{caption}\n" for stem, caption in figures)
     return f"\n## Figures\n\n{shown}"
 

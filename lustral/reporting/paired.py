@@ -1,4 +1,4 @@
-"""Runs on the same images, compared image by image: narrower and fairer than two intervals side by side."""
+"""Paired comparisons of runs on the same images, which are more precise than a comparison of two intervals."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +12,12 @@ from lustral.reporting.words import CONTROLS
 
 @dataclass(frozen=True)
 class Pair:
-    """``run`` minus ``reference`` on the images that both have.
+    """The accuracies of ``run`` minus those of ``reference``, on their common images.
 
     Attributes:
+        run, reference: the runs' names.
         rule: the verdict rule that both attacks aimed at.
-        n: common images (of several replicates: verdicts on them).
+        n: number of common images (of several replicates: verdicts on them).
         clean: difference of the clean accuracies.
         robust: difference of the robust accuracies.
     """
@@ -30,8 +31,8 @@ class Pair:
 
 
 def paired_comparisons(runs: Sequence[Run]) -> tuple[list[Pair], list[str]]:
-    """Every run against the first, and every run with sample-specific levels against its base purifier and its
-    controls; and a sentence for each that cannot be compared with the first."""
+    """Comparisons of every run with the first, and of every run with sample-specific levels with its base purifier and
+    its controls; and a sentence for each run that cannot be compared with the first."""
     pairs, notes = [], []
     for run in runs[1:]:
         obstacle = _obstacle(runs[0], run)
@@ -47,7 +48,7 @@ def paired_comparisons(runs: Sequence[Run]) -> tuple[list[Pair], list[str]]:
 
 
 def _is_base_or_control(rival: Run, run: Run) -> bool:
-    """Whether ``run`` gives each image a level of its own, and ``rival`` is the same purifier without that."""
+    """Whether ``run`` has sample-specific levels, and ``rival`` is its base purifier or a control."""
     own, other = (each.card["defence"]["purifier"] for each in (run, rival))
     if own.get("levels", {}).get("class", CONTROLS[0]) in CONTROLS or run.task != rival.task:
         return False
@@ -57,18 +58,18 @@ def _is_base_or_control(rival: Run, run: Run) -> bool:
     if base == own["purifier"]:
         return True
     rule, rest = other.get("levels", {}), {key: value for key, value in own.items() if key not in (*DERIVED, "levels")}
-    # A control of this very rule; a share of t* is a control of all.
+    # A control with the run's own level rule; FixedLevels has no rule, and is a control of every run.
     same = rule.get("class") in CONTROLS and rule.get("rule", own["levels"]) == own["levels"]
     return same and {key: value for key, value in base.items() if key != "levels"} == rest
 
 
 def _common(reference: Run, run: Run) -> list[Key]:
-    """The (replicate, index) that both have."""
+    """The keys (replicate, index) that both runs have records of."""
     return sorted(reference.records.keys() & run.records.keys())
 
 
 def _obstacle(reference: Run, run: Run) -> str | None:
-    """Why a difference would mean nothing; None if it means something."""
+    """Why the two runs cannot be compared; None if they can."""
     for what in ("data", "threat", "target", "verdict_draws"):
         if _setting(reference, what) != _setting(run, what):
             return f"the {what.replace('_', ' ')} differs"
@@ -84,7 +85,7 @@ def _obstacle(reference: Run, run: Run) -> str | None:
 
 
 def _setting(run: Run, what: str) -> object:
-    # Of the protocol, what the audit does changes no verdict, so it may differ.
+    # Of the protocol only the compared option counts: the audit's options change no verdict, and may differ.
     attack = run.card["attack"]
     places = {"data": run.card["data"], "threat": attack["threat"], "target": attack["target"]}
     return places[what] if what in places else run.card["protocol"][what]
@@ -93,7 +94,7 @@ def _setting(run: Run, what: str) -> object:
 def _pair(reference: Run, run: Run) -> Pair:
     keys = _common(reference, run)
     first, second = (each.verdicts(run.target, keys) for each in (reference, run))
-    # Whichever of the two judges groups: their differences depend on each other too.
+    # If either run judges groups, the paired differences within a group are not independent.
     clusters = [*reference.dependences(keys), *run.dependences(keys)]
     clean, robust = (compare(a, b, clusters=clusters) for a, b in zip(first, second, strict=True))
     return Pair(run.name, reference.name, run.target, len(keys), clean, robust)

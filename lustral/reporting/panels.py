@@ -1,4 +1,4 @@
-"""The images themselves: what the attack changed, and what the purifier made of it."""
+"""Panels of images: clean, adversarial and purified ones, and the perturbation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ from torch import Tensor
 from lustral.reporting.style import CLEAN, ROBUST, style
 
 _CELL = 0.82
-"""Inches of an image's side."""
+"""Side of an image in inches."""
 _LABELS = 1.0
-"""Inches left of the images for the rows' names."""
+"""Width of the rows' names, left of the images, in inches."""
 _TITLES = 0.17
-"""Inches a line of the columns' titles."""
+"""Height of a line of the columns' titles in inches."""
 _GAP = 0.06
 _MAGNIFICATIONS = (1, 2, 3, 4, 5, 8, 10, 15, 20, 30, 40, 50, 80, 100)
 
 
 @dataclass(frozen=True)
 class Caption:
-    """Words in an image's corner, blue where they are ``right`` and vermilion where they are not."""
+    """Words in an image's corner, blue if the prediction is ``right`` and vermilion if not."""
 
     text: str
     right: bool
@@ -31,16 +31,16 @@ class Caption:
 def panel_figure(
     images: Mapping[str, Tensor], titles: Sequence[str], captions: Mapping[str, Sequence[Caption]] | None = None
 ) -> Figure:
-    """A grid of images, a row for each kind and a column for each sample.
+    """A grid of images, with a row for each kind and a column for each sample.
 
-    Where "clean" and "adversarial" are both there, a last row shows their difference: grey where nothing
-    changed, magnified as far as the largest change allows.
+    If there are rows "clean" and "adversarial", a last row shows their difference: grey where nothing changed,
+    magnified as far as the largest change allows.
 
     Args:
-        images: by the row's name and from top to bottom, (N, C, H, W) in [0, 1], C = 1 or 3; values outside
-            are clipped for display.
-        titles: N, above the columns; may have several lines.
-        captions: N for each of some rows, by the row's name.
+        images: for each row, by its name and from top to bottom, (N, C, H, W) in [0, 1] with C = 1 or 3; values
+            outside [0, 1] are clipped.
+        titles: N titles above the columns; they may have several lines.
+        captions: N captions for each of some rows, by the row's name.
 
     Raises:
         ValueError: if a row has another number of images than there are titles, or is neither grey nor RGB.
@@ -95,7 +95,7 @@ def _write(axes: Axes, caption: Caption) -> None:
 
 
 def magnification(largest: float) -> int:
-    """The largest round factor that keeps changes up to ``largest`` within grey +- 0.5."""
+    """The largest round factor with which changes up to ``largest`` stay within +-0.5 of grey."""
     fitting = [factor for factor in _MAGNIFICATIONS if factor * largest <= 0.5 + 1e-6]
     return fitting[-1] if fitting and largest > 0 else 1
 

@@ -1,4 +1,4 @@
-"""Finished runs on disk: their cards, and their records for whatever a card does not hold."""
+"""Finished runs on disk: their cards, and their records for what a card does not contain."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -24,8 +24,8 @@ class Run:
     """A finished evaluation.
 
     Attributes:
-        name: what tables and figures call it: the folder's name, with as many parents as make it unique.
-        folder: where it lies.
+        name: the run's name in tables and figures: the folder's name, with as many parents as make it unique.
+        folder: the run folder.
         card: the content of ``card.json``.
     """
 
@@ -50,7 +50,7 @@ class Run:
 
     @property
     def task(self) -> str:
-        """Data, classifier and threat in one string: runs in which it is equal differ in defence and attack only."""
+        """Data, classifier and threat as one string: runs that share it differ in defence and attack only."""
         card = self.card
         threat = {**card["attack"]["threat"], "eps": parse_ratio(card["attack"]["threat"]["eps"])}
         return json.dumps([card["data"], card["defence"]["classifier"], threat], sort_keys=True)
@@ -62,23 +62,25 @@ class Run:
 
     @cached_property
     def records(self) -> dict[Key, Record]:
-        """The records that the card speaks of, by (replicate, index); empty where only the card was kept."""
+        """The records from which the card was made, by (replicate, index); empty if only the card was kept."""
         replicates = range(self.card.get("replicates", 1))
         return read_records(self.folder / "records", [(r, index) for r in replicates for index in self.card["indices"]])
 
     def verdicts(self, rule: str, keys: Sequence[Key] | None = None) -> tuple[list[float], list[float]]:
-        """How right it is on each clean and adversarial image, ``keys`` in their order (None: all)."""
+        """The verdicts of ``rule`` on the clean and on the adversarial images, in [0, 1], for ``keys`` in their order
+        (None: all)."""
         return verdicts(self._chosen(keys), self._rule(rule))
 
     def dependences(self, keys: Sequence[Key] | None = None) -> list[list[Key]]:
-        """In which ways these verdicts depend on each other (see `lustral.evaluation.dependence`)."""
+        """The clusters of these verdicts that are not independent (see `lustral.evaluation.dependence`)."""
         return dependences(self._chosen(keys))
 
     def _chosen(self, keys: Sequence[Key] | None) -> list[Record]:
         return list(self.records.values()) if keys is None else [self.records[key] for key in keys]
 
     def audit_rates(self) -> dict[str, Rate]:
-        """The audit's accuracies (`expected`) with intervals over the audited images; empty if no records."""
+        """The accuracies under the audit's attacks (rule `expected`) with 95 % intervals over the audited images; empty
+        without records."""
         count, seed = self.card["protocol"]["audit_images"], self.card["seed"]
         audited = audited_records(list(self.records.values()), count, seed)
         if not audited:
@@ -89,11 +91,12 @@ class Run:
         return rates | {name: bootstrap([r.audit[name] for r in audited], clusters) for name in audited[0].audit}
 
     def statistic(self, name: str) -> list[float]:
-        """A statistic of the records that have it, such as "level_clean" (see `lustral.evaluation.levels`)."""
+        """The values of a statistic in the records that have it, such as "level_clean" (see
+        `lustral.evaluation.levels`)."""
         return [record.statistics[name] for record in self.records.values() if name in record.statistics]
 
     def statistic_mean(self, name: str) -> Rate:
-        """Its mean with a 95 % interval over images, or groups of them."""
+        """The mean of a statistic with a 95 % interval over images, or over groups of images."""
         having = [record for record in self.records.values() if name in record.statistics]
         return mean([record.statistics[name] for record in having], dependences(having))
 
@@ -107,13 +110,13 @@ def aimed_rule(card: Card) -> str:
 
 
 def num_images(runs: Sequence[Run]) -> str:
-    """How many images the runs have, such as "100", or "80 to 100"."""
+    """The number of images of the runs, such as "100", or "80 to 100"."""
     counts = sorted({run.card["n"] for run in runs})
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
 def load_runs(run_dirs: Sequence[str | Path]) -> list[Run]:
-    """The runs in ``run_dirs``, in that order; a folder that holds several gives all of them, sorted by path.
+    """The runs in ``run_dirs``, in that order; of a folder with several runs all are loaded, sorted by path.
 
     Raises:
         FileNotFoundError: if a folder is missing, or no card is in it or below it.
@@ -130,7 +133,11 @@ def load_runs(run_dirs: Sequence[str | Path]) -> list[Run]:
 
 
 def read_card(path: Path) -> Card:
-    """The card in ``path``, refused unless this version of Lustral can read it."""
+    """The card in ``path``.
+
+    Raises:
+        ValueError: if it is damaged, or has a schema that this version of Lustral does not read.
+    """
     try:
         card = json.loads(path.read_text())
         schema = card["schema"]
@@ -155,7 +162,7 @@ _PARTS = {
 
 
 def _lacking(card: Card) -> str:
-    """What a damaged card has not, or has in another form; "" for a whole one."""
+    """The entries that a damaged card lacks or has in another form, in words; "" if there are none."""
     for name, kind in _PARTS.items():
         if not isinstance(card.get(name), kind):
             return name
@@ -192,7 +199,7 @@ def _folders_with_cards(folder: Path) -> Iterator[Path]:
 
 
 def _unique_names(paths: Sequence[Path]) -> dict[Path, str]:
-    """The shortest ends of ``paths`` that tell each from all others."""
+    """The shortest trailing part of each of ``paths`` that is unique among them."""
     names = {}
     for path in paths:
         depth = 1

@@ -1,4 +1,4 @@
-"""How every figure looks, and how it is saved."""
+"""The style of figures, and how they are saved."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -17,13 +17,13 @@ CLEAN = "#0072B2"
 ROBUST = "#D55E00"
 """Vermilion of the same palette."""
 PALETTE = (ROBUST, CLEAN, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""More of its colours, for what is neither."""
+"""Colours of the palette for other purposes."""
 INK = "#333333"
 FAINT = "#D9D9D9"
 WIDTH = 6.8
-"""Inches of a text column."""
+"""Width of a text column in inches."""
 _LONG_NAME = 26
-"""Characters that fit above one of three axes side by side."""
+"""Number of characters that fit above one of three axes side by side."""
 
 _RC = {
     "font.family": "sans-serif",
@@ -56,7 +56,7 @@ _RC = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Lustral's settings, whatever the user's matplotlibrc says; theirs are back afterwards."""
+    """Use Lustral's matplotlib settings in this context, instead of the user's; these are restored afterwards."""
     with mpl.rc_context():
         mpl.rcdefaults()
         parameters: Any = mpl.rcParams  # its newest stubs know the keys as literals only
@@ -65,7 +65,7 @@ def style() -> Iterator[None]:
 
 
 def percent_axis(axes: Axes, label: str) -> None:
-    """A horizontal axis in per cent that shows all of 0 to 100, with a faint grid."""
+    """Make the horizontal axis a percentage from 0 to 100, with a faint grid."""
     axes.set_xlim(0, 100)
     axes.set_xticks(range(0, 101, 20))
     axes.set_xlabel(label)
@@ -82,7 +82,8 @@ def points(
     line: str = "-",
     hollow: Sequence[bool] = (),
 ) -> None:
-    """A line through points with their intervals; those that are ``hollow`` (suspect, as a rule) are not filled."""
+    """Draw a line through points with their intervals; markers that are ``hollow`` (usually suspect runs) are not
+    filled."""
     values = [each.value for each in y]
     ends = [[each.value - each.low for each in y], [each.high - each.value for each in y]]
     axes.errorbar(x, values, ends, color=colour, linestyle=line, linewidth=1.1, elinewidth=0.8, capsize=2, zorder=2)
@@ -93,7 +94,7 @@ def points(
 
 
 def small_multiples(names: Sequence[str], height: float) -> tuple[Figure, list[Axes]]:
-    """A figure with axes ``height`` inches high for each name; fewer stand side by side if names are long."""
+    """A figure with axes for each name, ``height`` inches high; with long names there are fewer per row."""
     longest = max(len(name) for name in names)
     columns = min(len(names), 3 if longest <= _LONG_NAME else 2)
     rows = math.ceil(len(names) / columns)

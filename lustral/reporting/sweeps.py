@@ -11,7 +11,7 @@ from lustral.ratio import parse_ratio
 from lustral.reporting.runs import Run
 
 DERIVED = ("sigma", "network_calls", "mean_level", "pull")
-"""What a purifier adds to its own description (`Purifier.derived`): it follows from the arguments."""
+"""The derived quantities in a purifier's description (`Purifier.derived`), which follow from its arguments."""
 
 _RATIO = re.compile(r"[\d.]+\s*/\s*[\d.]+$")
 Settings = dict[str, Any]
@@ -19,12 +19,12 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True)
 class Sweep:
-    """A curve's worth of runs.
+    """Runs that differ in one numeric argument.
 
     Attributes:
-        argument: the dotted name of what differs, such as ``defence.purifier.levels.temperature``.
-        values: of each run, ascending and all different.
-        runs: in the same order.
+        argument: the argument's dotted name, such as ``defence.purifier.levels.temperature``.
+        values: its value in each run, ascending and all different.
+        runs: the runs, in the same order.
     """
 
     argument: str
@@ -33,7 +33,7 @@ class Sweep:
 
     @property
     def name(self) -> str:
-        """The argument's own name."""
+        """The argument's name without the dotted prefix."""
         return _leaf(self.argument)
 
     @property
@@ -47,8 +47,9 @@ class Sweep:
 def find_sweeps(runs: Sequence[Run]) -> list[Sweep]:
     """Every set of at least two runs that differ in exactly one numeric argument of defence, attack or threat.
 
-    An argument that stands in several places (a surrogate's and the defence's) is one, if the runs change all of them
-    together. Of runs that are equal the first counts. Images, the audit and costs do not matter; seeds must agree.
+    An argument that occurs in several places (of a surrogate and of the defence) counts as one if the runs change it in
+    all of them together. Of runs with equal settings the first is taken. Images, the audit and costs may differ; seeds
+    must agree.
     """
     settings = [_settings(run) for run in runs]
     numbers = dict.fromkeys(key for each in settings for key in each if _number(each[key]) is not None)
@@ -71,18 +72,18 @@ def find_sweeps(runs: Sequence[Run]) -> list[Sweep]:
         for rest, chosen in buckets.items():
             if len(chosen) > 1:
                 values, members = zip(*sorted(chosen.items(), key=lambda item: item[0]), strict=True)
-                # One that stands in one place only is found again among those that stand in several.
+                # An argument that occurs in one place in these runs is found twice, alone and by its last name.
                 found.setdefault(tuple(run.name for run in members), Sweep(arguments[rest], values, members))
     return list(found.values())
 
 
 def _settings(run: Run) -> Settings:
-    """Whatever decides a run's verdicts, flat, by dotted names."""
+    """The settings that decide a run's verdicts, by dotted name."""
     card = run.card
     protocol = {"verdict_draws": card["protocol"]["verdict_draws"]}
     decides = {name: card[name] for name in ("defence", "attack", "data", "seed", "rows")} | {"protocol": protocol}
     leave_out = {f"defence.purifier.{name}" for name in DERIVED}
-    # Scores follow from the denoiser, the statistic, the images and the seed, which are there.
+    # The hash of reference scores is redundant: denoiser, statistic, images and seed are among the settings.
     kept = {k: v for k, v in _flat(decides).items() if k not in leave_out and not k.endswith(".scores_sha256")}
     return {key: value if _number(value) is None else _number(value) for key, value in kept.items()}
 

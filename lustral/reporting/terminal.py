@@ -23,7 +23,7 @@ from lustral.reporting.words import attack_in_short, defence_in_short, threat_in
 
 
 def rich_table(cards: Mapping[str, Card]) -> Table:
-    """A block of lines a run: what was attacked how, its accuracies with 95 % intervals, cost and status.
+    """A table with a block of lines for each run: defence and attack, accuracies with 95 % intervals, cost and status.
 
     Args:
         cards: the runs' cards by name.
@@ -52,19 +52,19 @@ def rich_table(cards: Mapping[str, Card]) -> Table:
         styles = ["bold" if rule == aimed_rule(card) else "" for rule in rules]
         clean = [percent(card["verdicts"][rule]["clean"]) for rule in rules]
         robust = [robust_cell(card, rule) for rule in rules]
-        # A space stands where the others have the mark, so that the digits stay in line.
+        # A space takes the place of the mark that other cells have, so that the digits are aligned.
         robust = [cell if cell.endswith(TRANSFERRED) else f"{cell} " for cell in robust]
         table.add_row(_description(name, card, word), *(_lines(cells, styles) for cells in (rules, clean, robust)))
     return table
 
 
 def show_card(run: Path, card: Card, figures: Sequence[str] = ()) -> None:
-    """Print what an evaluation ends with: its numbers, where its files are, and what to type next.
+    """Print the summary at the end of an evaluation: its numbers, the paths of its files, and the next command.
 
     Args:
-        run: its folder.
-        card: the content of ``card.json`` there.
-        figures: the files with pictures there.
+        run: the run folder.
+        card: the content of its ``card.json``.
+        figures: the names of its image files.
     """
     Console(file=sys.stdout, highlight=False).print(rich_table({run.name: card}))
     print(f"{run}: {', '.join(['card.json', 'records', *figures])}")

@@ -1,4 +1,4 @@
-"""Components of a card in a few words, from their descriptions (`lustral.describe`) alone."""
+"""Short names of a card's components, from their descriptions (`lustral.describe`)."""
 
 from typing import Any
 
@@ -15,13 +15,13 @@ _ARGUMENTS = {
     "eps": "perturbation budget ε ({norm}, images in [0, 1])",
 }
 CONTROLS = ("FixedLevels", "MeanLevels", "ShuffledLevels")
-"""Level rules that do not look at the image."""
+"""Level rules that do not depend on the image."""
 _NORMS = {"linf": "\N{SCRIPT SMALL L}\N{INFINITY}", "l2": "\N{SCRIPT SMALL L}2"}
 _MAX_ARGUMENTS = 4
 
 
 def defence_in_short(defence: Description) -> str:
-    """Such as ``DiffPure t*=100, 10 steps, EulerMaruyama``; ``none`` for an undefended classifier."""
+    """A short name such as ``DiffPure t*=100, 10 steps, EulerMaruyama``; ``none`` for an undefended classifier."""
     purifier = defence.get("purifier", defence)
     if purifier["class"] == "Identity":
         return "none"
@@ -32,7 +32,7 @@ def defence_in_short(defence: Description) -> str:
 
 
 def method_in_short(defence: Description) -> str:
-    """The classes alone, such as ``SSNI SigmoidLevels over DiffPure``."""
+    """The names of the classes alone, such as ``SSNI SigmoidLevels over DiffPure``."""
     purifier = defence["purifier"]
     words = [purifier["class"]]
     words += [purifier["levels"]["class"]] if "levels" in purifier else []
@@ -41,24 +41,24 @@ def method_in_short(defence: Description) -> str:
 
 
 def argument_in_words(argument: str, norm: str) -> str:
-    """A dotted argument as an axis is labelled, with its unit where it has one.
+    """The axis label of a dotted argument, with its unit if it has one.
 
     Args:
         argument: such as ``defence.purifier.t_star``.
-        norm: the threat's.
+        norm: the threat model's norm.
     """
     words = _ARGUMENTS.get(argument.rpartition(".")[2])
     return argument if words is None else words.format(norm=_NORMS.get(norm, norm))
 
 
 def data_in_short(data: Description) -> str:
-    """Such as ``digits``, and ``digits (validation)`` for images that are no test images."""
+    """A short name such as ``digits``, or ``digits (validation)`` for images that are not of the test split."""
     name, split = str(data.get("dataset", "")), data.get("split", "test")
     return name if split == "test" else f"{name} ({split})"
 
 
 def full_level(defence: Description) -> float | None:
-    """t* of the first round in noising steps out of 1000, where the purifier has one."""
+    """t* of the first round in noising steps out of 1000; None if the purifier has none."""
     purifier = defence["purifier"]
     rounds = purifier.get("purifier", purifier)
     if "t_star" in rounds:
@@ -67,7 +67,7 @@ def full_level(defence: Description) -> float | None:
 
 
 def fixed_level(defence: Description) -> float | None:
-    """The noise level of the first round, where it is the same for every image; None otherwise."""
+    """The noise level of the first round, if it is the same for every image; None otherwise."""
     purifier, full = defence["purifier"], full_level(defence)
     rule = purifier.get("levels")
     if rule is None or full is None:
@@ -76,7 +76,7 @@ def fixed_level(defence: Description) -> float | None:
 
 
 def classifier_in_short(defence: Description) -> str:
-    """Such as ``WideResNet-28-10`` or ``resnet50``."""
+    """A short name such as ``WideResNet-28-10`` or ``resnet50``."""
     classifier = defence["classifier"]
     if "name" in classifier:
         return str(classifier["name"])
@@ -85,13 +85,13 @@ def classifier_in_short(defence: Description) -> str:
 
 
 def threat_in_short(threat: Description) -> str:
-    """The norm and the budget as it was given, such as ``linf 8/255``."""
+    """The norm, and the budget as it was given, such as ``linf 8/255``."""
     return f"{threat['norm']} {threat['eps']}"
 
 
 def attack_in_short(attack: Description) -> str:
-    """Such as ``PGD 20 x EOT 8, exact``, for a surrogate ``PGD 20, exact through DiffPure t*=50, 5 steps``, and for an
-    ensemble ``Ensemble of PGD 20, exact + PGD 20, smooth``."""
+    """A short name such as ``PGD 20 x EOT 8, exact``, with a surrogate ``PGD 20, exact through DiffPure t*=50, 5
+    steps``, and for an ensemble ``Ensemble of PGD 20, exact + PGD 20, bpda``."""
     if "attacks" in attack:
         members = dict.fromkeys(attack_in_short(member) for member in attack["attacks"])
         return f"{attack['class']} of {' + '.join(members)}"
@@ -137,6 +137,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_network(component: Description) -> bool:
-    """Whether weights are inside (a wrapped network included), or it is a network without stored weights."""
+    """Whether a component is a network: weights are in its description or in a wrapped network's, or it is a network
+    without stored weights."""
     nested = any(isinstance(value, dict) and _is_network(value) for value in component.values())
     return nested or "weights_sha256" in component or "image_size" in component or "channels" in component

@@ -1,4 +1,4 @@
-"""What trains a network: losses of classifiers, and learning-rate schedules that know their length."""
+"""Training: losses of classifiers, and learning-rate schedules that depend on the number of steps."""
 
 from lustral.training.base import ClassifierLoss, evaluating
 from lustral.training.clean import CleanCrossEntropy

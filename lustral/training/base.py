@@ -1,4 +1,4 @@
-"""The seam of what a classifier is trained for."""
+"""The base class of training losses of classifiers."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -10,11 +10,11 @@ from lustral.noise import NoiseStream
 
 
 class ClassifierLoss(ABC):
-    """What is descended: cross-entropy on clean images, a robust one on attacked images, on moved weights ...
+    """A loss that training lowers: cross-entropy on clean images, on adversarial images, at perturbed weights ...
 
-    A loss may ask the classifier as often as it needs, and differentiate it by its images. It leaves parameters'
-    ``requires_grad``, their ``grad`` and the modes of the layers as they were (`evaluating` gives the modes back).
-    Weights that it moves stay moved until the gradient has been taken there; `restore` brings them back.
+    A loss may call the classifier as often as it needs, and differentiate it with respect to images. It must leave the
+    parameters' ``requires_grad`` and ``grad``, and the modes of the layers, as they were (`evaluating` restores modes).
+    If it perturbs weights, they stay perturbed for the backward pass, and `restore` resets them.
     """
 
     @abstractmethod
@@ -22,23 +22,27 @@ class ClassifierLoss(ABC):
         """(B,) losses, with a graph to the classifier's parameters.
 
         Args:
-            classifier: (B, C, H, W) images in [0, 1] to (B, K) logits, in the mode of the training.
+            classifier: maps (B, C, H, W) images in [0, 1] to (B, K) logits; in training mode.
             x: (B, C, H, W) images in [0, 1].
             y: (B,) int64 labels.
-            noise: the rows' stream, keyed by seed, sample and optimiser's step. Every draw comes from a fork of it,
-                with a name of the loss's own.
+            noise: a stream of B rows, keyed by seed, sample and optimiser step. Every random number comes from a fork
+                of it, under a name of the loss's own.
         """
 
     def restore(self, classifier: nn.Module) -> None:  # noqa: B027  (nothing to undo is the rule, not an omission)
-        """Undo what the last call moved in the weights. Called after every backward pass, and so before the optimiser's
-        step, for each batch of an accumulated gradient too. Weights are copied back: adding and subtracting would
-        leave rounding errors behind."""
+        """Reset the weights that the last call perturbed, from a copy (subtracting would leave rounding errors).
+
+        Called after every backward pass, also for each batch of an accumulated gradient, before the optimiser's step.
+        """
 
 
 @contextmanager
 def evaluating(classifier: nn.Module) -> Iterator[None]:
-    """Layers in evaluation mode inside: no dropout, stored statistics, which no query changes. Each has its own mode
-    back afterwards; where the last layer alone is trained, the others are in evaluation mode all the time."""
+    """Put the layers into eval mode in this context: no dropout, and running statistics that do not change.
+
+    Afterwards each layer has its own mode again: where only the last layer is trained, the others were in eval mode
+    before, too.
+    """
     training = [module for module in classifier.modules() if module.training]
     classifier.eval()
     try:

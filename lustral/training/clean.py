@@ -1,4 +1,4 @@
-"""Cross-entropy on the images as they are, or on mixtures of two."""
+"""Cross-entropy on clean images, with or without mixup."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,13 +9,16 @@ from lustral.training.mixup import mixup_draws
 
 
 class CleanCrossEntropy(ClassifierLoss):
-    """Cross-entropy on clean images, or on mixtures of two (mixup: Zhang et al. 2018). Nobody attacks here; what an
-    attack ascends is `lustral.attacks.CrossEntropy`.
+    """Cross-entropy on clean images, or on mixtures of two (mixup: Zhang et al. 2018). This is a training loss; attacks
+    use `lustral.attacks.CrossEntropy`.
 
     Args:
-        label_smoothing: mass that the target gives to all classes alike, in [0, 1).
-        mixup_alpha: of the Beta(alpha, alpha) that an image's share in its mixture comes from; 0 mixes nothing.
-            Shares are keyed by sample and step, partners by the batch's samples and step.
+        label_smoothing: probability mass that the target spreads evenly over all classes, in [0, 1).
+        mixup_alpha: alpha of the Beta(alpha, alpha) distribution of an image's share in its mixture; 0 is no mixup.
+            Shares are keyed by sample and step, partners by the samples of the batch and step.
+
+    Raises:
+        ValueError: if an option is out of its range.
     """
 
     def __init__(self, label_smoothing: float = 0.0, mixup_alpha: float = 0.0) -> None:

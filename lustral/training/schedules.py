@@ -1,4 +1,4 @@
-"""Learning rates as a function of the share of the training that is done."""
+"""Learning rates as a function of the completed share of the training."""
 
 import math
 from abc import ABC, abstractmethod
@@ -10,11 +10,11 @@ from torch.optim.lr_scheduler import LRScheduler
 
 
 class SizedSchedule(LRScheduler, ABC):
-    """A schedule that must know how many steps the training takes, which whoever makes it from a recipe cannot know:
-    the loop tells it by `begin`, before the first step. It is stepped after each step of the optimiser.
+    """A schedule that depends on the number of training steps, which is not known when it is made from a recipe: the
+    training loop passes it to `begin` before the first step. The schedule is stepped after each optimiser step.
 
-    The number is the present training's, and is in no checkpoint: one that is resumed to be longer follows the curve of
-    the longer one.
+    The number of steps is not saved in checkpoints: a training that is resumed with a larger number follows the
+    schedule of the larger number.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -23,10 +23,10 @@ class SizedSchedule(LRScheduler, ABC):
 
     @abstractmethod
     def factor(self, step: int, num_steps: int) -> float:
-        """The learning rate of ``step`` (0, 1, ...) in units of the optimiser's own, of ``num_steps`` in all."""
+        """The learning rate of ``step`` (0 ... num_steps - 1), as a factor of the optimiser's base learning rate."""
 
     def begin(self, num_steps: int) -> None:
-        """Say how many steps there are, and set the learning rate of the first."""
+        """Set the number of steps, and the learning rate of the present step."""
         self.num_steps = num_steps
         for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             if isinstance(group["lr"], Tensor):
@@ -51,11 +51,11 @@ class SizedSchedule(LRScheduler, ABC):
 
 
 class WarmupCosine(SizedSchedule):
-    """The learning rate rises linearly to the optimiser's own, and a cosine takes it to zero (Loshchilov and Hutter
+    """The learning rate rises linearly to the optimiser's base value, and falls to 0 as a cosine (Loshchilov and Hutter
     2017).
 
     Args:
-        optimizer: whose learning rate it is.
+        optimizer: the optimiser whose learning rate is set.
         warmup: share of the steps over which it rises, in [0, 1].
     """
 
@@ -71,11 +71,11 @@ class WarmupCosine(SizedSchedule):
 
 
 class WarmupConstant(SizedSchedule):
-    """The learning rate rises linearly to the optimiser's own and stays there (as published diffusion models were
-    trained).
+    """The learning rate rises linearly to the optimiser's base value and stays there, as in the training of published
+    diffusion models.
 
     Args:
-        optimizer: whose learning rate it is.
+        optimizer: the optimiser whose learning rate is set.
         warmup: share of the steps over which it rises, in [0, 1].
     """
 
