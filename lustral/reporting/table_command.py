@@ -85,7 +85,9 @@ def _show(table: PaperTable, jobs: Sequence[Job]) -> None:
     for job in jobs:
         row = job.row
         seed = f", seed {job.seed}" if job.seed else ""
-        print(f"{row.number}  {row.name}{seed} ({job.state}): {row.defence}, {row.classifier}, {row.threat}, {row.attack}")
+        print(
+            f"{row.number}  {row.name}{seed} ({job.state}): {row.defence}, {row.classifier}, {row.threat}, {row.attack}"
+        )
         print(f"   {job.command}")
     for file, command in missing(table.needs).items():
         print(f"\nfirst: python cli.py {command}    (makes {file})")
