@@ -163,7 +163,7 @@ def load_network(weights: str | Path, **choices: Any) -> nn.Module:
     if record["builder"] not in known:
         raise ValueError(f"{weights} names the network {record['builder']!r}; known are {', '.join(sorted(known))}.")
     # First on the meta device, since a small file could name a network of any size.
-    # Up to about twice as many parameters as the file has are allowed, since timm replaces heads while building.
+    # Somewhat more than twice as many tensors as the file has are allowed, since timm replaces heads while building.
     with torch.device("meta"), _at_most(2 * len(shapes) + 100):
         outline = _built(record, weights, choices)
     _check_shapes(outline, shapes, weights)
