@@ -1,4 +1,4 @@
-"""What happens around training and evaluation: averages, exports, records, pictures, progress, provenance."""
+"""Callbacks around training and evaluation: averages, exports, records, pictures, progress, provenance."""
 
 from callbacks.attack_records import AttackRecords
 from callbacks.ema import EMA

@@ -1,4 +1,4 @@
-"""Write a record for every judged image as soon as there is one, and skip those that have one."""
+"""Writes a record for every judged image as soon as it is finished, and skips images that have one."""
 
 import json
 import os
@@ -15,13 +15,13 @@ from lustral.evaluation import Fingerprint, Record, RecordFolder
 
 
 class AttackRecords(Callback):
-    """Keeps ``records/`` and ``cost/`` in the run folder. Acts on modules that hand records on.
+    """Writes ``records/`` and ``cost/`` in the run folder, for modules that have a fingerprint and produce records.
 
-    No process waits for another here: each writes shards of its own, and the card is made from all of them after
-    the loop has returned. Of several processes each lets the others see that it is at work.
+    Processes do not wait for each other: each writes shards of its own, and the card is made from all of them after
+    the test loop has returned. If there are several, each has a `Heartbeat`.
 
     Attributes:
-        fingerprint: of the evaluation, once the folder has accepted it; before that nothing is written there.
+        fingerprint: the evaluation's fingerprint, after the folder has accepted it; before, nothing is written there.
         start: a name that all processes of this start share.
     """
 
@@ -41,9 +41,9 @@ class AttackRecords(Callback):
         run, rank = Path(trainer.default_root_dir), trainer.global_rank
         records, found = run / "records", fingerprint()
         if (records / "fingerprint.json").exists():
-            RecordFolder(records, found, rank)  # another evaluation's is refused first: it is cheap
+            RecordFolder(records, found, rank)  # refuses another evaluation's folder before the costlier self-check
         rank_zero_info("checking that no image's bits depend on its neighbours")
-        pl_module.check()  # type: ignore[operator]  # and what is about to be refused claims no folder
+        pl_module.check()  # type: ignore[operator]  # before the folder is claimed, in case it refuses
         self.folder, self.fingerprint = RecordFolder(records, found, rank), found
         pl_module.finished = frozenset(self.folder.keys())  # type: ignore[assignment]
         cost = run / "cost" / f"rank{rank}-{time.time_ns():x}-{os.getpid():x}.json"
@@ -53,7 +53,8 @@ class AttackRecords(Callback):
             self._heartbeat.start()
 
     def _keep(self, records: Sequence[Record], module: Any, file: Path) -> None:
-        """Records, and what all of this process have cost so far: neither is lost if it is killed."""
+        """Write ``records``, and the cost of all records of this process so far, so that both survive if it is
+        killed."""
         assert self.folder is not None
         self.folder.append(records)
         file.parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights that are trained."""
+"""Exponential moving average of the trained weights."""
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -9,15 +9,20 @@ from torch import Tensor
 class EMA(WeightAveraging):
     """Averages the trained weights; validation, checkpoints and the exported weights use the average.
 
-    Lightning's `WeightAveraging` with three differences: the decay warms up, so that a short run is not an average
-    with its random start, or follows EDM's half-life in images; frozen weights are copied, since averaging equal
-    numbers still rounds; and integer buffers (batch-norm counters) are copied instead of going stale.
+    Lightning's `WeightAveraging` with three differences: the decay warms up, so that in a short run the random initial
+    weights do not dominate the average, or follows EDM's half-life in images; frozen weights are copied, since
+    averaging equal numbers still rounds; and integer buffers (batch-norm counters) are copied instead of being left
+    unchanged.
 
     Args:
-        decay: of the average, an update. The effective decay is min(decay, (1 + n) / (10 + n)) after n updates.
-        half_life: in images, instead of ``decay``: the decay an update is 0.5^(images an update / half_life)
+        decay: decay of the average per update, in [0, 1). The effective decay is min(decay, (1 + n) / (10 + n)) after n
+            updates.
+        half_life: in images, instead of ``decay``: the decay per update is 0.5^(images per update / half_life)
             (Karras et al. 2022; 500,000 for CIFAR-10).
-        ramp: with ``half_life``: it is at most this share of the images seen so far (theirs: 0.05).
+        ramp: with ``half_life``, which is limited to this share of the images seen so far (theirs: 0.05).
+
+    Raises:
+        ValueError: if not exactly one of decay and half_life is given, or a number is out of its range.
     """
 
     def __init__(self, decay: None | float = None, half_life: None | int = None, ramp: float = 0.05) -> None:

@@ -1,4 +1,4 @@
-"""After the test loop has returned: wait for the other processes' records, then card, panels and screen."""
+"""The end of an evaluation, after the test loop: wait for other processes' records, make the card, show it."""
 
 import sys
 import time
@@ -21,16 +21,19 @@ TELL_SECONDS = 60.0
 
 
 def finish_evaluation(trainer: Trainer, module: Any, datamodule: Any, advice: str) -> dict[str, Any]:
-    """Make the card once every expected record is there, and show it. Called by the first process, outside the loop.
+    """Wait until every expected record exists, make the card and show it; returns the card.
 
-    No collective is used: processes finish at very different times, one may have had nothing to do, and a barrier
-    would time out.
+    Called by the first process, after the test loop. No collective is used: processes finish at very different times,
+    some may have had nothing to do, and a barrier would time out.
 
     Args:
-        advice: how the run goes on if it cannot be finished, in a sentence.
+        trainer: the trainer of the test loop.
+        module: the `RobustnessEvaluation`.
+        datamodule: its data, for the panels.
+        advice: a sentence on how to resume the run, for the error message.
 
     Raises:
-        OSError: if a process has ended without its records.
+        OSError: if a process has ended without writing its records.
     """
     folder = Path(trainer.default_root_dir)
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
@@ -55,14 +58,15 @@ def finish_evaluation(trainer: Trainer, module: Any, datamodule: Any, advice: st
 
 
 def wait_for(records: Path, shares: Sequence[set[Key]], watch: Watch, advice: str) -> None:
-    """Until every record of ``shares``, the keys of each process, is there; says now and then how many are missing.
+    """Wait until every record of ``shares`` (the keys of each process) exists; the number of missing records is printed
+    from time to time.
 
     Raises:
-        OSError: once no process that owes a record is at work any more.
+        OSError: if records are missing and no process that should write them is still running.
     """
     told = time.monotonic()
     while True:
-        # In this order: a process writes its last record, and then that it ends.
+        # First the heartbeats, then the records: a process writes its last record before it reports that it has ended.
         works = {rank for rank in range(1, len(shares)) if watch.works(rank)}
         found = record_keys(records)
         owing = {rank: len(share - found) for rank, share in enumerate(shares) if share - found}

@@ -1,4 +1,4 @@
-"""Stop a training at the first loss that is not a number."""
+"""Stops a training at the first loss that is NaN or Inf."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ from torch import Tensor
 class FiniteLoss(Callback):
     """Raises an error that names the first batch whose loss is NaN or Inf.
 
-    The first bad batch is remembered on the device and asked for every ``every_n_steps`` batches: asking makes the
-    host wait.
+    The number of the first bad batch is kept on the device, and read only every ``every_n_steps`` batches, since
+    reading synchronises with the device.
 
     Args:
-        every_n_steps: batches between two looks.
+        every_n_steps: number of batches between two readings.
     """
 
     def __init__(self, every_n_steps: int = 20) -> None:

@@ -1,4 +1,4 @@
-"""Which processes of a run are still at work? Files tell: no collective is needed, only a shared folder."""
+"""Heartbeat files, which show which processes of a run are still running: they need a shared folder, no collective."""
 
 import time
 from contextlib import suppress
@@ -8,19 +8,19 @@ from callbacks.ticker import Ticker
 
 BEAT_SECONDS = 5.0
 PATIENCE_SECONDS = 180.0
-"""Without a beat for so long a process is taken for dead: a shared folder may show the others' files a minute late."""
+"""A process without a heartbeat for this time counts as dead; a shared folder may show files a minute late."""
 FORGOTTEN_SECONDS = 600.0
-"""Files that nobody has touched for so long are left over from a run that was killed."""
+"""Files that have not been written for this time are left over from a run that was killed."""
 _WORKS, _ENDED = "works\n", "ended\n"
 
 
 class Heartbeat:
-    """This process's file, written again every 5 seconds from `start` to `stop`, which leaves the word that it ended.
+    """This process's heartbeat file, rewritten every 5 seconds from `start` until `stop`, which marks it as ended.
 
     Args:
-        folder: of the run.
+        folder: the run folder.
         start: a name that all processes of one start share, and no other start has.
-        rank: of this process.
+        rank: the rank of this process.
     """
 
     def __init__(self, folder: Path, start: str, rank: int) -> None:
@@ -36,15 +36,16 @@ class Heartbeat:
         self._write(_ENDED)
 
     def _write(self, word: str) -> None:
-        with suppress(OSError):  # a beat that is missed is no reason to end the work
+        with suppress(OSError):  # a missed heartbeat is no reason to end the work
             self.file.parent.mkdir(exist_ok=True)
             self.file.write_text(word)
 
 
 class Watch:
-    """Whether the other processes of a start still work, seen from one of them.
+    """Tells one process whether the others of its start are still running.
 
-    Clocks of machines differ, so what counts is whether a file changes, by the clock of the one that looks.
+    Clocks of machines differ, so a process is alive if its file has changed recently by the clock of the watching
+    process.
     """
 
     def __init__(self, folder: Path, start: str) -> None:
@@ -52,7 +53,7 @@ class Watch:
         self._seen: dict[int, tuple[int, float]] = {}
 
     def works(self, rank: int) -> bool:
-        """Whether ``rank`` has not said that it ended, and has given a sign within the time of patience."""
+        """Whether process ``rank`` has not ended, and its file has changed within `PATIENCE_SECONDS`."""
         file, now = _file(self.folder, self.start, rank), time.monotonic()
         beat = 0
         with suppress(OSError):
@@ -64,7 +65,7 @@ class Watch:
         return now - self._seen[rank][1] < PATIENCE_SECONDS
 
     def clear(self) -> None:
-        """Remove the files of this start, and those that killed ones left."""
+        """Remove the files of this start, and those left over from killed runs."""
         folder = _file(self.folder, self.start, 0).parent
         for file in folder.glob("*"):
             with suppress(OSError):

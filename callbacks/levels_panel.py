@@ -1,4 +1,4 @@
-"""The same images purified at several noise levels: which level would have served each of them best?
+"""A panel of images purified at several noise levels, which shows the best level for each image.
 
 After figure 1 of Sun et al., "Sample-specific noise injection for diffusion-based adversarial purification", ICML 2025.
 """
@@ -25,19 +25,19 @@ def levels_panel(
     noise: NoiseStream,
     factors: Sequence[float],
 ) -> Figure | None:
-    """The adversarial images, then each noised and purified at multiples of the recipe's t*, with the class it is then
-    given: blue where it is right, vermilion where not. The noise is the same at every level.
+    """The adversarial images, and each of them noised and purified at multiples of the recipe's t*, with the predicted
+    class: blue if it is right, vermilion if not. The noise is the same at every level.
 
-    Where images have levels of their own, a last row is purified at those, which are written above the classes. None
-    for purifiers without levels.
+    For a purifier with sample-specific levels, a last row is purified at these, which are written above the classes.
+    Returns None for purifiers without levels.
 
     Args:
-        defence: what is shown.
-        images: (B, C, H, W), the adversarial images.
-        labels: their true classes.
+        defence: the defence.
+        images: (B, C, H, W) in [0, 1], the adversarial images.
+        labels: (B,) their true classes.
         class_names: of the data set.
         noise: B rows.
-        factors: of t*; those that would end beyond 1000 are left out.
+        factors: multiples of t*; those beyond t = 1000 are left out.
     """
     own = defence.purifier
     base = next((part for part in own.modules() if isinstance(part, RoundPurifier)), None)

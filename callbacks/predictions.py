@@ -1,4 +1,4 @@
-"""What `cli.py predict` leaves behind."""
+"""The output files of `cli.py predict`."""
 
 import csv
 from collections.abc import Sequence
@@ -10,14 +10,14 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 
 class Predictions(BasePredictionWriter):
-    """Writes ``predictions-rank<r>.csv`` into the run folder: index in the full split, label, predicted class. A file
-    appears whole or not at all."""
+    """Writes ``predictions-rank<r>.csv`` into the run folder: index in the full split, label, predicted class. The file
+    gets its name only when it is complete."""
 
     def __init__(self) -> None:
         super().__init__(write_interval="batch")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave nothing of an earlier run with more processes."""
+        """Remove the files of an earlier run, which may have had more processes."""
         if trainer.is_global_zero:
             for path in Path(trainer.default_root_dir).glob("predictions-rank*.csv"):
                 path.unlink()

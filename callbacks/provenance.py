@@ -1,4 +1,4 @@
-"""Where a number came from: the resolved config, versions and device, beside the results."""
+"""Provenance: the resolved config, package versions and device, stored beside the results."""
 
 import json
 import os
@@ -35,17 +35,17 @@ PACKAGES = (
 
 
 class Provenance(SaveConfigCallback):
-    """Saves ``config_<stage>.yaml`` and ``provenance/<stage>-<time>.json`` into the run folder when a stage's work
-    starts, and shows the config in TensorBoard. Every start keeps its own file: another machine may finish a run.
+    """Saves ``config_<stage>.yaml`` and ``provenance/<stage>-<time>.json`` into the run folder when a stage starts, and
+    shows the config in TensorBoard. Every start has its own provenance file, since another machine may resume a run.
 
-    Lightning's own callback refuses a second run in a folder; here a second run is how a killed one goes on, so
-    each stage has a file of its own that is written again. And it saves before a run can be refused, for weights that
-    do not fit or records of another evaluation; here that leaves the folder as it was. So this stands behind the
-    callbacks that may refuse.
+    Lightning's own callback refuses a second run in a folder. Here a killed run is resumed by a second run, so the
+    config file of a stage is overwritten. Lightning's callback also saves before a run can be refused, for weights that
+    do not fit or records of another evaluation. This one saves afterwards, so that a refused run leaves the folder
+    unchanged; it must come after the callbacks that may refuse.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Nothing yet."""
+        """Nothing is saved here, since the run may still be refused."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._accepted(trainer, pl_module)
@@ -99,7 +99,7 @@ def _facts(trainer: Trainer, stage: str, config: dict[str, Any]) -> dict[str, An
 
 
 def _fingerprint(trainer: Trainer) -> str | None:
-    """The hash of the evaluation whose records this start writes; None for other work."""
+    """The hash of the evaluation's fingerprint, if this start writes records; None otherwise."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     found = [c.fingerprint for c in callbacks if isinstance(c, AttackRecords)]
     return found[0].sha256 if found and found[0] is not None else None
@@ -118,7 +118,7 @@ def _commit() -> str | None:
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:
-        # Without its lock: a status may rewrite the index, and one that is killed leaves the user's repository locked.
+        # Without locks: `git status` may rewrite the index, and would leave the repository locked if it were killed.
         command = ["git", "--no-optional-locks", *arguments]
         return subprocess.run(command, cwd=here, capture_output=True, text=True, check=True).stdout.strip()
 

@@ -1,7 +1,7 @@
-"""A process that is told to stop says how to go on, and ends within seconds.
+"""A process that is told to stop prints how to resume, and ends within seconds.
 
-Lightning takes note of SIGTERM, looks at the note after the batch, which may be minutes later, and leaves with exit
-code 0 and without a word: ``fit && test`` would go on, and a scheduler see success.
+Lightning handles SIGTERM only after the current batch, which may take minutes, and then exits silently with code 0: in
+``fit && test`` the test would still run, and a scheduler would see success.
 """
 
 import os
@@ -26,31 +26,32 @@ from callbacks.attack_records import AttackRecords
 from callbacks.progress import InnerProgress
 
 STOPPED = 128 + signal.SIGTERM
-"""The exit code of a process that SIGTERM ended, as a shell gives it: 143."""
+"""The exit code of a process that was ended by SIGTERM, as shells report it: 143."""
 INTERRUPTED = 128 + signal.SIGINT
 """The same for Ctrl-C: 130."""
 _LAUNCHER = "LUSTRAL_LAUNCHER"
 _LOOK_SECONDS = 0.2
-_CHILD_SECONDS = 3.0  # that a child is given to end by itself
+_CHILD_SECONDS = 3.0  # time for a child process to end by itself
 _REQUEUE_SECONDS = 20.0  # of the 30 that SLURM leaves between SIGTERM and SIGKILL by default
 
 
 class Stopping:
-    """While this context is open, SIGTERM ends the process (exit code 143) with a sentence, whatever it is doing.
+    """In this context, SIGTERM ends the process at once (exit code 143), after a sentence on how to resume the run.
 
-    A thread of its own does it, which Python wakes at the signal itself: the main thread may be in a network call or
-    wait for another process. Nothing has to be tidied up, for records are handed to the operating system as they are
-    made, and every other file appears whole or not at all.
+    A separate thread does this, which Python wakes when the signal arrives: the main thread may be in a network call or
+    wait for another process. No cleanup is needed, since records are flushed to the operating system as they are made,
+    and every other file is written atomically.
 
-    Ctrl-C is Lightning's and Python's matter; when they have tidied up, the same sentence follows (exit code 130).
+    Ctrl-C is handled by Lightning and Python; the same sentence is printed after their cleanup (exit code 130).
 
-    Processes that Lightning launches end together: the first one tells its children, a child tells the first one, and
-    each looks whether the other is still there. At the end of its own work the first one waits for them.
+    Processes that Lightning launches end together: the first process signals its children, a child signals the first
+    process, and each checks that the other is still running. After its own work, the first process waits for the
+    others.
 
-    Under SLURM a training is given 20 seconds: Lightning may just be writing the checkpoint of a requeue (SIGUSR1).
+    Under SLURM, a training is given 20 seconds, since Lightning may be writing a checkpoint before a requeue (SIGUSR1).
 
     Args:
-        words: of the command line.
+        words: the words of the command line.
     """
 
     def __init__(self, words: Sequence[str]) -> None:
@@ -62,14 +63,14 @@ class Stopping:
         self._ended = threading.Event()
 
     def __enter__(self) -> "Stopping":
-        if threading.current_thread() is threading.main_thread():  # no other may set a handler
+        if threading.current_thread() is threading.main_thread():  # only the main thread may set a handler
             self._before = os.environ.get(_LAUNCHER)
             os.environ[_LAUNCHER] = str(os.getpid())
             self._reader, self._writer = os.pipe()
             os.set_blocking(self._writer, False)
             self._fd = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
             self._handler = signal.signal(signal.SIGTERM, lambda number, frame: None)
-            self._interrupt = signal.getsignal(signal.SIGINT)  # Lightning ignores the next ones for good
+            self._interrupt = signal.getsignal(signal.SIGINT)  # restored at the end: Lightning would go on ignoring it
             self._thread = threading.Thread(target=self._watch, name="stopping", daemon=True)
             self._thread.start()
         return self
@@ -88,12 +89,12 @@ class Stopping:
     def _close(self, kind: object) -> None:
         assert self._thread is not None
         while kind is None and any(child.poll() is None for child in self._children()):
-            time.sleep(_LOOK_SECONDS / 4)  # if one fails now, the thread says so
+            time.sleep(_LOOK_SECONDS / 4)  # if a child fails now, the thread reports it
         self._ended.set()
         signal.signal(signal.SIGTERM, self._handler)
         signal.signal(signal.SIGINT, self._interrupt)
         signal.set_wakeup_fd(self._fd)
-        os.write(self._writer, b"\0")  # no signal's number
+        os.write(self._writer, b"\0")  # 0 is no signal's number: it ends the thread
         self._thread.join()
         os.close(self._reader)
         os.close(self._writer)
@@ -119,8 +120,8 @@ class Stopping:
     def _stop(self) -> NoReturn:
         if self._launched:
             with suppress(ProcessLookupError):
-                os.kill(self._parent, signal.SIGTERM)  # it speaks, and ends all others
-            _leave(0)  # at another code Lightning's own watch over children could kill it before it has spoken
+                os.kill(self._parent, signal.SIGTERM)  # the parent prints the sentence, and ends all others
+            _leave(0)  # with another code, Lightning's monitor of children could kill the parent before it has printed
         if self._training and SLURMEnvironment.detect():
             time.sleep(_REQUEUE_SECONDS)
         if rank_zero_only.rank == 0:
@@ -130,14 +131,14 @@ class Stopping:
 
     def _orphaned(self) -> None:
         if self._ended.wait(_CHILD_SECONDS):
-            return  # what ended the first process has ended this one as well
+            return  # this process has ended by itself, for the same reason as the first one
         if os.environ.get("LOCAL_RANK") == "1":
             self._tell(f"error: The first process of this run is gone, so the others end too. {self.advice()}")
         _leave(1)
 
     def _lost(self, number: int, code: int) -> None:
         if code > 0 and self._ended.wait(_CHILD_SECONDS if code == INTERRUPTED else 1):
-            return  # this process has met the same, and tells it
+            return  # this process has failed in the same way, and reports it
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         if code == -signal.SIGKILL:
             how += " (as happens where memory runs out: use fewer processes)"
@@ -148,7 +149,7 @@ class Stopping:
     def _end_children(self) -> None:
         children = self._children()
         for child in children:
-            child.send_signal(signal.SIGTERM)  # passes over those that have ended
+            child.send_signal(signal.SIGTERM)  # has no effect on processes that have ended
         until = time.monotonic() + _CHILD_SECONDS
         while time.monotonic() < until and any(child.poll() is None for child in children):
             time.sleep(0.02)
@@ -177,7 +178,7 @@ class Stopping:
         return [] if self.trainer is None else self.trainer.callbacks  # type: ignore[attr-defined]
 
     def advice(self) -> str:
-        """How the run goes on, in a sentence."""
+        """A sentence on how to resume the run."""
         if self.trainer is None or not self._training:
             kept = any(isinstance(c, AttackRecords) and c.fingerprint is not None for c in self._callbacks)
             start = "Recorded images are kept; the same command goes on" if kept else "The same command starts again"
@@ -190,7 +191,7 @@ class Stopping:
 
 
 def command(words: Sequence[str]) -> str:
-    """Command-line words as they are typed."""
+    """The command line of ``cli.py`` with these ``words``, quoted for a shell."""
     return shlex.join(["python", "cli.py", *words])
 
 

@@ -1,4 +1,4 @@
-"""TensorBoard files that do not appear before a run has been accepted in its folder."""
+"""A TensorBoard logger that writes no files before a run has been accepted in its folder."""
 
 from typing import Any
 
@@ -7,8 +7,9 @@ from lightning.pytorch.loggers.logger import DummyLogger
 
 
 class DeferredTensorBoard(TensorBoardLogger):
-    """Lightning asks every logger for its files before anything else, even for a run that is refused a moment later.
-    Until ``opened`` is set, this one passes over what it is told.
+    """A TensorBoard logger that ignores everything until ``opened`` is set.
+
+    Lightning makes loggers open their files before anything else, even for a run that is then refused.
     """
 
     opened = False

@@ -1,4 +1,4 @@
-"""Hand the trained network on: one safetensors file that alone rebuilds it."""
+"""Exports the trained network as one safetensors file, from which it can be rebuilt."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ from lustral.networks import save_network
 
 
 class WeightExport(Callback):
-    """Writes ``weights.safetensors`` into the run folder when a training ends, with the averaged weights where there
-    is an `EMA` callback (it hands them over before). Acts on modules that have an ``exported`` network.
+    """Writes ``weights.safetensors`` into the run folder when a training ends, for modules that have an ``exported``
+    network. With an `EMA` callback, the module has the averaged weights by then.
 
-    Lightning also ends a training that made no step (max_epochs 0), or one batch only to see whether all works
-    (fast_dev_run). What would be written then is no trained network, so nothing is."""
+    Nothing is written after a training without any step (max_epochs 0) or with a single test batch (fast_dev_run),
+    which Lightning also ends in the usual way."""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         network = getattr(pl_module, "exported", None)

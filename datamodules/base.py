@@ -24,34 +24,34 @@ class ImageDataModule(LightningDataModule, ABC):
     """Batches ``(image, label, index)`` for training, validation and test.
 
     ``image`` is float32 (B, C, H, W) in [0, 1], ``label`` int64 (B,), and ``index`` int64 (B,) the sample's
-    position in its full split, whatever subset was chosen. Validation takes a part away from training and is
-    indexed like it; test and predict see the same images. A module that judges images in groups has them dealt in
-    whole groups (see `test_dataloader`), and then ``replicate`` int64 (B,) is a fourth part of the batch.
+    position in its full split, whatever subset was chosen. The validation part is taken from the training split, and
+    has positions in it; test and predict use the same images. For a Lightning module that judges groups, batches
+    contain whole groups (see `test_dataloader`), and have ``replicate`` int64 (B,) as a fourth entry.
 
-    A child says what its data are (the attributes below), whether they are there (:meth:`check`) and how to
-    read them (:meth:`load_train`, :meth:`load_test`). Nothing is read before it is needed, and nothing draws
-    from a global generator.
+    A subclass declares its data (the attributes below), checks whether they are there (:meth:`check`) and reads
+    them (:meth:`load_train`, :meth:`load_test`). Nothing is read before it is needed, and nothing draws from a
+    global generator.
 
     Attributes:
-        name: of the data set, such as "digits".
-        channels: of an image, C.
+        name: the data set's name, such as "digits".
+        channels: C, the number of channels of an image.
         image_size: height and width of an image in pixels.
-        augment: whether training changes the images at random.
+        augment: whether training images are augmented.
 
     Args:
-        batch_size: images a batch and process, >= 1.
-        num_workers: processes that load images, beside this one, >= 0.
+        batch_size: images per batch and process, >= 1.
+        num_workers: worker processes that load images, >= 0; 0 loads them in the main process.
         num_val: images taken away from the training split for validation, >= 1.
-        num_test: test only the first so many images of the test set; None: all of them.
+        num_test: test only this many images, the first of the test set; None: all of them.
         test_subset: an index file with the positions to test, in order (see ``configs/subsets``), relative to
             the working directory; None: the whole test part.
-        test_on: "test", or "validation" to choose a defence's options without looking at a test image: then "test
-            set" means the validation part in everything said here, and positions are those of the training split.
+        test_on: "test", or "validation" to choose a defence's options without using test images: "test set" then
+            means the validation part in everything said here, and positions are those of the training split.
         seed: of the shuffling and the augmentation, >= 0.
 
     Raises:
-        ValueError: if a number is out of its range, or the index file is not one.
-        FileNotFoundError: if there is no such index file.
+        ValueError: if a number is out of its range, or the index file is malformed.
+        FileNotFoundError: if the index file does not exist.
     """
 
     name: str
@@ -70,7 +70,7 @@ class ImageDataModule(LightningDataModule, ABC):
         seed: int,
     ) -> None:
         super().__init__()
-        # With more processes than images some have nothing to do, and that is no error.
+        # With more processes than images, some have nothing to do, which is no error.
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self.batch_size = _at_least(1, batch_size, "batch_size")
         self.num_workers = _at_least(0, num_workers, "num_workers")
@@ -94,10 +94,10 @@ class ImageDataModule(LightningDataModule, ABC):
 
     @abstractmethod
     def check(self, split: Split = "test") -> None:
-        """Look whether the files of a split are there, without reading them.
+        """Check that the files of a split exist, without reading them.
 
         Raises:
-            FileNotFoundError: saying what is missing, where it was looked for and how to get it.
+            FileNotFoundError: if one is missing; the message says where it was expected and how to get it.
         """
 
     @abstractmethod
@@ -117,7 +117,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return list(range(len(self.test_source)))
 
     def split_train(self) -> tuple[list[int], list[int]]:
-        """The positions to train on and those to validate on: the latter begin a fixed stratified order.
+        """The positions to train on and those to validate on; the latter come first in a fixed stratified order.
 
         Raises:
             ValueError: if ``num_val`` leaves nothing to train on.
@@ -139,13 +139,13 @@ class ImageDataModule(LightningDataModule, ABC):
 
     @cached_property
     def train_source(self) -> ImageSource:
-        """The full training split, read when it is first asked for."""
+        """The full training split, read at first use."""
         self.check("train")
         return self.load_train()
 
     @cached_property
     def test_source(self) -> ImageSource:
-        """The full split that is tested, read when it is first asked for."""
+        """The full split that is tested, read at first use."""
         if self.test_on == "validation":
             return self.train_source
         self.check("test")
@@ -161,7 +161,7 @@ class ImageDataModule(LightningDataModule, ABC):
         """Positions in the full split of the whole test set (the chosen subset), in the order of the test.
 
         Raises:
-            ValueError: if the subset leaves the test part.
+            ValueError: if the subset has positions outside the test part.
         """
         part = self.test_part() if self.test_on == "test" else self.train_parts[1]
         if self._subset is None:
@@ -181,15 +181,15 @@ class ImageDataModule(LightningDataModule, ABC):
         return indices[: self.num_test]
 
     def test_images(self, positions: Sequence[int]) -> Tensor:
-        """(n, C, H, W) in [0, 1]: some images of the test split by their position in it, on any process."""
+        """(n, C, H, W) in [0, 1]: the images at ``positions`` (n,) of the tested split, in any process."""
         samples = Samples(self.test_source, list(positions))
         return torch.stack([samples[i][0] for i in range(len(samples))])
 
     def fingerprint(self) -> dict[str, object]:
-        """Which test images these are: equal for equal pixels and labels, wherever the files lie.
+        """The identity of the test data: equal for equal pixels and labels, wherever the files are.
 
-        Independent of the subset, ``num_test``, batch size and workers: an image keeps its index through all
-        of them, so results of a part can be joined with those of the whole.
+        It does not depend on the subset, ``num_test``, batch size or workers. An image has the same index with all
+        of these, so results on a part of the images can be joined with results on all of them.
         """
         return {
             "dataset": self.name,
@@ -204,16 +204,16 @@ class ImageDataModule(LightningDataModule, ABC):
     # What Lightning calls --------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
-        """Look whether the data that the trainer needs are there; a child that can download does so first.
+        """Check that the data that the trainer needs exist; a subclass may download them first.
 
-        Lightning calls this in one process a machine.
+        Lightning calls this in one process per machine.
         """
         stage = None if self.trainer is None else self.trainer.state.fn
         learns = stage in (TrainerFn.FITTING, TrainerFn.VALIDATING) or self.test_on == "validation"
         self.check("train" if learns else "test")
 
     def setup(self, stage: str) -> None:
-        """Read what ``stage`` (fit, validate, test or predict) needs, so that bad data stop it early."""
+        """Read the data that ``stage`` (fit, validate, test or predict) needs, so that bad data are reported early."""
         _ = self.train_parts if stage in ("fit", "validate") else self.test_indices
 
     def train_dataloader(self) -> DataLoader:
@@ -221,7 +221,7 @@ class ImageDataModule(LightningDataModule, ABC):
         positions, _ = self.train_parts
         samples = Samples(self.train_source, positions, self.seed if self.augment else None)
         sampler = EpochSampler(len(samples), self.seed, *self._process())
-        # A last batch of one image has no batch statistics; a lone short batch is better than none.
+        # Batch statistics fail on a last batch of one image; but if the only batch is short, it is kept.
         return self._loader(samples, sampler, drop_last=len(sampler) > self.batch_size)
 
     def val_dataloader(self) -> DataLoader:
@@ -230,8 +230,8 @@ class ImageDataModule(LightningDataModule, ABC):
         return self._loader_once(Samples(self.train_source, positions))
 
     def test_dataloader(self) -> DataLoader:
-        """The images at :attr:`test_indices`, each once over all processes; or as the module deals them, if it has a
-        ``dealing`` (`lustral.evaluation.Dealing`): whole groups, in each replicate once."""
+        """The images at :attr:`test_indices`, each once over all processes. If the Lightning module has a ``dealing``
+        (`lustral.evaluation.Dealing`), whole groups as it divides them, each image once in each replicate."""
         samples, (rank, world_size) = Samples(self.test_source, self.test_indices), self._process()
         module = None if self.trainer is None else self.trainer.lightning_module
         dealing: Dealing | None = getattr(module, "dealing", None)
@@ -250,7 +250,7 @@ class ImageDataModule(LightningDataModule, ABC):
     # How -------------------------------------------------------------------------------------------------
 
     def _process(self) -> tuple[int, int]:
-        """Rank and number of processes: those of the trainer, where there is one."""
+        """Rank and number of processes, of the trainer if there is one."""
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
     def _loader_once(self, samples: Samples) -> DataLoader:
@@ -265,7 +265,7 @@ class ImageDataModule(LightningDataModule, ABC):
             drop_last=drop_last,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
-            # Without one of its own a loader draws its workers' seeds from the global generator.
+            # Without this generator, a loader would draw its workers' seeds from the global one.
             generator=torch.Generator().manual_seed(self.seed),
         )
 

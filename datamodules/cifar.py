@@ -21,14 +21,14 @@ class CIFAR10(ImageDataModule):
 
     Args:
         root: folder that holds (or, with ``download``, will hold) ``cifar-10-batches-py``.
-        download: fetch the data into ``root`` where they are not there yet, and verify them.
-        batch_size: images a batch and process, >= 1.
-        num_workers: processes that load images, beside this one, >= 0.
+        download: download the data into ``root`` if they are missing, and verify them.
+        batch_size: images per batch and process, >= 1.
+        num_workers: worker processes that load images, >= 0; 0 loads them in the main process.
         augment: random crops and mirror images in training.
-        crop_padding: pixels that a crop may be off, >= 0; 0 leaves the mirroring, as diffusion models are
-            trained (a black border would be learnt).
+        crop_padding: largest shift of a random crop in pixels, >= 0; 0 leaves only the mirroring, as in the
+            training of diffusion models (which would learn a black border).
         num_val: images taken away from the training split for validation, >= 1.
-        num_test: test only the first so many images of the test set; None: all of them.
+        num_test: test only this many images, the first of the test set; None: all of them.
         test_subset: an index file such as ``configs/subsets/cifar10_512.txt``; None: all of the test split.
         test_on: "test" or "validation", the part that is tested.
         seed: of the shuffling and the augmentation, >= 0.
@@ -68,7 +68,7 @@ class CIFAR10(ImageDataModule):
         return ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
     def prepare_data(self) -> None:
-        """Download if asked to, then look whether the data are there."""
+        """Download the data if ``download`` is set, then check that they exist."""
         if self.download:
             with downloading("CIFAR-10", SITE, self.root):
                 datasets.CIFAR10(self.root, download=True)  # unpickles only after the checksums were right
@@ -100,7 +100,7 @@ def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Images (N, 3, 32, 32) uint8 and labels (N,) int64 of one batch file.
 
     Raises:
-        ValueError: if it is not such a file, is damaged, or holds anything but arrays.
+        ValueError: if it is no batch file, is damaged, or holds anything but arrays.
     """
     remedy = (
         f"Check that --data.root is right; if the file is a damaged copy, move {path.parent} away and run again with "

@@ -1,4 +1,4 @@
-"""The 1,797 handwritten digits that come with scikit-learn: nothing to download, minutes to train on."""
+"""The 1,797 handwritten digits that come with scikit-learn: no download, and minutes of training."""
 
 from collections.abc import Mapping
 
@@ -16,24 +16,24 @@ from datamodules.subsets import SHIPPED, read_indices
 class Digits(ImageDataModule):
     """Scikit-learn's digits: grey images of 8 x 8 pixels, ten classes.
 
-    The stored pixels lie on sixteenths, so any input off that grid would be recognised as attacked without
-    looking at it. Each image therefore gets a fixed uniform dequantisation of +-1/32, keyed by its position
-    and clipped to [0, 1]: image i is the same everywhere. Other sizes and channels are made from that image.
+    The stored pixels are multiples of 1/16, so an input off that grid could be recognised as attacked by its grey
+    levels alone. Each image therefore gets a fixed uniform dequantisation of +-1/32, keyed by its position and
+    clipped to [0, 1]: image i is the same everywhere. Other sizes and channels are made from that image.
 
     The split is fixed: 1,157 images to train, 130 to validate, 510 to test, in this order (index files in
-    ``configs/subsets/digits_*.txt``). The images lie writer by writer, in blocks of about 130 that begin with
-    0 1 2 ... 9 three times over, and the parts are whole blocks: nobody's hand is in two of them. A random split, which
-    mixes neighbours of one hand, is easier than it claims to be: there the nearest training image has the right class
-    for 99.2 % of the test images, here for 95.9 %. Inside a part the order is that of `subsets.stratified_order`, so
-    every beginning is balanced. ``index`` is the position in all 1,797, for every part.
+    ``configs/subsets/digits_*.txt``). The images are stored writer by writer, in blocks of about 130 that begin with
+    0 1 2 ... 9 three times, and the parts are whole blocks, so no writer is in two of them. A random split would have
+    the same writers in training and test, and be easier: the nearest training image has the right class for 99.2 % of
+    its test images, and for 95.9 % here. Inside a part the order is that of `subsets.stratified_order`, so the first N
+    images are balanced over classes. ``index`` is the position in all 1,797, for every part.
 
     Args:
-        batch_size: images a batch and process, >= 1.
-        num_workers: processes that load images, beside this one; the images are in memory, 0 is fastest.
-        image_size: pixels a side, >= 1; other than 8 by bilinear interpolation (antialiased).
+        batch_size: images per batch and process, >= 1.
+        num_workers: worker processes that load images, >= 0; the images are in memory, so 0 is fastest.
+        image_size: side of an image in pixels, >= 1; other than 8 by bilinear interpolation (antialiased).
         channels: 1, or 3 equal ones.
-        num_val: the first so many of the 130 validation images, 1..130.
-        num_test: test only the first so many of the test images (every beginning is balanced); None: all.
+        num_val: validate only on this many images, the first of the 130 validation images, 1..130.
+        num_test: test only this many images, the first of the test set (balanced over classes); None: all.
         test_subset: an index file with positions out of the test part; None: all 510.
         test_on: "test" or "validation", the part that is tested.
         seed: of the shuffling, >= 0.
@@ -68,14 +68,14 @@ class Digits(ImageDataModule):
         self._train = read_indices(SHIPPED / "digits_train.txt")
         if num_val > len(self._val):
             raise ValueError(f"data.num_val is {num_val}, but digits have {len(self._val)} validation images.")
-        _ = self.test_indices  # the split is known, so a bad subset need not wait for the data
+        _ = self.test_indices  # the split is known, so a bad subset is reported before the data are read
 
     @property
     def class_names(self) -> tuple[str, ...]:
         return tuple("0123456789")
 
     def check(self, split: Split = "test") -> None:
-        """Nothing to look for: the images come with scikit-learn."""
+        """Nothing to check: the images come with scikit-learn."""
 
     def load_train(self) -> ArraySource:
         return self.load_test()
@@ -104,10 +104,10 @@ class Digits(ImageDataModule):
 
 
 def dequantise(stored: np.ndarray) -> np.ndarray:
-    """Integers 0..16 (N, 8, 8) as float32 in [0, 1], image i moved off the grid by noise keyed by i.
+    """Integers 0..16 (N, 8, 8) as float32 in [0, 1], with noise added to image i that is keyed by i.
 
-    The noise is uniform on [-1/32, 1/32). It is made of the raw bits of the Philox generator, the only draws
-    of NumPy's new generators that no later version may change.
+    The noise is uniform on [-1/32, 1/32). It is computed from the raw bits of the Philox generator, the only output
+    of NumPy's new generators that later versions are guaranteed not to change.
     """
     images = np.empty(stored.shape, dtype=np.float32)
     for position, image in enumerate(stored):

@@ -1,4 +1,4 @@
-"""Turning a failed download into a sentence."""
+"""An error message in one sentence for a failed download."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,10 +6,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def downloading(what: str, site: str, root: str) -> Iterator[None]:
-    """Around a download by torchvision: says what to do where it fails.
+    """A context for a download by torchvision, whose error says what to do if it fails.
 
     Raises:
-        OSError: if the site cannot be reached, ``root`` cannot be written, or what came is damaged.
+        OSError: if the site cannot be reached, ``root`` cannot be written to, or the downloaded file is damaged.
     """
     try:
         yield

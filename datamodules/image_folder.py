@@ -1,4 +1,4 @@
-"""Images of one's own: a folder a class, as torchvision's ImageFolder reads them."""
+"""The user's own images in one folder per class, as torchvision's ImageFolder reads them."""
 
 import os
 from collections.abc import Mapping
@@ -10,27 +10,27 @@ from datamodules.imagefiles import FileSource
 
 
 class ImageFolder(ImageDataModule):
-    """Colour images in ``root/<split>/<class>/*`` (JPEG or PNG), one folder a class and split.
+    """Colour images in ``root/<split>/<class>/*`` (JPEG or PNG), one folder per class and split.
 
-    A label is the place of the class among the sorted names of the test split's folders, which is torchvision's order:
+    A label is the place of the class among the sorted folder names of the test split, which is torchvision's order:
     that of a classifier trained with its ImageFolder. ``index`` is the position in the split, sorted by class and file
     name. Grey images become colour ones.
 
-    A test image is resized (bilinear, antialiased) until its shorter side is ``resize`` and cut to its middle
-    ``image_size`` square; images of that size are taken as they are. Training resizes a random part of the image to
-    that square, and mirrors half.
+    A test image is resized (bilinear, antialiased) so that its shorter side is ``resize``, and its central
+    ``image_size`` square is cropped; images of that size are not changed. In training, a random crop is resized to that
+    square, and half of the images are mirrored.
 
     Args:
         root: folder that holds the splits.
-        image_size: pixels a side, >= 1.
-        resize: the shorter side before the cut, >= image_size; None: ``image_size``.
+        image_size: side of an image in pixels, >= 1.
+        resize: the shorter side before the crop, >= image_size; None: ``image_size``.
         train_folder: name of the training split's folder; an evaluation on test images does not need it.
         test_folder: name of the test split's folder.
-        batch_size: images a batch and process, >= 1.
-        num_workers: processes that load images, beside this one, >= 0.
-        augment: random parts and mirror images in training, instead of test images.
+        batch_size: images per batch and process, >= 1.
+        num_workers: worker processes that load images, >= 0; 0 loads them in the main process.
+        augment: random crops and mirror images in training; without, training images are treated as test images.
         num_val: images taken away from the training split for validation, >= 1.
-        num_test: test only the first so many images of the test set; None: all of them. The split is sorted
+        num_test: test only this many images, the first of the test set; None: all of them. The split is sorted
             by class, so the first N of all images are few classes: choose a ``test_subset``.
         test_subset: an index file with positions in the test split; None: all of it.
         test_on: "test" or "validation", the part that is tested.
@@ -119,7 +119,7 @@ class ImageFolder(ImageDataModule):
 
 
 def _names(folder: Path) -> list[str]:
-    """Sorted names of the folders in one, apart from hidden ones."""
+    """The sorted names of the folders in ``folder``, without hidden ones."""
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:

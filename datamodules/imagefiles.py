@@ -1,4 +1,4 @@
-"""A split whose images are files: read, cut to size and decoded when they are asked for."""
+"""A split whose images are files, which are read, decoded and cropped at each access."""
 
 import hashlib
 import os
@@ -16,12 +16,12 @@ ENDINGS = (".jpeg", ".jpg", ".png")
 
 
 class FileSource(ImageSource):
-    """Image files in one or more folders a class; positions follow (class, file name).
+    """Image files in one or more folders per class; positions are sorted by (class, file name).
 
     Args:
         classes: the folders of each class, by its name. The label is the class's place in this mapping.
-        resize: a test image's shorter side is brought to this many pixels ...
-        size: ... and its middle size x size pixels are taken.
+        resize: a test image is resized to this length of its shorter side in pixels ...
+        size: ... and its central size x size pixels are cropped.
 
     Raises:
         FileNotFoundError: if a class has no image.
@@ -31,7 +31,7 @@ class FileSource(ImageSource):
         self.resize = resize
         self.size = size
         self.files: list[str] = []  # plain strings: a million Path objects are a gigabyte
-        self.names: list[str] = []  # "<class>/<file>", the same wherever the folders lie
+        self.names: list[str] = []  # "<class>/<file>", the same wherever the folders are
         labels: list[int] = []
         for label, (name, folders) in enumerate(classes.items()):
             files = sorted((file, str(folder)) for folder in folders for file in _images(folder))
@@ -49,7 +49,7 @@ class FileSource(ImageSource):
         return random_flip(to_tensor(random_resized_crop(self._read(position), self.size, rng)), rng)
 
     def digest(self) -> str:
-        """Of the files' names and sizes: reading them all would take longer than many a test."""
+        """A hash of the files' names and sizes: hashing their content could take longer than the test itself."""
         content = hashlib.sha256()
         for name, file in zip(self.names, self.files, strict=True):
             content.update(f"{name} {os.path.getsize(file)}\n".encode())
@@ -60,7 +60,7 @@ class FileSource(ImageSource):
         try:
             with Image.open(file) as image:
                 return image.convert("RGB")
-        except Exception as error:  # no image, cut off, or a bomb: a damaged file raises nearly anything
+        except Exception as error:  # no image, truncated, or a decompression bomb: errors of many types
             why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
             raise ValueError(
                 f"{file} cannot be read as an image ({why}): fetch it again, or move it out of the data."

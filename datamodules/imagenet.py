@@ -20,25 +20,26 @@ class ImageNet(ImageDataModule):
     Two layouts are read: ``root/train/<synset>/*.JPEG`` with ``root/val/<synset>/*.JPEG``, and that of the
     public ImageNet-100 archive, ``root/train.X1`` ... ``root/train.X4`` with ``root/val.X``.
 
-    A label is the place of the image's synset among the sorted synsets of the subset, so for all 1,000
-    classes it is the usual one. ``index`` is the position among the subset's images of the split, sorted by
-    synset and file name.
+    A label is the place of the image's synset among the sorted synsets of the subset; with all 1,000 classes it
+    is the usual label. ``index`` is the position among the subset's images of the split, sorted by synset and file
+    name.
 
-    A test image is resized (bilinear, antialiased) until its shorter side is ``resize`` and cut to its middle
-    ``image_size`` square. Training resizes a random part of the image to that square, and mirrors half.
+    A test image is resized (bilinear, antialiased) so that its shorter side is ``resize``, and its central
+    ``image_size`` square is cropped. In training, a random crop is resized to that square, and half of the images
+    are mirrored.
 
     Args:
         root: folder that holds the splits.
         subset: "imagenet100" (Tian et al. 2020), "imagenet30" (Hendrycks et al. 2019), or the path of a list
-            with one ``n01440764 name`` a line; None: all synsets that the validation split has (those of the
-            public ImageNet-100 archive are not the classes of "imagenet100").
-        image_size: pixels a side, >= 1.
-        resize: the shorter side before the cut, >= image_size; None: 8/7 of ``image_size`` (256 for 224).
-        batch_size: images a batch and process, >= 1.
-        num_workers: processes that load images, beside this one, >= 0.
-        augment: random parts and mirror images in training, instead of test images.
+            with one ``n01440764 name`` per line; None: all synsets in the validation split (those of the public
+            ImageNet-100 archive are not the classes of "imagenet100").
+        image_size: side of an image in pixels, >= 1.
+        resize: the shorter side before the crop, >= image_size; None: 8/7 of ``image_size`` (256 for 224).
+        batch_size: images per batch and process, >= 1.
+        num_workers: worker processes that load images, >= 0; 0 loads them in the main process.
+        augment: random crops and mirror images in training; without, training images are treated as test images.
         num_val: images taken away from the training split for validation, >= 1.
-        num_test: test only the first so many images of the test set; None: all of them. The split is sorted
+        num_test: test only this many images, the first of the test set; None: all of them. The split is sorted
             by class, so the first N of all images are few classes: choose a ``test_subset``.
         test_subset: an index file with positions in the test split; None: all of it.
         test_on: "test" or "validation", the part that is tested.
@@ -86,7 +87,7 @@ class ImageNet(ImageDataModule):
 
     @cached_property
     def _synsets(self) -> dict[str, str]:
-        """The names of the classes by synset, sorted; where no list says, the folders of "val" do."""
+        """The names of the classes by synset, sorted; without a list, the synsets are the folders of "val"."""
         if self._listed is not None:
             return self._listed
         return {synset: synset for synset in synset_folders(self._split_folders("val"))}

@@ -1,4 +1,4 @@
-"""Reading foreign pickles, which could run any program when read: only plain arrays are let through."""
+"""Safe reading of pickles, which could otherwise run any program: only plain arrays are accepted."""
 
 import pickle
 from pathlib import Path
@@ -12,18 +12,18 @@ _RECONSTRUCT: Any = np.empty(0).__reduce__()[0]  # numpy's own function, whose m
 
 
 class _Array:
-    """In the place of ``numpy.ndarray``, which would set memory aside for any shape that it is called with."""
+    """Replaces ``numpy.ndarray``, which would allocate memory for any shape that a pickle calls it with."""
 
 
 def _empty(kind: Any, shape: Any, code: Any) -> Any:
-    """In the place of NumPy's ``_reconstruct``: its pickles make an empty array, and then fill it."""
+    """Replaces NumPy's ``_reconstruct``: pickles of arrays make an empty array, and then fill it."""
     if kind is not _Array or shape != (0,):
         raise pickle.UnpicklingError(f"it asks for an array of shape {shape} without its content")
     return _RECONSTRUCT(np.ndarray, (0,), b"b")
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes in old protocols."""
+    """Replaces ``_codecs.encode``, with which Python 3 pickles bytes in old protocols."""
     if encoding not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError(f"it asks for the codec {encoding}, which no array needs")
     return text.encode("latin1")
@@ -49,17 +49,18 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def read_array_pickle(path: str | Path) -> Any:
-    """The lists, dicts, strings, numbers and NumPy arrays in a pickle file; nothing in it is run.
+    """The lists, dicts, strings, numbers and NumPy arrays in a pickle file; no code in it is executed.
 
     Strings of Python 2 are read as Latin-1.
 
     Raises:
-        ValueError: if the file is not a pickle, is cut off, asks for more memory than it fills, or holds anything else.
+        ValueError: if the file is not a pickle, is truncated, requests more memory than it fills, or holds anything
+            else.
         OSError: if it cannot be opened.
     """
     with open(path, "rb") as file:
         try:
             refuse_oversized(path)
             return _ArrayUnpickler(file, encoding="latin1").load()
-        except Exception as error:  # a damaged pickle raises nearly anything
+        except Exception as error:  # damaged pickles raise errors of many types
             raise ValueError(f"{path} cannot be read as a pickle of arrays: {error}.") from error

@@ -1,4 +1,4 @@
-"""Samplers for one process or several: a test never repeats a sample, a training draw knows its epoch."""
+"""Samplers for one or several processes: test samples are never repeated, training samples carry their epoch."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
@@ -9,9 +9,9 @@ from torch.utils.data import Dataset, DistributedSampler
 class DisjointSampler(DistributedSampler[int]):
     """Every sample once over all processes, in order: process ``rank`` gets rank, rank + world_size, ...
 
-    Torch's own sampler repeats samples until all processes have as many, which makes a metric wrong; here the
-    processes' shares may differ by one and may be empty. It is a ``DistributedSampler`` all the same, so that
-    Lightning takes it as it is and does not shard it a second time.
+    Torch's own sampler repeats samples until all processes have the same number, which makes metrics wrong; here
+    the shares may differ by one and may be empty. The class is a ``DistributedSampler``, so that Lightning does not
+    shard it a second time.
 
     Args:
         length: number of samples, >= 0.
@@ -34,7 +34,7 @@ class DisjointSampler(DistributedSampler[int]):
 
 
 class DealtSampler(DistributedSampler[Any]):
-    """What a process was dealt, in order. It is a ``DistributedSampler`` for the reason that `DisjointSampler` is.
+    """A process's given share of the samples, in order; a ``DistributedSampler`` for the reason in `DisjointSampler`.
 
     Args:
         share: this process's samples, or pairs (replicate, sample).
@@ -59,10 +59,10 @@ class DealtSampler(DistributedSampler[Any]):
 class EpochSampler(DistributedSampler[tuple[int, int]]):
     """A shuffled share of the samples for training, as pairs (epoch, sample).
 
-    The order depends on (seed, epoch) only. The epoch goes with each sample, into worker processes too, where
-    it keys the sample's augmentation. Shares are filled up to equal length: in training, unlike in a test, a
-    process with a batch less would leave the others waiting for its gradient. Lightning calls ``set_epoch``
-    before each epoch; a hand-written loop has to do so itself.
+    The order depends on (seed, epoch) only. Each sample carries the epoch, also into worker processes, where it
+    keys the sample's augmentation. Shares are padded to equal length with repeated samples: in training, unlike in
+    a test, the others would wait for the gradient of a process with one batch fewer. Lightning calls ``set_epoch``
+    before each epoch; a hand-written loop must do so itself.
 
     Args:
         length: number of samples, >= 1.

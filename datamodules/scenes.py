@@ -1,4 +1,4 @@
-"""How a house-number scene is painted: `paint` and the parts it is made of, from the wall to the camera."""
+"""The rendering of house-number scenes: `paint` and its steps, from the wall to the camera."""
 
 import math
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ NEIGHBOURS = 0.65
 """Probability of a neighbouring digit, on each side."""
 
 SIZE = 32
-MARGIN = 3  # zeros around a shape of 8 x 8: what a cubic spline and a stroke's soft edge reach beyond it
-LEVELS = (0.42, 0.58)  # of ink at which a stroke begins: lower, and the holes close; higher, and it breaks
+MARGIN = 3  # zeros around a shape of 8 x 8, as far as a cubic spline and a stroke's soft edge extend beyond it
+LEVELS = (0.42, 0.58)  # ink level at the edge of a stroke: lower ones close the holes, higher ones break the strokes
 LUMINANCE = np.array([0.299, 0.587, 0.114])
 ROWS, COLUMNS = np.mgrid[:SIZE, :SIZE] - (SIZE - 1) / 2  # of the pixels, from the middle of the image
 
@@ -24,7 +24,7 @@ class Shapes:
     """Some of scikit-learn's digits, ready to be placed.
 
     Args:
-        positions: which of the 1,797.
+        positions: positions among the 1,797 digits.
 
     Attributes:
         positions: as given.
@@ -51,8 +51,8 @@ class Shapes:
 class Draws:
     """The random numbers of one scene, in a fixed order.
 
-    They are made of the raw bits of the Philox generator, the only draws of NumPy's new generators that no
-    later version may change.
+    They are computed from the raw bits of the Philox generator, the only output of NumPy's new generators that
+    later versions are guaranteed not to change.
 
     Args:
         purpose, index: the key, see :func:`keyed_generator`.
@@ -70,11 +70,11 @@ class Draws:
         return low + (high - low) * next(self._uniforms)
 
     def chance(self, probability: float) -> bool:
-        """Whether the next event happens."""
+        """True with this probability."""
         return next(self._uniforms) < probability
 
     def choice(self, options: np.ndarray) -> int:
-        """One out of (n,) integers."""
+        """One of ``options``, (n,) integers, with equal probability."""
         return int(options[int(next(self._uniforms) * len(options))])
 
     def noise(self, *shape: int) -> np.ndarray:
@@ -89,13 +89,13 @@ class Draws:
 
 @dataclass(frozen=True)
 class Frame:
-    """Where the digits stand.
+    """The position and shape of the digits in a scene.
 
     Attributes:
         rows, columns: (32, 32) coordinates of each pixel in the number's own upright frame, in pixels from
             the middle of the central digit.
-        height: of a digit in pixels.
-        aspect: how much wider than written.
+        height: height of a digit in pixels.
+        aspect: factor by which a digit is wider than written.
         level: ink in [0, 1] at which a stroke begins; a lower one makes bolder strokes.
         softness: change of ink over the edge of a stroke, > 0.
     """
@@ -111,7 +111,7 @@ class Frame:
 def paint(shapes: Shapes, label: int, draws: Draws) -> np.ndarray:
     """A scene (3, 32, 32) float32, whole numbers in 0..255, with a digit of class ``label`` in its middle.
 
-    The order of the draws is part of the recipe.
+    The order in which ``draws`` is used is part of the recipe.
     """
     frame = _frame(draws)
     mask = _number(shapes, label, frame, draws)
@@ -151,7 +151,7 @@ def _number(shapes: Shapes, label: int, frame: Frame, draws: Draws) -> np.ndarra
         gap = draws.uniform(1.5, 4.5)
         apart = gap + (_width(shapes, centre, frame) + _width(shapes, neighbour, frame)) / 2
         if present:
-            # Never nearer than half an image: the border cuts it, so the middle one is the one that is meant.
+            # At least half an image away, so that the border cuts it and the label is clearly the middle digit.
             mask = np.maximum(mask, _digit(shapes, neighbour, frame, side * max(apart, SIZE / 2)))
     return mask
 
@@ -166,7 +166,7 @@ def _digit(shapes: Shapes, number: int, frame: Frame, offset: float) -> np.ndarr
 
 
 def _width(shapes: Shapes, number: int, frame: Frame) -> float:
-    """Width in pixels of shape ``number``, at most that of a digit that leaves room for its neighbours."""
+    """Width in pixels of shape ``number``, limited so that its neighbours have room."""
     _, _, height, width = shapes.boxes[number]
     return min(frame.height * frame.aspect * width / height, 21.0)
 
@@ -230,7 +230,7 @@ def _blur(sigma: float, shift: float) -> np.ndarray:
 def _spline(image: np.ndarray) -> np.ndarray:
     """Coefficients of a cubic B-spline near ``image``, of the same shape.
 
-    Through the pixels it would ring; with the pixels as coefficients it would blur the holes of an 8 shut.
+    An interpolating spline would ring; with the pixels as coefficients, blur would close the holes of an 8.
     """
     return 0.3 * image + 0.7 * spline_filter(image, order=3, output=np.float64)
 

@@ -1,4 +1,4 @@
-"""Where images come from: the images of one full split, by position, as they are or augmented."""
+"""Image sources: the images of one full split by position, augmented or not."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -26,15 +26,15 @@ class ImageSource(ABC):
 
     @abstractmethod
     def image(self, position: int) -> Tensor:
-        """The image as a test sees it: float32 (C, H, W) in [0, 1]."""
+        """The image as used in tests: float32 (C, H, W) in [0, 1]."""
 
     @abstractmethod
     def augmented(self, position: int, rng: np.random.Generator) -> Tensor:
-        """The image as training sees it: like :meth:`image`, changed at random by draws from ``rng``."""
+        """The image as used in training: like :meth:`image`, augmented with random numbers from ``rng``."""
 
     @abstractmethod
     def digest(self) -> str:
-        """Hexadecimal SHA-256 of the stored images and labels: which data these are, wherever they lie."""
+        """Hexadecimal SHA-256 of the stored images and labels, which identifies the data wherever they are stored."""
 
 
 class ArraySource(ImageSource):
@@ -45,7 +45,7 @@ class ArraySource(ImageSource):
         labels: (N,) integers.
         crop_padding: augmentation shifts an image by up to this many pixels, filling with zeros (and flips
             it).
-        stored: the array that :meth:`digest` is taken of, where ``images`` were computed from it.
+        stored: the array that :meth:`digest` hashes, if ``images`` were computed from it; None hashes ``images``.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Samples(Dataset[tuple[Tensor, int, int]]):
     Args:
         source: the full split.
         positions: which of its images, in order.
-        augment_seed: augment, with draws keyed by (this seed, epoch, position); None: the images as they are.
+        augment_seed: augment with random numbers keyed by (this seed, epoch, position); None: no augmentation.
     """
 
     def __init__(self, source: ImageSource, positions: list[int], augment_seed: int | None = None) -> None:
@@ -100,8 +100,8 @@ class Samples(Dataset[tuple[Tensor, int, int]]):
 
 
 class GroupedSamples(Dataset[tuple[Tensor, int, int, int]]):
-    """Samples whose sampler gives pairs (replicate, number), as (image, label, position, replicate): which images are
-    judged together changes with the replicate."""
+    """Samples as (image, label, position, replicate), for a sampler that gives pairs (replicate, number); which images
+    are judged together depends on the replicate."""
 
     def __init__(self, samples: Samples) -> None:
         self.samples = samples

@@ -1,4 +1,4 @@
-"""Scenes of house numbers made on the fly from real handwriting: a colour benchmark without a download."""
+"""Scenes of house numbers, rendered on the fly from real handwriting: a colour benchmark without a download."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -14,33 +14,33 @@ from datamodules.sources import ImageSource
 from datamodules.subsets import SHIPPED, read_indices
 
 RECIPE = 2
-"""Version of the rendering (`scenes`): to be raised by whoever changes a pixel of any scene."""
+"""Version of the rendering (`scenes`), to be increased with any change of a pixel."""
 
 VALIDATION = 5000
-"""Positions at the beginning of the training split that are kept for validation, used or not."""
+"""Number of positions at the beginning of the training split that are reserved for validation, used or not."""
 
 
 class StreetDigits(ImageDataModule):
-    """House numbers: colour images of 32 x 32 pixels, ten classes, as many as asked for; it stands in for SVHN.
+    """House numbers: colour images of 32 x 32 pixels, ten classes, in any number; a substitute for SVHN.
 
     A scene shows one of scikit-learn's handwritten digits as if it were painted on a wall and photographed:
-    placed by a random affine map, with random colours, texture, shadow, blur and noise, and often with the
-    digits to its left and right cut by the border. The label is the digit in the middle. A training scene is
-    made of the shapes of ``configs/subsets/digits_train.txt`` alone, a validation scene of those of
-    ``digits_val.txt``, a test scene of those of ``digits_test.txt``: hands that painted one part paint no other.
+    placed by a random affine map, with random colours, texture, shadow, blur and noise, and often with
+    neighbouring digits cut by the border. The label is the digit in the middle. Training scenes use the shapes of
+    ``configs/subsets/digits_train.txt`` only, validation scenes those of ``digits_val.txt``, test scenes those of
+    ``digits_test.txt``, so no writer is in two parts.
 
-    Scene i of a split depends on nothing but the split and i: not on ``seed``, nor on how many are asked for.
-    Each ten of them in a row have the ten labels. Positions 0..4999 of the training split are the validation
-    scenes, of which the first ``num_val`` are used; the scenes to train on follow. Pixels are multiples of
-    1/255, as a camera's are. A scene takes about half a millisecond to make.
+    Scene i of a split depends on nothing but the split and i, not on ``seed`` or the number of scenes. Every
+    consecutive ten (0 to 9, 10 to 19 ...) have all ten labels. Positions 0..4999 of the training split are the
+    validation scenes, of which the first ``num_val`` are used; the training scenes follow. Pixels are multiples of
+    1/255, as in photographs. A scene takes about half a millisecond to render.
 
     Args:
         num_train: scenes to train on, >= 1.
         num_test_scenes: scenes in the full test split, >= 1.
-        batch_size: images a batch and process, >= 1.
-        num_workers: processes that make images, beside this one, >= 0.
+        batch_size: images per batch and process, >= 1.
+        num_workers: worker processes that make images, >= 0; 0 makes them in the main process.
         num_val: scenes to validate on, 1..5000.
-        num_test: test only the first so many scenes of the test set; None: all of them.
+        num_test: test only this many scenes, the first of the test set; None: all of them.
         test_subset: an index file with positions in the test split; None: all of it.
         test_on: "test" or "validation", the part that is tested.
         seed: of the shuffling, >= 0.
@@ -73,14 +73,14 @@ class StreetDigits(ImageDataModule):
             raise ValueError(f"data.num_val is {num_val}, but streetdigits has {VALIDATION} validation scenes.")
         self.num_train = num_train
         self.num_test_scenes = num_test_scenes
-        _ = self.test_indices  # the size is known, so a bad subset need not wait for the data
+        _ = self.test_indices  # the size is known, so a bad subset is reported before the data are made
 
     @property
     def class_names(self) -> tuple[str, ...]:
         return tuple("0123456789")
 
     def check(self, split: Split = "test") -> None:
-        """Nothing to look for: the shapes come with scikit-learn."""
+        """Nothing to check: the shapes come with scikit-learn."""
 
     def load_train(self) -> "SceneSource":
         held_out = read_indices(SHIPPED / "digits_val.txt")
@@ -101,12 +101,12 @@ class StreetDigits(ImageDataModule):
 
 
 class SceneSource(ImageSource):
-    """One full split of scenes, each made when it is asked for.
+    """One full split of scenes, each rendered at access.
 
     Args:
         split: part of the key of every scene.
-        pools: numbers of scenes and the shapes that they are made of, in the order of the positions; each
-            number but the last is a multiple of ten.
+        pools: (number of scenes, shapes that they use) pairs, in the order of the positions; every number except
+            the last is a multiple of ten.
     """
 
     def __init__(self, split: Split, pools: Sequence[tuple[int, Shapes]]) -> None:
@@ -116,7 +116,7 @@ class SceneSource(ImageSource):
         self.labels = balanced_labels(split, int(self.ends[-1]))
 
     def shapes(self, position: int) -> Shapes:
-        """The shapes that the scene at ``position`` is made of."""
+        """The shapes that the scene at ``position`` uses."""
         return self.pools[int(np.searchsorted(self.ends, position, side="right"))]
 
     def image(self, position: int) -> Tensor:
@@ -124,11 +124,11 @@ class SceneSource(ImageSource):
         return torch.from_numpy(paint(self.shapes(position), int(self.labels[position]), draws)).div(255)
 
     def augmented(self, position: int, rng: np.random.Generator) -> Tensor:
-        """The image as it is: there are always more scenes to be had, and a mirrored digit is none."""
+        """The image without augmentation: more scenes can always be rendered, and a mirrored digit is no digit."""
         return self.image(position)
 
     def digest(self) -> str:
-        """Of all that determines the scenes; their number is no part of it, since scene i is always the same."""
+        """A hash of all that determines the scenes, except their number, on which scene i does not depend."""
         content = hashlib.sha256(f"streetdigits {self.split} {RECIPE}".encode())
         for shapes in self.pools:
             content.update(np.asarray(shapes.positions, dtype=np.int64).data)
@@ -138,7 +138,7 @@ class SceneSource(ImageSource):
 
 
 def balanced_labels(split: Split, length: int) -> np.ndarray:
-    """(length,) int64: each ten in a row are a permutation of 0..9 that is keyed by the split and its place."""
+    """(length,) int64: every consecutive ten are a permutation of 0..9, keyed by the split and their place."""
     blocks = [
         np.argsort(keyed_generator(f"streetdigits {split} labels", 0, 0, block).bit_generator.random_raw(10))
         for block in range(-(-length // 10))

@@ -1,7 +1,7 @@
-"""Index files: lists of positions in a data set's full split, and the order that shipped ones are cut from.
+"""Index files: lists of positions in a data set's full split, and the order from which the shipped ones are made.
 
-An index file holds one integer a line; ``#`` starts a comment. The order of the lines is the order of the
-samples, so "the first N" of a subset means the same images to everybody.
+An index file holds one integer per line; ``#`` starts a comment. The order of the lines is the order of the
+samples, so "the first N" of a subset are always the same images.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def read_lines(path: str | Path, what: str) -> list[tuple[int, str]]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not text, or nothing is left without the comments.
+        ValueError: if it is not text, or has only comments.
     """
     path = Path(path).expanduser()
     try:
@@ -45,7 +45,7 @@ def read_indices(path: str | Path) -> list[int]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is empty, a line is not an integer of at least 0, or a position is there twice.
+        ValueError: if it is empty, a line is not an integer of at least 0, or a position is repeated.
     """
     indices: dict[int, int] = {}  # position -> the line that gave it
     for number, line in read_lines(path, "index file"):
@@ -59,10 +59,10 @@ def read_indices(path: str | Path) -> list[int]:
 
 
 def check_within(indices: Sequence[int], part: Sequence[int], path: str | Path, name: str) -> None:
-    """Refuse positions that are not in ``part``, those of the part called ``name``.
+    """Refuse positions outside ``part``, the positions of the part called ``name``.
 
     Raises:
-        ValueError: naming ``path``, the file that they came from.
+        ValueError: if there are any; the message names ``path``, the file that they are from.
     """
     allowed = set(part)
     outside = [index for index in indices if index not in allowed]
@@ -75,10 +75,10 @@ def check_within(indices: Sequence[int], part: Sequence[int], path: str | Path, 
 
 
 def stratified_order(labels: np.ndarray, seed: int = 0) -> list[int]:
-    """All positions of ``labels`` in a fixed random order; each beginning has the classes in proportion.
+    """All positions of ``labels`` in a fixed random order, in which the first N have the classes in proportion.
 
-    ``RandomState(seed)`` permutes the positions; the k-th of the n members of a class then goes to the place
-    (k + 1/2) / n of the whole. NumPy never changes what ``RandomState`` draws, so the order is for ever.
+    ``RandomState(seed)`` permutes the positions; the k-th of the n members of a class is then placed at the
+    fraction (k + 1/2) / n of the order. NumPy guarantees the output of ``RandomState``, so the order never changes.
 
     Args:
         labels: (N,) integers.

@@ -16,18 +16,18 @@ SITE = "http://ufldl.stanford.edu/housenumbers"
 class SVHN(ImageDataModule):
     """SVHN: colour images of 32 x 32 pixels, the digits 0 to 9; 73,257 to train, 26,032 to test.
 
-    The files call the digit zero 10; here its label is 0. There is no augmentation: a mirrored digit is
-    another one or none, and the published classifiers were trained without.
+    The files have label 10 for the digit zero; here its label is 0. There is no augmentation: a mirrored digit is
+    another digit or none, and the published classifiers were trained without.
 
     Args:
         root: folder that holds (or, with ``download``, will hold) ``train_32x32.mat`` and ``test_32x32.mat``.
-        download: fetch the data into ``root`` where they are not there yet, and verify them.
+        download: download the data into ``root`` if they are missing, and verify them.
         extra: train on the 531,131 easier images of ``extra_32x32.mat`` too, whose positions follow those of
             the training split.
-        batch_size: images a batch and process, >= 1.
-        num_workers: processes that load images, beside this one, >= 0.
+        batch_size: images per batch and process, >= 1.
+        num_workers: worker processes that load images, >= 0; 0 loads them in the main process.
         num_val: images taken away from the training split for validation, >= 1.
-        num_test: test only the first so many images of the test set; None: all of them.
+        num_test: test only this many images, the first of the test set; None: all of them.
         test_subset: an index file with positions in the test split; None: all of it.
         test_on: "test" or "validation", the part that is tested.
         seed: of the shuffling, >= 0.
@@ -63,7 +63,7 @@ class SVHN(ImageDataModule):
         return tuple("0123456789")
 
     def prepare_data(self) -> None:
-        """Download if asked to, then look whether the data are there."""
+        """Download the data if ``download`` is set, then check that they exist."""
         if self.download:
             with downloading("SVHN", SITE, self.root):
                 for name in (*self._files("train"), *self._files("test")):
@@ -102,7 +102,7 @@ def read_mat(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Images (N, 3, 32, 32) uint8 and labels (N,) int64 in 0..9 of one file.
 
     Raises:
-        ValueError: if it is not such a file, or is damaged.
+        ValueError: if it is no file of SVHN, or is damaged.
     """
     remedy = (
         "Check that --data.root is right; if the file is a damaged copy, move it away and run again with "
@@ -111,7 +111,7 @@ def read_mat(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         content = loadmat(path, variable_names=["X", "y"])
         images, labels = content["X"], content["y"].reshape(-1).astype(np.int64)
-    except Exception as error:  # a damaged file raises nearly anything
+    except Exception as error:  # damaged files raise errors of many types
         raise ValueError(f"{path} cannot be read as a file of SVHN ({error!r}). {remedy}") from error
     if images.dtype != np.uint8 or images.shape != (32, 32, 3, len(labels)) or not set(labels) <= set(range(1, 11)):
         raise ValueError(

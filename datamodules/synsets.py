@@ -16,7 +16,7 @@ def read_synsets(path: str | Path) -> dict[str, str]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is empty, a line does not begin with a synset, or one is there twice.
+        ValueError: if it is empty, a line does not begin with a synset, or a synset is repeated.
     """
     names: dict[str, str] = {}
     for number, line in read_lines(path, "list of synsets"):
@@ -38,7 +38,7 @@ def split_folders(root: str | Path, split: str) -> list[Path]:
         split: "train" or "val".
 
     Raises:
-        ValueError: if both layouts are there, since their images might be the same ones twice.
+        ValueError: if both layouts exist, since they might contain the same images.
     """
     plain = Path(root) / split
     parts = sorted(path for path in Path(root).glob(f"{split}.X*") if path.is_dir())
@@ -50,7 +50,7 @@ def split_folders(root: str | Path, split: str) -> list[Path]:
 
 
 def synset_folders(folders: list[Path]) -> dict[str, list[Path]]:
-    """The folders named by a synset in any of ``folders``, by synset and sorted by it."""
+    """The subfolders of ``folders`` that are named by a synset, by synset and sorted by it."""
     found: dict[str, list[Path]] = {}
     for folder in folders:
         with os.scandir(folder) as entries:

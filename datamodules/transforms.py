@@ -1,4 +1,4 @@
-"""What is done to an image between disk and batch. What is random draws from the generator it is given."""
+"""Image transforms between disk and batch. Random ones draw from the generator that is passed in."""
 
 import math
 
@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-_BILINEAR = Image.Resampling.BILINEAR  # Pillow's filter widens when it shrinks: it is antialiased
+_BILINEAR = Image.Resampling.BILINEAR  # antialiased: Pillow widens the filter when it downsamples
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -18,12 +18,12 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 
 def random_flip(image: Tensor, rng: np.random.Generator) -> Tensor:
-    """``image`` (C, H, W), mirrored left to right in half of the draws."""
+    """``image`` (C, H, W), mirrored left to right with probability 1/2."""
     return image.flip(-1) if rng.random() < 0.5 else image
 
 
 def random_crop(image: Tensor, padding: int, rng: np.random.Generator) -> Tensor:
-    """``image`` (C, H, W) shifted by up to ``padding`` pixels each way, zeros filling the gap."""
+    """``image`` (C, H, W) shifted randomly by up to ``padding`` pixels in each direction, filled with zeros."""
     if padding == 0:
         return image
     height, width = image.shape[-2:]
@@ -32,10 +32,9 @@ def random_crop(image: Tensor, padding: int, rng: np.random.Generator) -> Tensor
 
 
 def resize_center_crop(image: Image.Image, resize: int, size: int) -> Image.Image:
-    """The middle ``size`` x ``size`` pixels after the shorter side was brought to ``resize`` >= ``size``
-    pixels.
+    """The central ``size`` x ``size`` pixels after resizing the shorter side to ``resize`` >= ``size`` pixels.
 
-    Rounds as torchvision's ``Resize`` and ``CenterCrop`` do, whose images the published classifiers know.
+    Sizes are rounded as in torchvision's ``Resize`` and ``CenterCrop``, with which published classifiers were trained.
     """
     width, height = image.size
     short = min(width, height)
@@ -45,10 +44,10 @@ def resize_center_crop(image: Image.Image, resize: int, size: int) -> Image.Imag
 
 
 def random_resized_crop(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
-    """A random 8 % to 100 % of the area, 3:4 to 4:3 in shape, resized to ``size`` x ``size`` pixels.
+    """A random crop with 8 % to 100 % of the area and an aspect ratio of 3:4 to 4:3, resized to ``size`` x ``size``.
 
-    The usual augmentation of ImageNet classifiers. After ten boxes that do not fit it takes the largest
-    middle one of an allowed shape.
+    The usual augmentation of ImageNet classifiers. If ten random boxes do not fit, the largest central box with an
+    allowed aspect ratio is taken.
     """
     width, height = image.size
     for _ in range(10):
@@ -63,5 +62,5 @@ def random_resized_crop(image: Image.Image, size: int, rng: np.random.Generator)
         box_width = min(width, round(height * 4 / 3))
         box_height = min(height, round(width * 4 / 3))
         left, top = (width - box_width) // 2, (height - box_height) // 2
-    # Cropped first: Pillow's own box argument lets pixels outside of the box into its edge.
+    # Cropped before resizing: with Pillow's box argument, pixels outside the box would affect its edge.
     return image.crop((left, top, left + box_width, top + box_height)).resize((size, size), _BILINEAR)

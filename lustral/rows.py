@@ -41,7 +41,7 @@ class Runtime:
             raise ValueError(f"rows is {self.rows}; a network call needs at least one row.")
 
     def call(self, function: Callable[..., Any], *given: Any) -> Any:
-        """``function(*given)``, computed in calls of exactly R rows; the last call is padded with copies of its last.
+        """``function(*given)`` in calls of exactly R rows; the last call is padded with copies of its last row.
 
         ``function`` must work row by row, and return what it may be given: tensors, noise streams, and dicts, lists and
         tuples of them, all with the same number of rows; tensors without dimensions, numbers and None hold for all

@@ -1,4 +1,4 @@
-"""Networks behind the two conventions (classifier, denoiser), and weights files that alone rebuild them."""
+"""Networks behind the two conventions (classifier, denoiser), and weights files from which they can be rebuilt."""
 
 from lustral.networks.adm import ADMDenoiser
 from lustral.networks.cifar_resnet import CifarResNet

@@ -21,14 +21,14 @@ _GROUPS = 32
 
 
 class _EDMInThousandths(EDM):
-    """The EDM and consistency models on this U-Net embed 1000 ln(sigma) / 4, as if it were one of 1000 steps."""
+    """EDM with the label 1000 ln(sigma) / 4, which the EDM and consistency models on this U-Net embed."""
 
     def label(self, sigma: Tensor) -> Tensor:
         return 1000.0 * super().label(sigma)
 
 
 class _ConsistencyInThousandths(Consistency):
-    """With the same label."""
+    """Consistency with the label 1000 ln(sigma) / 4."""
 
     def label(self, sigma: Tensor) -> Tensor:
         return 1000.0 * super().label(sigma)
@@ -55,29 +55,30 @@ class ADMDenoiser(PreconditionedDenoiser):
     The defaults are guided-diffusion's unconditional ImageNet model of 256 pixels: 552,814,086 parameters.
     Improved diffusion's CIFAR-10 model (L_hybrid) is ``image_size: 32, base_channels: 128, multipliers: [1, 2, 2, 2],
     blocks: 3, attention_sizes: [16, 8], head_width: null, num_heads: 4, resample: conv, dropout: 0.3,
-    preconditioning: cosine``: 52,546,438 parameters. There is no class embedding, since nobody knows the label of a
-    purified image: a class-conditional network is imported with one class for every image, or with none.
+    preconditioning: cosine``: 52,546,438 parameters. There is no class embedding, since an image's label is unknown in
+    purification: a class-conditional network is imported with one class for all images, or with none.
 
     Args:
         image_size: height and width in pixels.
         channels: of the image, 1 or 3.
-        base_channels: of the stem, a multiple of 32; the time embedding has four times as many.
-        multipliers: channels of each resolution, as multiples, the first 1; each further one halves the size.
-        blocks: residual blocks a resolution in the encoder; the decoder has one more.
-        attention_sizes: resolutions in pixels whose blocks attend; the middle block always does.
+        base_channels: channels of the stem, a multiple of 32; the time embedding has four times as many.
+        multipliers: channels of each resolution, as multiples of ``base_channels``, the first 1; each further one
+            halves the size.
+        blocks: residual blocks per resolution in the encoder; the decoder has one more.
+        attention_sizes: resolutions in pixels whose blocks have attention; the middle block always has it.
         head_width: channels of an attention head; None if ``num_heads`` is given.
         num_heads: attention heads of every block; None if ``head_width`` is given.
-        resample: what halves and doubles the size, "residual" blocks or a plain "conv".
+        resample: whether the size is halved and doubled by "residual" blocks or by a plain "conv".
         learned_variance: whether the network has C more outputs, the variance of a reverse step (see
             `mean_and_variance`).
         dropout: probability inside each block while training.
-        preconditioning: how it was trained: "linear" (on the table of 1000 levels), "cosine" (on that of 4000, with
+        preconditioning: that of its training: "linear" (on the table of 1000 levels), "cosine" (on that of 4000, with
             labels in 0 ... 1000), "edm" (Karras et al. 2022) or "consistency" (Song et al. 2023), the latter two as in
             OpenAI's consistency_models.
-        schedule_type: the process it is asked on; None is the one it was trained on.
-        labels: "nearest" gives the network the index of the nearest level of its table; "floor" the whole part of 1000
-            t, as DiffPure's published ImageNet numbers were made (with schedule_type vp).
-        weights: a file written by `save_network`; None leaves them random.
+        schedule_type: the diffusion process on which the denoiser is used; None is the one it was trained on.
+        labels: "nearest" gives the network the index of the nearest level of its table; "floor" the number of noising
+            steps out of 1000, rounded down, as for DiffPure's published ImageNet numbers (with schedule_type vp).
+        weights: a file written by `save_network`; None leaves the weights random.
     """
 
     def __init__(
@@ -153,7 +154,7 @@ class ADMDenoiser(PreconditionedDenoiser):
             flip_sin_to_cos=True,
             freq_shift=0,
         )
-        if num_heads is not None:  # diffusers knows one width of a head only, and here it differs between resolutions
+        if num_heads is not None:  # diffusers takes a single head width, and here it differs between resolutions
             for module in self.network.modules():
                 if isinstance(module, Attention):
                     module.heads = num_heads
@@ -167,11 +168,11 @@ class ADMDenoiser(PreconditionedDenoiser):
             return super().mean_and_variance(x_t, t)
         asked = self.question(x_t, t)
         answer, variance = self._outputs(asked.x, asked.label).chunk(2, dim=1)
-        # Under autocast the answer is in half precision, in which the logarithms of variances would lose their digits.
+        # Under autocast the output is in half precision, which is too coarse for the logarithms of variances.
         return self.mean(x_t, asked, answer), (variance.to(x_t.dtype) + 1.0) / 2.0
 
     def _outputs(self, x: Tensor, label: Tensor) -> Tensor:
-        # The fused forms of attention have no second derivative, and guided purifiers take one. Always the same form:
-        # a step that is run again for its gradient must give the same bits as it did without one.
+        # Guided purifiers need a second derivative, which fused attention does not have. The math form is used always,
+        # since a step must give the same bits with a graph as without.
         with sdpa_kernel(SDPBackend.MATH):
             return self.network(x, label, return_dict=False)[0]

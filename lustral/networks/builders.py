@@ -1,4 +1,4 @@
-"""The closed list of networks that a weights file may name, each announced beside its class."""
+"""The closed list of networks that a weights file may name; each class registers itself with a decorator."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -13,10 +13,10 @@ N = TypeVar("N", bound=nn.Module)
 
 
 def announced(network: type[N]) -> type[N]:
-    """Let weights files name this class (a decorator). Subclasses are not announced with it.
+    """Allow weights files to name this class (a decorator). Subclasses are not included.
 
-    A file chooses what is built and with which arguments, so only this package's own classes may be chosen from:
-    what their constructors do is known.
+    A weights file decides which class is built with which arguments, so only this package's own classes are allowed,
+    whose constructors are known to be safe.
 
     Raises:
         ValueError: if the class is from outside this package, or its name is taken.
@@ -34,5 +34,5 @@ def announced(network: type[N]) -> type[N]:
 
 
 def builders() -> Mapping[str, Callable[..., nn.Module]]:
-    """Every network that a weights file may name. Complete once `lustral.networks` is imported, which imports them."""
+    """The networks that a weights file may name, by name; complete after `lustral.networks` has been imported."""
     return MappingProxyType(_BUILDERS)

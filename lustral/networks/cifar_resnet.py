@@ -1,4 +1,4 @@
-"""Residual networks for small images: the CIFAR forms of He et al. (2016), narrow, wide and with bottlenecks."""
+"""Residual networks for small images: the CIFAR variants of He et al. (2016), narrow, wide and with bottlenecks."""
 
 from collections.abc import Sequence
 
@@ -48,7 +48,7 @@ class CifarResNet(Classifier):
     * ResNet-56 of He et al. (section 4.2, 6 n + 2 layers): ``blocks`` (9, 9, 9), ``width`` 16 and ``shortcut`` "pad",
       the paper's choice for CIFAR (its option A), 853,018 parameters; "conv" (option B) makes them 855,770.
 
-    Stages: "layer1", "layer2", ..., of which the last is the map whose mean the head is given.
+    Stages: "layer1", "layer2", ...; the mean of the last map is the input of the head.
 
     Args:
         blocks: residual blocks of each stage.
@@ -56,12 +56,12 @@ class CifarResNet(Classifier):
         bottleneck: blocks of three convolutions instead of two.
         shortcut: where the shape changes, "conv" convolves (1 x 1, with normalisation) and "pad" takes every second
             pixel and adds channels of zeros, half of them before and half behind.
-        num_classes: how many classes.
+        num_classes: number of classes.
         channels: 1 or 3.
         image_size: height and width in pixels.
-        mean: of each channel, for the normalisation inside.
-        std: of each channel, for the normalisation inside.
-        weights: a file written by `save_network`; None leaves them random.
+        mean: mean of each channel, for the normalisation inside the network.
+        std: standard deviation of each channel, for the normalisation inside the network.
+        weights: a file written by `save_network`; None leaves the weights random.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The classifier convention: [0, 1] images in, logits out, normalised inside."""
+"""The classifier convention: images in [0, 1] in, logits out, normalisation inside."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 
 class Stage(NamedTuple):
-    """Where a named feature map is read on its way.
+    """Where a named feature map is computed in a network.
 
     Args:
         module: called once in a forward pass; its output (B, ...) is the map.
-        then: what follows the module and is none itself, such as an activation.
+        then: a function that is applied to the output and is no module itself, such as an activation.
     """
 
     module: nn.Module
@@ -22,16 +22,17 @@ class Stage(NamedTuple):
 
 
 class Classifier(nn.Module, ABC):
-    """Logits of [0, 1] images. Subclasses give `logits` of normalised images, and `named_stages` if they have any.
+    """Logits of images in [0, 1]. Subclasses implement `logits` of normalised images, and `named_stages` if they have
+    any.
 
     Args:
-        num_classes: how many classes.
+        num_classes: number of classes.
         image_shape: (C, H, W) of the images.
-        mean: of each channel (or one for all), subtracted from the [0, 1] image.
-        std: of each channel (or one for all), the difference is divided by.
+        mean: mean of each channel (or one for all), which is subtracted from the image in [0, 1].
+        std: standard deviation of each channel (or one for all), by which the difference is divided.
 
     Attributes:
-        weights: the file its weights came from; None means that they are random.
+        weights: the file that the weights were loaded from; None means that they are random.
     """
 
     weights: None | str
@@ -49,14 +50,14 @@ class Classifier(nn.Module, ABC):
             raise ValueError(f"std is {list(std)}; every value must be positive.")
         self.num_classes, self.image_shape = num_classes, image_shape
         self.mean, self.std = list(mean), list(std)
-        # Not part of the state: the architecture holds them.
+        # Not part of the state: they are arguments of the architecture.
         self.register_buffer("_mean", torch.tensor(self.mean)[None, :, None, None], persistent=False)
         self.register_buffer("_std", torch.tensor(self.std)[None, :, None, None], persistent=False)
 
     @property
     def last_layer(self) -> nn.Module:
-        """The layer that gives the logits: the last linear one with an output a class. Head-only training moves it
-        alone, and `features` are what it is given.
+        """The layer that computes the logits: the last linear layer with ``num_classes`` outputs. Its input are the
+        `features`, and head-only training trains it alone.
 
         Raises:
             ValueError: if there is none.
@@ -78,13 +79,13 @@ class Classifier(nn.Module, ABC):
         return self.logits((x - self.get_buffer("_mean")) / self.get_buffer("_std"))
 
     def features(self, x: Tensor) -> Tensor:
-        """(B, D) penultimate features of images (B, C, H, W) in [0, 1]: what `last_layer` is given."""
+        """(B, D) penultimate features of images (B, C, H, W) in [0, 1], the input of `last_layer`."""
         return self.features_and_logits(x)[0]
 
     def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Penultimate features (B, D) and logits (B, num_classes) of one call."""
+        """Penultimate features (B, D) and logits (B, num_classes) of images ``x``, from one forward pass."""
         found: list[Tensor] = []
-        # Read where they pass, so that a subclass writes its forward pass once and in one piece.
+        # Read by a hook, so that a subclass need not split its forward pass in two.
         hook = self.last_layer.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
         try:
             logits = self(x)
@@ -93,20 +94,20 @@ class Classifier(nn.Module, ABC):
         return found[-1].flatten(1), logits
 
     def named_stages(self) -> dict[str, Stage]:
-        """The feature maps that `activations` can give, by the names of the published code, in the order in which they
-        are computed."""
+        """The feature maps that `activations` can return, by their names in the published code, in the order in which
+        they are computed."""
         return {}
 
     @property
     def stage_names(self) -> tuple[str, ...]:
-        """The names that `activations` knows, in the order in which the maps are computed."""
+        """The names that `activations` accepts, in the order in which the maps are computed."""
         return tuple(self.named_stages())
 
     def activations(self, x: Tensor, names: Collection[str]) -> dict[str, Tensor]:
-        """The named feature maps of images (B, C, H, W) in [0, 1]: (B, ...) each, as the network has them, in the order
-        of ``names``; differentiable in ``x``.
+        """The named feature maps of images (B, C, H, W) in [0, 1]: (B, ...) each, in the network's own layout and in
+        the order of ``names``; differentiable in ``x``.
 
-        The forward pass is a whole one, so that whoever counts calls counts this one.
+        It takes a whole forward pass, which counts as a network call.
 
         Raises:
             ValueError: for a name that is not in `stage_names`, or if its map is not computed once in a forward pass as
@@ -115,7 +116,7 @@ class Classifier(nn.Module, ABC):
         return self.activations_and_logits(x, names)[0]
 
     def activations_and_logits(self, x: Tensor, names: Collection[str]) -> tuple[dict[str, Tensor], Tensor]:
-        """What `activations` gives, and the logits (B, num_classes) of the same call."""
+        """The feature maps of `activations`, and the logits (B, num_classes) of the same forward pass."""
         stages = self.named_stages()
         if unknown := [name for name in names if name not in stages]:
             known = f"its stages are {', '.join(stages)}"

@@ -45,20 +45,20 @@ class _Block(nn.Module):
 class CifarMobileNetV2(Classifier):
     """MobileNetV2 in the common form for CIFAR: 2,296,922 parameters for ten classes.
 
-    It differs from the paper's network in what that form always does: the stem and the second stage keep the
-    resolution, the first block expands although its expansion is 1, a block that keeps the resolution and changes the
-    width has a convolution as shortcut, and the activation is not cut at 6.
+    It differs from the paper's network: the stem and the second stage keep the resolution, the first block has an
+    expansion layer although its expansion is 1, a block that keeps the resolution and changes the width has a
+    convolution as shortcut, and the activation is ReLU instead of ReLU6.
 
-    Stages: "layer1" ... "layer7", the outputs of the paper's seven (table 2), which are linear; and "relu", the last
-    map, of 1280 channels.
+    Stages: "layer1" ... "layer7", the outputs of the paper's seven stages (table 2), which are linear; and "relu", the
+    last map, with 1280 channels.
 
     Args:
-        num_classes: how many classes.
+        num_classes: number of classes.
         channels: 1 or 3.
         image_size: height and width in pixels.
-        mean: of each channel, for the normalisation inside.
-        std: of each channel, for the normalisation inside.
-        weights: a file written by `save_network`; None leaves them random.
+        mean: mean of each channel, for the normalisation inside the network.
+        std: standard deviation of each channel, for the normalisation inside the network.
+        weights: a file written by `save_network`; None leaves the weights random.
     """
 
     def __init__(

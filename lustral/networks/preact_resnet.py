@@ -47,23 +47,23 @@ class PreActResNet(Classifier):
     * The ResNet-18 of Gowal et al. (2021), Rebuffi et al. (2021) and Rade et al. (2021): ``shortcut`` "same" and
       ``activation`` "silu", 12,548,426 parameters.
 
-    Stages: "layer1", "layer2", ..., and with ``last_norm`` "relu", the last map normalised and activated (by
-    ``activation``, whichever it is).
+    Stages: "layer1", "layer2", ..., and with ``last_norm`` also "relu", the last map after normalisation and
+    ``activation`` (whichever it is).
 
     Args:
         blocks: residual blocks of each stage.
         width: channels of the first stage.
-        shortcut: where the shape changes, "raw" convolves (1 x 1) a block's input as it is, "activated" the normalised
-            and activated one; "same" is DeepMind's form: 3 x 3 on the input as it is, and the zeros around every
-            convolution with a stride stand below and on the right only.
+        shortcut: where the shape changes, "raw" convolves (1 x 1) the block's input, "activated" the input after
+            normalisation and activation; "same" is DeepMind's form: a 3 x 3 convolution of the input, and every
+            convolution with a stride is padded with zeros below and on the right only.
         activation: "relu" or "silu" (Swish).
         last_norm: whether the features are normalised and activated before their mean is taken.
-        num_classes: how many classes.
+        num_classes: number of classes.
         channels: 1 or 3.
         image_size: height and width in pixels.
-        mean: of each channel, for the normalisation inside.
-        std: of each channel, for the normalisation inside.
-        weights: a file written by `save_network`; None leaves them random.
+        mean: mean of each channel, for the normalisation inside the network.
+        std: standard deviation of each channel, for the normalisation inside the network.
+        weights: a file written by `save_network`; None leaves the weights random.
     """
 
     def __init__(

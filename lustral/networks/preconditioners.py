@@ -1,8 +1,8 @@
-"""How a network's output becomes a posterior mean: D(x; sigma) = c_skip x + c_out F(c_in x; label) (Karras et al.
-2022, equation 7 and table 1).
+"""Preconditioners, which turn a network's output into a posterior mean: D(x; sigma) = c_skip x + c_out F(c_in x; label)
+(Karras et al. 2022, equation 7 and table 1).
 
-``sigma`` is the noise ratio sigma / alpha of a schedule, and x the image at its own scale (x_t / alpha), so that one
-formula serves every schedule: a network trained on one can be asked on any.
+``sigma`` is the noise ratio sigma / alpha of a schedule, and x the image at its own scale (x_t / alpha). So one formula
+holds for every schedule, and a network that was trained on one can be used on any.
 """
 
 from abc import ABC, abstractmethod
@@ -15,7 +15,7 @@ from lustral.diffusion.schedules import MAX_TIME, CosineSchedule, DiscreteSchedu
 
 
 class Scales(NamedTuple):
-    """c_skip, c_out and c_in, in float64, the shape of sigma."""
+    """c_skip, c_out and c_in, float64, of the shape of sigma."""
 
     skip: Tensor
     out: Tensor
@@ -23,7 +23,7 @@ class Scales(NamedTuple):
 
 
 class Preconditioner(ABC):
-    """Scales and the network's time label as functions of sigma. Holds no weights."""
+    """The scales and the network's time label as functions of sigma; it has no weights."""
 
     @abstractmethod
     def scales(self, sigma: Tensor) -> Scales:
@@ -31,16 +31,16 @@ class Preconditioner(ABC):
 
     @abstractmethod
     def label(self, sigma: Tensor) -> Tensor:
-        """The time in the network's own unit; float64, the shape of ``sigma``."""
+        """The time label in the network's own unit; float64, of the shape of ``sigma``."""
 
 
 def _noise_scales(sigma: Tensor) -> Scales:
-    """Of a network that predicts the noise of a variance-preserving process."""
+    """The scales of a network that predicts the noise of a variance-preserving process."""
     return Scales(torch.ones_like(sigma), -sigma, 1.0 / (1.0 + sigma.square()).sqrt())
 
 
 class VP(Preconditioner):
-    """Score-SDE's VP networks: they predict noise, at the label 999 t/1000 of the continuous schedule."""
+    """Score-SDE's VP networks: they predict the noise; the label is 999 t/1000 of the continuous schedule."""
 
     def scales(self, sigma: Tensor) -> Scales:
         return _noise_scales(sigma)
@@ -50,7 +50,7 @@ class VP(Preconditioner):
 
 
 class VE(Preconditioner):
-    """Score-SDE's VE networks: F predicts minus the noise, at the label ln(sigma / 2) (EDM's unit for the image)."""
+    """Score-SDE's VE networks: F predicts minus the noise; the label is ln(sigma / 2), with sigma in EDM's unit."""
 
     def scales(self, sigma: Tensor) -> Scales:
         return Scales(torch.ones_like(sigma), sigma, torch.ones_like(sigma))
@@ -60,12 +60,12 @@ class VE(Preconditioner):
 
 
 class IDDPM(Preconditioner):
-    """Networks of a table (Ho et al. 2020; Nichol and Dhariwal 2021): they predict noise, at the index of the nearest
-    level, 0 ... N - 1.
+    """Networks trained on a table of N levels (Ho et al. 2020; Nichol and Dhariwal 2021): they predict the noise; the
+    label is the index of the nearest level, 0 ... N - 1, times ``unit``.
 
     Args:
-        table: the schedule they were trained on.
-        unit: what the index is multiplied by (improved-diffusion's CIFAR-10 model rescales 4000 levels to 0 ... 1000).
+        table: the schedule that they were trained on.
+        unit: factor of the index (improved-diffusion's CIFAR-10 model rescales 4000 levels to 0 ... 1000).
     """
 
     def __init__(self, table: DiscreteSchedule, unit: float = 1.0) -> None:
@@ -79,16 +79,16 @@ class IDDPM(Preconditioner):
 
 
 class FloorVP(VP):
-    """DiffPure's use of a table's network in continuous time: the label is 1000 t rounded down to a whole number, one
-    more than the index of that level. Counted in whole steps: accumulated in float32, 150 steps begin with 149, 148,
-    148."""
+    """DiffPure's use of a network of a table in continuous time: the label is t, in noising steps out of 1000, rounded
+    down to an integer, which is one more than the index of that level. (With times accumulated in float32, 150 steps
+    would begin with the labels 149, 148, 148.)"""
 
     def label(self, sigma: Tensor) -> Tensor:
         return (VPSchedule().time(sigma) + 1e-6).floor()
 
 
 class EDM(Preconditioner):
-    """Karras et al. 2022: input, target and loss of unit variance; the label is ln(sigma) / 4.
+    """Karras et al. 2022: the network's input and target have unit variance; the label is ln(sigma) / 4.
 
     Args:
         sigma_data: standard deviation of the images in diffusion space.
@@ -106,13 +106,13 @@ class EDM(Preconditioner):
 
 
 class Consistency(EDM):
-    """Song et al. 2023: EDM's scales, moved so that the function is the identity at ``sigma_min``.
+    """Song et al. 2023: EDM's scales, shifted so that the function is the identity at ``sigma_min``.
 
-    What it gives is the consistency function, one point of the flow's path, and not a mean.
+    The result is the consistency function, the end point of the flow's trajectory, and no posterior mean.
 
     Args:
         sigma_data: standard deviation of the images in diffusion space.
-        sigma_min: where the path ends.
+        sigma_min: the noise ratio at the end of the trajectory.
     """
 
     def __init__(self, sigma_data: float = 0.5, sigma_min: float = 0.002) -> None:
@@ -129,10 +129,10 @@ PreconditioningName = Literal["vp", "ve", "linear", "cosine", "edm", "consistenc
 
 
 def make_preconditioner(name: str, sigma_data: float = 0.5, sigma_min: float = 0.002) -> Preconditioner:
-    """By the name that a network's ``preconditioning`` option takes.
+    """The preconditioner by the name that a network's ``preconditioning`` option takes.
 
-    vp, ve, edm and consistency are table 1's and the consistency model's; linear and cosine are iDDPM's, on the
-    table of 1000 and of 4000 levels (the latter with labels in 0 ... 1000).
+    vp, ve and edm are those of Karras et al.'s table 1, consistency is the consistency model's; linear and cosine are
+    iDDPM's, on the tables of 1000 and of 4000 levels (the latter with labels in 0 ... 1000).
     """
     known: dict[str, Preconditioner] = {
         "vp": VP(),

@@ -9,10 +9,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "silu": F.
 
 
 class SameConv2d(nn.Conv2d):
-    """A 3 x 3 convolution without bias that sees images of even sides as "SAME" padding does.
+    """A 3 x 3 convolution without bias that pads images of even sides as "SAME" padding does.
 
-    At stride 1 one row and column of zeros stand on every side. At stride 2 they stand below and on the right only: a
-    convolution with ``padding=1`` would look one pixel further up and left.
+    At stride 1 one row or column of zeros is added on every side. At stride 2 zeros are added below and on the right
+    only: with ``padding=1``, the windows would be one pixel further up and left.
 
     Args:
         width_in: channels of the input.
@@ -28,10 +28,10 @@ class SameConv2d(nn.Conv2d):
 
 
 def activation_named(name: str) -> Callable[[Tensor], Tensor]:
-    """The activation of a network's ``activation`` option.
+    """The activation function by the name that a network's ``activation`` option takes.
 
     Raises:
-        ValueError: if there is none of that name.
+        ValueError: if the name is unknown.
     """
     if name not in ACTIVATIONS:
         raise ValueError(f"activation is {name!r}; it may be {' or '.join(ACTIVATIONS)}.")

@@ -22,10 +22,10 @@ def _depthwise(width: int, stride: int) -> list[nn.Module]:
 
 
 class _Block(nn.Module):
-    """Two branches, whose channels are interleaved at the end.
+    """Two branches, whose output channels are interleaved.
 
-    The branches of a block that halves the resolution both see all channels; elsewhere each sees a half, and the first
-    hands it on as it is.
+    In a block that halves the resolution, the input of both branches is all channels; elsewhere each branch takes half
+    of them, and the first is the identity.
     """
 
     def __init__(self, width_in: int, width_out: int, stride: int) -> None:
@@ -52,14 +52,14 @@ class ShuffleNetV2(Classifier):
     Stages, as in the paper's table 5: "stage2", "stage3", "stage4" and "conv5", the last map.
 
     Args:
-        scale: of the widths: 0.5, 1, 1.5 or 2 (the paper's table 5).
-        stem: "small" keeps the resolution, the common form for CIFAR; "large" quarters it, the paper's for 224 pixels.
-        num_classes: how many classes.
+        scale: factor of the widths: 0.5, 1, 1.5 or 2 (the paper's table 5).
+        stem: "small" keeps the resolution, as is common for CIFAR; "large" quarters it, the paper's for 224 pixels.
+        num_classes: number of classes.
         channels: 1 or 3.
         image_size: height and width in pixels.
-        mean: of each channel, for the normalisation inside.
-        std: of each channel, for the normalisation inside.
-        weights: a file written by `save_network`; None leaves them random.
+        mean: mean of each channel, for the normalisation inside the network.
+        std: standard deviation of each channel, for the normalisation inside the network.
+        weights: a file written by `save_network`; None leaves the weights random.
         first_width: channels of the first stage where they are not the paper's: 224 in the scale 2 of "pytorch-cifar".
     """
 

@@ -1,5 +1,5 @@
-"""The parts of DDPM++ and NCSN++ (Song et al. 2021): residual blocks of BigGAN that resample inside, attention over
-pixels, and FIR resampling (StyleGAN2's). Every sum is divided by sqrt(2).
+"""The parts of DDPM++ and NCSN++ (Song et al. 2021): BigGAN's residual blocks with resampling inside, attention over
+pixels, and StyleGAN2's FIR resampling. Every sum is divided by sqrt(2).
 """
 
 import math
@@ -14,15 +14,16 @@ HALF = math.sqrt(0.5)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Groups of at least four channels, at most 32 of them."""
+    """A group normalisation with at most 32 groups, of at least four channels each."""
     return nn.GroupNorm(min(32, channels // 4), channels, eps=1e-6)
 
 
 class _Attend(torch.autograd.Function):
-    """softmax(q k' / sqrt(C)) v of (B, 1, N, C) by the fast kernel, with its derivative written out.
+    """softmax(q k' / sqrt(C)) v of (B, 1, N, C) by the fused kernel, with an explicit derivative.
 
-    The fast kernels have no second derivative, and when the forward pass runs nobody knows whether one will be asked
-    for. Plain products in the backward pass can be differentiated again, so the forward pass is the same in all cases.
+    The fused kernels have no second derivative, and the forward pass cannot know whether one will be needed. Here the
+    backward pass consists of plain products, which can be differentiated again, so the fused forward pass is used
+    always.
     """
 
     @staticmethod
@@ -53,7 +54,7 @@ class Attention(nn.Module):
         self.proj = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        # (B, 3C, H, W) to three times (B, 1 head, HW, C); the fast kernels want the channels side by side.
+        # (B, 3C, H, W) to three times (B, 1 head, HW, C); the fused kernels need contiguous channels.
         q, k, v = self.qkv(self.norm(x)).flatten(2).mT.contiguous().unsqueeze(1).chunk(3, dim=-1)
         found: Tensor = _Attend.apply(q, k, v)  # type: ignore[assignment]
         return (x + self.proj(found.squeeze(1).mT.reshape_as(x))) * HALF
@@ -85,9 +86,9 @@ class Resample(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """The image at half the size with as many channels as the network has there, added to the network's own.
+    """The image at half its size, with the channels of the network's features, added to these features.
 
-    A filter, then a 3x3 convolution in steps of two; the image is padded once, before both.
+    It applies a filter, then a 3x3 convolution with stride 2; the image is padded once, before both.
     """
 
     def __init__(self, channels_in: int, channels: int, taps: Sequence[int]) -> None:
@@ -96,14 +97,15 @@ class Pyramid(nn.Module):
         self.conv = nn.Conv2d(channels_in, channels, 3, stride=2)
 
     def forward(self, image: Tensor, x: Tensor) -> Tensor:
-        """(B, channels, H/2, W/2) from the pyramid so far (B, channels_in, H, W) and the network's x."""
+        """(B, channels, H/2, W/2) from the previous level of the pyramid (B, channels_in, H, W) and the network's
+        features ``x``."""
         channels, kernel = image.shape[1], self.filter.get_buffer("kernel").to(image.dtype)
         smooth = F.conv2d(image, kernel.expand(channels, -1, -1, -1), padding=self.pad, groups=channels)
         return (x + self.conv(smooth)) * HALF
 
 
 class Block(nn.Module):
-    """GN-SiLU-(resample)-conv, + time, GN-SiLU-dropout-conv, + shortcut; then attention where asked for."""
+    """GN-SiLU-(resample)-conv, + time embedding, GN-SiLU-dropout-conv, + shortcut; then attention if ``attend``."""
 
     def __init__(
         self,

@@ -1,9 +1,8 @@
-"""The U-Nets of Song et al. (2021), DDPM++ and NCSN++, in which EDM's "SongUNet" and Score-SDE's checkpoints are one
-function.
+"""The U-Nets of Song et al. (2021), DDPM++ and NCSN++, for both EDM's "SongUNet" and Score-SDE's checkpoints.
 
-Written from the papers' descriptions: residual blocks of BigGAN that resample inside (with a projected shortcut),
-every sum divided by sqrt(2), one attention head at chosen resolutions (after every encoder block there, after the last
-decoder block only), and an additive time embedding. diffusers' UNet2DModel cannot express it.
+Written from the papers' descriptions: BigGAN's residual blocks with resampling inside (with a projected shortcut),
+every sum divided by sqrt(2), one attention head at chosen resolutions (there after every encoder block, but only after
+the last decoder block), and an additive time embedding. diffusers' UNet2DModel cannot express it.
 """
 
 import math
@@ -33,16 +32,16 @@ class SongUNet(nn.Module):
     Args:
         image_size: height and width in pixels.
         channels: of the image.
-        base_channels: of the stem and of the time embedding; a level has ``multipliers[l]`` times as many.
-        multipliers: one a level; each further level halves the resolution.
-        blocks: residual blocks a level in the encoder; the decoder has one more.
-        attention_sizes: resolutions in pixels that attend.
+        base_channels: channels of the stem; level l has ``multipliers[l]`` times as many.
+        multipliers: one per level; each further level halves the resolution.
+        blocks: residual blocks per level in the encoder; the decoder has one more.
+        attention_sizes: resolutions in pixels whose blocks have attention.
         dropout: probability inside each block while training.
-        embedding: features of the label: "positional", sines and cosines at frequencies 1 ... 1e-4, or "fourier", at
-            random frequencies that are drawn once (standard deviation 16) and kept in the state.
-        encoder: "standard", or "residual": the image itself, filtered and convolved, joins the encoder at every level.
+        embedding: features of the time label: "positional", sines and cosines at frequencies 1 ... 1e-4, or "fourier",
+            at random frequencies that are drawn once (standard deviation 16) and kept in the state.
+        encoder: "standard", or "residual": the image itself, filtered and convolved, is added at every encoder level.
         resample_filter: (1, 1), a box, or (1, 3, 3, 1).
-        channel_mult_noise: features of the label, in units of ``base_channels``.
+        channel_mult_noise: number of features of the time label, in units of ``base_channels``.
         augment_dim: width of EDM's augmentation label (9), for which there is a weight that inference never uses;
             0 for none.
     """
@@ -103,8 +102,8 @@ class SongUNet(nn.Module):
         self._start()
 
     def _start(self) -> None:
-        """Uniform weights of Glorot and Bengio's variance and zero biases, as published; the last layer of every
-        residual branch starts near zero, so that the network starts near the identity."""
+        """Initialise with uniform weights of Glorot and Bengio's variance and zero biases, as published; the last layer
+        of every residual branch is near zero."""
         with torch.no_grad():
             for module in self.modules():
                 if isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -117,7 +116,7 @@ class SongUNet(nn.Module):
                         last.weight.mul_(1e-5)
 
     def embed(self, label: Tensor) -> Tensor:
-        """(B, 4 base_channels) from labels (B,): sines and cosines, then two layers."""
+        """The time embedding (B, 4 base_channels) of labels (B,): sines and cosines, then two layers."""
         if self.embedding == "fourier":
             frequencies = 2.0 * math.pi * self.get_buffer("frequencies")
         else:
@@ -148,7 +147,7 @@ class SongUNet(nn.Module):
 
 @announced
 class SongUNetDenoiser(PreconditionedDenoiser):
-    """DDPM++ and NCSN++ under the preconditioning they were trained with.
+    """DDPM++ and NCSN++ with the preconditioning that they were trained with.
 
     The defaults are Score-SDE's ``cifar10_ddpmpp_deep_continuous``, DiffPure's network for CIFAR-10: 106,632,579
     parameters (61,804,419 with ``blocks: 4``).
@@ -156,24 +155,25 @@ class SongUNetDenoiser(PreconditionedDenoiser):
     Args:
         image_size: height and width in pixels.
         channels: of the image, 1 or 3.
-        base_channels: of the stem and of the time embedding.
-        multipliers: channels of each resolution, as multiples; each further one halves the height and width.
-        blocks: residual blocks a resolution.
-        attention_sizes: resolutions in pixels that attend.
+        base_channels: channels of the stem; the time embedding has four times as many.
+        multipliers: channels of each resolution, as multiples of ``base_channels``; each further one halves height and
+            width.
+        blocks: residual blocks per resolution.
+        attention_sizes: resolutions in pixels whose blocks have attention.
         dropout: probability inside each block while training.
-        embedding: of the time: "positional" (DDPM++) or "fourier" (NCSN++: random frequencies, kept in the weights).
-        encoder: "standard" (DDPM++) or "residual" (NCSN++: a pyramid of the image joins every level).
+        embedding: time embedding: "positional" (DDPM++) or "fourier" (NCSN++: random frequencies, kept in the weights).
+        encoder: "standard" (DDPM++) or "residual" (NCSN++: a pyramid of the image is added at every level).
         resample_filter: [1, 1] (DDPM++) or [1, 3, 3, 1] (NCSN++).
         channel_mult_noise: width of the time features in units of ``base_channels``: 1 (DDPM++) or 2 (NCSN++).
         augment_dim: width of EDM's augmentation label, 9 in its published weights; 0 for none.
-        preconditioning: how it was trained (Karras et al. 2022, table 1), or "consistency".
+        preconditioning: that of its training (Karras et al. 2022, table 1), or "consistency".
         sigma_data: standard deviation of the training images in diffusion space (edm and consistency).
-        sigma_min: where a consistency function is the identity (consistency; ECT's published files have 0.003).
-        schedule_type: the process it is asked on; None is the one it was trained on.
-        labels: "continuous" gives the network the label that it was trained with; "index" (where preconditioning is
-            vp) the index of the nearest of DDPM's 1000 levels, 0 ... 999, as Lee and Kim's and SSNI's code does (with
-            schedule_type linear).
-        weights: a file written by `save_network`; None leaves them random.
+        sigma_min: noise ratio at which a consistency function is the identity (0.003 in ECT's published files).
+        schedule_type: the diffusion process on which the denoiser is used; None is the one it was trained on.
+        labels: "continuous" gives the network the time label that it was trained with; "index" (with preconditioning
+            vp) the index of the nearest of DDPM's 1000 levels, 0 ... 999, as in the code of Lee and Kim and of SSNI
+            (with schedule_type linear).
+        weights: a file written by `save_network`; None leaves the weights random.
     """
 
     def __init__(
@@ -222,7 +222,7 @@ class SongUNetDenoiser(PreconditionedDenoiser):
         self.channel_mult_noise, self.augment_dim = channel_mult_noise, augment_dim
         self.preconditioning, self.sigma_data, self.sigma_min = preconditioning, sigma_data, sigma_min
         self.labels = labels
-        # The networks of a table have VP's scales and that label.
+        # A network trained on a table has VP's scales and the index as label.
         trained = "linear" if labels == "index" else preconditioning
         self.preconditioner = make_preconditioner(trained, sigma_data, sigma_min)
         own = "edm" if preconditioning == "consistency" else preconditioning

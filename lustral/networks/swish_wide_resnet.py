@@ -33,23 +33,23 @@ class _Block(nn.Module):
 class SwishWideResNet(Classifier):
     """WRN-``depth``-``width`` of Gowal et al. (2020), "Uncovering the limits of adversarial training".
 
-    It differs from `WideResNet` in its activation, Swish (SiLU) in place of ReLU, and in the zeros around the
-    convolutions with a stride: below and on the right only, as "SAME" padding has it. Gowal et al. (2020, 2021),
-    Rebuffi et al. (2021), Pang et al. (2022) and Wang et al. (2023) use it. 28-10 has 36.5 M parameters and 70-16
-    266.8 M, as many as `WideResNet`.
+    It differs from `WideResNet` in its activation, Swish (SiLU) instead of ReLU, and in the padding of convolutions
+    with a stride: zeros below and on the right only, as in "SAME" padding. It is used by Gowal et al. (2020, 2021),
+    Rebuffi et al. (2021), Pang et al. (2022) and Wang et al. (2023). 28-10 has 36.5 M parameters and 70-16 266.8 M, as
+    many as `WideResNet`.
 
     Stages: `WideResNet`'s, under its names. In DeepMind's code "block1" is "layer.0", "block1.relu2" its last block's
     "relu_1", and "relu" is "relu" too, although it is Swish.
 
     Args:
-        depth: 6 n + 4 for n blocks a stage (28, 34, 70, 106 ...).
+        depth: 6 n + 4 for n blocks per stage (28, 34, 70, 106 ...).
         width: the widening factor; the stages have 16, 32 and 64 times as many channels.
-        num_classes: how many classes.
+        num_classes: number of classes.
         channels: 1 or 3.
         image_size: height and width in pixels, a multiple of 4.
-        mean: of each channel, for the normalisation inside.
-        std: of each channel, for the normalisation inside.
-        weights: a file written by `save_network`; None leaves them random.
+        mean: mean of each channel, for the normalisation inside the network.
+        std: standard deviation of each channel, for the normalisation inside the network.
+        weights: a file written by `save_network`; None leaves the weights random.
     """
 
     def __init__(

@@ -24,11 +24,11 @@ class TimmClassifier(Classifier):
 
     Args:
         name: timm's model name.
-        num_classes: how many classes.
+        num_classes: number of classes.
         image_size: height and width of the images it is given, in pixels.
-        mean: of each channel, for the normalisation inside.
-        std: of each channel, for the normalisation inside.
-        weights: a file written by `save_network`; None leaves them random.
+        mean: mean of each channel, for the normalisation inside the network.
+        std: standard deviation of each channel, for the normalisation inside the network.
+        weights: a file written by `save_network`; None leaves the weights random.
     """
 
     def __init__(
@@ -56,14 +56,14 @@ class TimmClassifier(Classifier):
         return self.network(x)
 
     def named_stages(self) -> dict[str, Stage]:
-        # Of some models timm lists names that no module bears, and "" where it means none.
+        # For some models timm lists names of no module, and "" for none.
         modules = {name: module for name, module in self.network.named_modules() if name}
         listed = [entry["module"] for entry in getattr(self.network, "feature_info", ())]
         return {name: Stage(modules[name]) for name in listed if name in modules}
 
 
 def _size(name: str, image_size: int) -> dict[str, Any]:
-    """The option of models that are built for one size, such as ViTs, where it is not the usual one."""
+    """The size option of models that are built for one image size, such as ViTs, if it is not their default."""
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     fixed = config is not None and config.fixed_input_size and config.input_size[-1] != image_size
     return {"img_size": image_size} if fixed else {}

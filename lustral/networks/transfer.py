@@ -1,4 +1,4 @@
-"""A trained classifier for other classes: everything but its last layer is kept."""
+"""Transfer of a trained classifier to other classes, with a new last layer."""
 
 from lustral.networks.builders import builders
 from lustral.networks.classifier import Classifier
@@ -8,12 +8,12 @@ from lustral.networks.weights import architecture, load_classifier
 def with_new_head(weights: str, num_classes: int, image_size: None | int = None) -> Classifier:
     """The classifier of a weights file with a random last layer for ``num_classes`` others (use as a ``class_path``).
 
-    It counts as untrained until that layer is: see the option ``trainable`` of `ClassifierTraining`.
+    It counts as untrained until that layer has been trained (option ``trainable`` of `ClassifierTraining`).
 
     Args:
         weights: a file written by `save_network`, such as an imported ImageNet classifier.
-        num_classes: of the new last layer.
-        image_size: height and width of the images it will be given, in pixels; None keeps the file's.
+        num_classes: number of classes of the new last layer.
+        image_size: height and width of its images in pixels; None keeps the file's.
     """
     trained = load_classifier(weights)
     changes = {"num_classes": num_classes} | ({} if image_size is None else {"image_size": image_size})

@@ -22,14 +22,14 @@ class UNetDenoiser(PreconditionedDenoiser):
         image_size: height and width in pixels.
         channels: of the image, 1 or 3.
         widths: channels of each resolution; each further one halves the height and width.
-        blocks: residual blocks a resolution.
-        attention: for each resolution, whether its blocks attend.
+        blocks: residual blocks per resolution.
+        attention: for each resolution, whether its blocks have attention.
         head_width: channels of an attention head; None is a single head, as in Ho et al.
         norm_groups: groups of every group normalisation.
         dropout: probability inside each block while training.
-        preconditioning: how it was trained: "linear" (on the table of 1000 levels) or "vp" (in continuous time).
-        schedule_type: the process it is asked on; None is the one it was trained on.
-        weights: a file written by `save_network`; None leaves them random.
+        preconditioning: that of its training: "linear" (on the table of 1000 levels) or "vp" (in continuous time).
+        schedule_type: the diffusion process on which the denoiser is used; None is the one it was trained on.
+        weights: a file written by `save_network`; None leaves the weights random.
     """
 
     def __init__(
@@ -87,5 +87,5 @@ class UNetDenoiser(PreconditionedDenoiser):
         load_into(self, weights)
 
     def evaluate(self, x: Tensor, label: Tensor) -> Tensor:
-        with sdpa_kernel(SDPBackend.MATH):  # the fused forms of attention have no second derivative
+        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
             return self.network(x, label, return_dict=False)[0]

@@ -1,7 +1,7 @@
-"""Weights files that alone rebuild their network: safetensors, with the architecture in the metadata.
+"""Weights files from which a network can be rebuilt: safetensors, with the architecture in the metadata.
 
 The metadata names a builder from the closed list of `lustral.networks.builders` and its arguments, never a class path,
-so that opening a file cannot run anybody's code.
+so that opening a file cannot run foreign code.
 """
 
 import json
@@ -27,21 +27,23 @@ _SCHEMA = 1
 
 
 def architecture(network: nn.Module) -> dict[str, Any]:
-    """The builder's name and arguments that make ``network`` again, as plain data.
+    """The name of the builder and the arguments from which ``network`` can be rebuilt, as plain data.
 
-    The process that a denoiser is asked on is a choice of its user, and no part of it.
+    A denoiser's ``schedule_type`` and ``labels`` are left out: how the network is used is the user's choice.
     """
     plain = json.loads(
         json.dumps(arguments(network, ("weights", "schedule_type", "labels")))
-    )  # tuples become lists, as in a file
+    )  # tuples become lists, as when read from a file
     return {"builder": type(network).__name__, "arguments": plain}
 
 
 def save_network(network: nn.Module, path: str | Path, notes: dict[str, str] | None = None) -> Path:
-    """Write ``network``'s weights and architecture to ``path``; appears whole or not at all.
+    """Write ``network``'s weights and architecture to ``path``, atomically.
 
     Args:
-        notes: facts that travel along (the recipe, the training step, a source's licence).
+        network: a network whose class a weights file may name (see `announced`).
+        path: the file.
+        notes: further facts to store (the recipe, the training step, a source's licence).
 
     Raises:
         OSError: if the file cannot be written.
@@ -53,7 +55,7 @@ def save_network(network: nn.Module, path: str | Path, notes: dict[str, str] | N
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(b"")
-        mode = partial.stat().st_mode  # as the umask has it; safetensors makes files that only their owner may read
+        mode = partial.stat().st_mode  # by the umask; safetensors makes files that only their owner may read
         save_file(state, partial, metadata={_KEY: json.dumps(record)})
         partial.chmod(mode)
         partial.replace(path)
@@ -70,15 +72,15 @@ def read_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The metadata record and the state of a weights file.
 
     Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if it is cut short, is no Lustral weights file, is of a newer version, or holds NaN or Inf.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it is truncated, is no Lustral weights file, is of a newer version, or holds NaN or Inf.
     """
     record, _ = _header(path)
     return record, _tensors(path)
 
 
 def _header(path: str | Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
-    """The metadata record of a weights file and its tensors' shapes: all that can be known before any is read."""
+    """The metadata record of a weights file and the shapes of its tensors, without reading the tensors."""
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(
@@ -112,7 +114,7 @@ def _header(path: str | Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]
 
 
 def _tensors(path: str | Path) -> dict[str, Tensor]:
-    """The state in a weights file whose header was read."""
+    """The tensors of a weights file, after `_header` has checked it."""
     try:
         with safe_open(Path(path).expanduser(), framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
@@ -125,13 +127,13 @@ def _tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def read_notes(path: str | Path) -> dict[str, str]:
-    """What `save_network` was told to send along with a weights file; its tensors are not read."""
+    """The notes that `save_network` stored in a weights file; its tensors are not read."""
     with safe_open(Path(path).expanduser(), framework="pt") as file:
         return json.loads((file.metadata() or {})[_KEY])["notes"]
 
 
 def load_into(network: nn.Module, path: str | Path | None) -> None:
-    """Load a weights file into the network it was written for; None leaves the network as it is.
+    """Load a weights file into the network that it was written for; None leaves the network unchanged.
 
     Raises:
         ValueError: if the file belongs to another network; the message says what differs.
@@ -155,13 +157,13 @@ def load_into(network: nn.Module, path: str | Path | None) -> None:
 
 
 def load_network(weights: str | Path, **choices: Any) -> nn.Module:
-    """Rebuild the network that a weights file holds; ``choices`` are arguments that no weights depend on."""
+    """Rebuild the network of a weights file; ``choices`` are further arguments, on which the weights do not depend."""
     record, shapes = _header(weights)
     known = builders()
     if record["builder"] not in known:
         raise ValueError(f"{weights} names the network {record['builder']!r}; known are {', '.join(sorted(known))}.")
-    # First without memory: a few words in a file may ask for a network of any size.
-    # Twice as many tensors as it holds are let pass, since timm makes some heads and then others.
+    # First on the meta device, since a small file could name a network of any size.
+    # Somewhat more than twice as many tensors as the file has are allowed, since timm replaces heads while building.
     with torch.device("meta"), _at_most(2 * len(shapes) + 100):
         outline = _built(record, weights, choices)
     _check_shapes(outline, shapes, weights)
@@ -172,13 +174,13 @@ def load_network(weights: str | Path, **choices: Any) -> nn.Module:
 
 
 def _built(record: dict[str, Any], path: str | Path, choices: dict[str, Any]) -> nn.Module:
-    """The network that a record names."""
+    """The network that a metadata record describes, with random weights."""
     builder = record["builder"]
     try:
         if "weights" in record["arguments"]:
             raise TypeError("weights of their own")
         return builders()[builder](**record["arguments"], **choices)
-    except Exception as error:  # the arguments may be anything, and so may what they lead to
+    except Exception as error:  # the arguments may be anything, so any error may follow
         why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ValueError(
             f"{path} names arguments that a {builder} does not have or cannot take ({why}): copy, train or import it "
@@ -188,7 +190,7 @@ def _built(record: dict[str, Any], path: str | Path, choices: dict[str, Any]) ->
 
 @contextmanager
 def _at_most(number: int) -> Iterator[None]:
-    """Stop the building of a network inside at more than so many parameters."""
+    """In this context, building networks fails after more than ``number`` parameter tensors."""
     left = number
 
     def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -205,16 +207,16 @@ def _at_most(number: int) -> Iterator[None]:
 
 
 def load_classifier(weights: str) -> Classifier:
-    """Rebuild the classifier that a weights file holds (use as a ``class_path``)."""
+    """Rebuild the classifier of a weights file (use as a ``class_path``)."""
     return _of_kind(load_network(weights), Classifier, weights)
 
 
 def load_denoiser(weights: str, schedule_type: None | ScheduleName = None) -> Denoiser:
-    """Rebuild the denoiser that a weights file holds (use as a ``class_path``).
+    """Rebuild the denoiser of a weights file (use as a ``class_path``).
 
     Args:
         weights: the file.
-        schedule_type: the process it is asked on; None is the one it was trained on.
+        schedule_type: the diffusion process on which the denoiser is used; None is the one it was trained on.
     """
     choices = {} if schedule_type is None else {"schedule_type": schedule_type}
     return _of_kind(load_network(weights, **choices), Denoiser, weights)

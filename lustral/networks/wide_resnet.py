@@ -43,27 +43,27 @@ class _Block(nn.Module):
 class WideResNet(Classifier):
     """WRN-``depth``-``width`` in three stages at full, half and quarter resolution.
 
-    28-10 has 36.5 M parameters and 70-16 266.8 M. It is the function of RobustBench's ``Standard`` (raw images), of
-    DiffPure's 70-16 and of the authors' own code. Kim's implementation ("meliketoy"), which GDMP and DAD use, differs
-    in the last three options, which are all true there.
+    28-10 has 36.5 M parameters and 70-16 266.8 M. It computes the same function as RobustBench's ``Standard`` (raw
+    images), DiffPure's 70-16 and the authors' own code. In Kim's implementation ("meliketoy"), which GDMP and DAD use,
+    the last three options are all true.
 
-    Stages: "block1", "block2", "block3", their outputs; in each its last block's second activation, "block1.relu2" ...;
-    and "relu", the last map, whose mean the head is given. RobustBench's code calls "block1.relu2" of a 28-10
-    "block1.layer.3.relu2".
+    Stages: "block1", "block2", "block3", the outputs of the three stages; "block1.relu2" ..., the second activation in
+    the last block of each; and "relu", the last map, whose mean is the input of the head. RobustBench's code calls
+    "block1.relu2" of a 28-10 "block1.layer.3.relu2".
 
     Args:
-        depth: 6 n + 4 for n blocks a stage (10, 16, 28, 70 ...).
+        depth: 6 n + 4 for n blocks per stage (10, 16, 28, 70 ...).
         width: the widening factor; the stages have 16, 32 and 64 times as many channels.
-        num_classes: how many classes.
+        num_classes: number of classes.
         channels: 1 or 3.
         image_size: height and width in pixels, a multiple of 4.
         dropout: probability inside each block while training.
-        mean: of each channel, for the normalisation inside.
-        std: of each channel, for the normalisation inside.
-        weights: a file written by `save_network`; None leaves them random.
+        mean: mean of each channel, for the normalisation inside the network.
+        std: standard deviation of each channel, for the normalisation inside the network.
+        weights: a file written by `save_network`; None leaves the weights random.
         conv_bias: whether the convolutions have biases.
-        raw_shortcut: whether a shortcut convolves a block's input as it is, not normalised and activated.
-        late_stride: whether the second 3 x 3 convolution of a block takes the stride, not the first.
+        raw_shortcut: whether a shortcut convolves the block's input instead of the normalised and activated input.
+        late_stride: whether the second 3 x 3 convolution of a block has the stride instead of the first.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class WideResNet(Classifier):
 
 
 def wide_stages(stages: nn.Sequential, norm: nn.Module, activation: Callable[[Tensor], Tensor]) -> dict[str, Stage]:
-    """The named stages of a wide residual network with these groups of blocks and this last normalisation."""
+    """The named stages of a wide residual network, from its groups of blocks, last normalisation and activation."""
     named = {}
     for number, blocks in enumerate(stages, 1):
         *_, last = blocks.children()

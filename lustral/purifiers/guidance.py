@@ -83,15 +83,28 @@ class _Likeness(Guidance):
 
 
 class MSEGuidance(_Likeness):
-    """The gradient of minus the mean squared error over the pixels of one image, in closed form; see `_Likeness` for
-    the arguments."""
+    """The gradient of minus the mean squared error over the pixels of one image, in closed form.
+
+    Args:
+        reference: whether x_t is compared with the input image "noised" to the same level (CIFAR-10) or "clean"
+            (ImageNet).
+        reference_batch: the divisor of the guidance, at least 1: 100 for the published CIFAR-10 runs, 1 for the
+            paper's formula.
+    """
 
     def __call__(self, step: Step, denoise: RememberedDenoiser) -> Tensor:
         return (self.target(step, denoise) - step.x_t) * (2.0 / (step.x_t[0].numel() * self.reference_batch))
 
 
 class SSIMGuidance(_Likeness):
-    """The gradient of the structural similarity (`ssim`); see `_Likeness` for the arguments."""
+    """The gradient of the structural similarity (`ssim`).
+
+    Args:
+        reference: whether x_t is compared with the input image "noised" to the same level (CIFAR-10) or "clean"
+            (ImageNet).
+        reference_batch: the divisor of the guidance, at least 1: 100 for the published CIFAR-10 runs, 1 for the
+            paper's formula.
+    """
 
     def __call__(self, step: Step, denoise: RememberedDenoiser) -> Tensor:
         target = self.target(step, denoise)

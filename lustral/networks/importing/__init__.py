@@ -1,6 +1,6 @@
-"""Published weights: from their authors' files into weights files of this project, strictly.
+"""Import of published weights: from their authors' files into weights files of this project, strictly.
 
-One module a format; each has one `Format`, and `FORMATS` is the closed list of them.
+`FORMATS` is the closed list of the formats, each a `Format`.
 """
 
 from lustral.networks.importing.cifar_nets import (

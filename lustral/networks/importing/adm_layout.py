@@ -1,8 +1,9 @@
 """What the importers of guided-diffusion, improved-diffusion and consistency_models share.
 
-One U-Net and one set of names: ``input_blocks.{n}.{j}``, ``middle_block.{j}`` and ``output_blocks.{n}.{j}``, where
-j = 0 is a residual block, the next an attention, and the last of a level what doubles the size. Queries, keys and
-values are the rows of one matrix, in one of two orders that no shape tells apart.
+They have the same U-Net and the same names: ``input_blocks.{n}.{j}``, ``middle_block.{j}`` and
+``output_blocks.{n}.{j}``, where j = 0 is a residual block, the next an attention, and the last of a level the layer
+that doubles the size. Queries, keys and values are the rows of one matrix, in one of two orders, which cannot be told
+apart by shapes.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,7 @@ from lustral.networks.importing.reading import count, shape
 from lustral.networks.importing.rules import Rule, pairs, rule
 
 CLASSES = "label_emb.weight"
-"""The embedding of the classes, in a class-conditional network."""
+"""The name of the class embedding of a class-conditional network."""
 
 Parts = Mapping[str, nn.Module]
 
@@ -29,7 +30,7 @@ _RESIDUAL = {
 
 
 def build(tensors: Mapping[str, Tensor], file: str, image_size: int, options: Mapping[str, Any]) -> ADMDenoiser:
-    """The architecture that names and shapes tell, with random weights."""
+    """The architecture inferred from names and shapes, with random weights."""
     base = shape(tensors, "time_embed.0.weight", 2, file)[1]
     channels = shape(tensors, "input_blocks.0.0.weight", 4, file)[1]
     ups = {name.split(".")[1]: name for name in tensors if _doubles(name)}  # one name a block
@@ -55,7 +56,7 @@ def build(tensors: Mapping[str, Tensor], file: str, image_size: int, options: Ma
 
 
 def _doubles(name: str) -> bool:
-    """Whether the tensor belongs to what doubles the size at the end of a level."""
+    """Whether the tensor belongs to the layer that doubles the size at the end of a level."""
     top, _, place, member, *_ = [*name.split("."), *(4 * [""])]
     return top == "output_blocks" and place != "0" and member in ("conv", "in_layers", "emb_layers", "out_layers")
 
@@ -130,5 +131,5 @@ def _attention(parts: Parts, target: str, source: str, legacy: bool) -> Iterator
 
 
 def _matrix(tensor: Tensor) -> Tensor:
-    """A convolution's weight of one tap, in one dimension or in two, as a matrix; a bias as it is."""
+    """The weight of a 1 x 1 convolution, in one or two dimensions, as a matrix; a bias unchanged."""
     return tensor.reshape(tensor.shape[:2])

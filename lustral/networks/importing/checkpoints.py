@@ -1,4 +1,4 @@
-"""Checkpoints of whole trainings: the state among the optimizer's, the options and the rest."""
+"""Checkpoints of whole trainings, which also hold the optimiser's state, options and more."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,14 +10,16 @@ from lustral.networks.importing.inert_torch import read_inert_torch
 from lustral.networks.importing.reading import tensors_of, without_prefix
 
 NESTS = ("state_dict", "model", "net", "state_dict_ema", "model_ema")
-"""Below which names trainings keep the tensors of their network."""
+"""The keys under which checkpoints hold the tensors of their network."""
 
 
 def read_checkpoint(path: Path, key: str | None = None) -> dict[str, Tensor]:
-    """The named tensors of a file of torch or safetensors, bare or below one of `NESTS`, without DataParallel's prefix.
+    """The named tensors of a torch or safetensors file, at top level or under one of `NESTS`, without DataParallel's
+    prefix.
 
     Args:
-        key: below which name they are; None: below the only one of `NESTS` that is there, or bare.
+        path: the file.
+        key: the key under which they are; None: the only one of `NESTS` in the file, or the top level.
 
     Raises:
         ValueError: if the file is damaged, has no such key, or has several and none was chosen.

@@ -1,4 +1,4 @@
-"""Small CIFAR networks with the names of "pytorch-cifar" (Liu), which DiffPure's ResNet-50 bears too."""
+"""Small CIFAR networks with the tensor names of "pytorch-cifar" (Liu), which DiffPure's ResNet-50 has too."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,12 +21,12 @@ Channels = float | Sequence[float]
 def _convolution(
     target: str, source: str, norm_target: str, norm_source: str, tensors: Mapping[str, Tensor]
 ) -> list[Rule]:
-    """A convolution without bias and the normalisation after it."""
+    """The rules for a convolution without bias and the normalisation after it."""
     return [rule(f"{target}.weight", f"{source}.weight"), *batch_norm(norm_target, norm_source, tensors)]
 
 
 def _shape(tensors: Mapping[str, Tensor], file: str) -> dict[str, Any]:
-    """The arguments of a `CifarResNet` that the tensors tell."""
+    """The arguments of a `CifarResNet`, inferred from the tensors."""
     width, channels = shape(tensors, "conv1.weight", 4, file)[:2]
     shape(tensors, "layer1.0.conv1.weight", 4, file)
     stages = count(tensors, "layer")
@@ -41,7 +41,7 @@ def _shape(tensors: Mapping[str, Tensor], file: str) -> dict[str, Any]:
 
 
 def resnet(tensors: Mapping[str, Tensor], file: str, mean: tuple[float, ...], std: tuple[float, ...]) -> CifarResNet:
-    """A residual network of the size that the tensors tell, with them in it."""
+    """A residual network of the size inferred from the tensors, with these as weights."""
     network = CifarResNet(**_shape(tensors, file), mean=mean, std=std)
     rules = _convolution("stem", "conv1", "norm", "bn1", tensors) + pairs("head", "linear")
     for stage, blocks in enumerate(network.blocks):
@@ -69,7 +69,7 @@ def _kuangliu_resnet(path: Path, *, mean: Channels, std: Channels) -> CifarResNe
     return resnet(read_state(path), path.name, per_channel("mean", mean), per_channel("std", std))
 
 
-# Many networks bear the names of this one, and are normalised otherwise.
+# Many networks have the tensor names of this one, but another normalisation.
 RESNET50: dict[str, Any] = {
     "blocks": [3, 4, 6, 3],
     "width": 64,
@@ -129,7 +129,7 @@ def _shufflenet(path: Path, *, mean: Channels, std: Channels) -> ShuffleNetV2:
     for stage, blocks in enumerate((4, 8, 4)):
         for block in range(blocks):
             target, source = f"stages.{stage}.{block}", f"layer{stage + 1}.{block}"
-            # The branches' layers in the order of the file's numbers; ReLUs take numbers of their own here.
+            # The branches' layers in the order of the file's numbers; here ReLUs are numbered too.
             layers = [f"{target}.second.{i}" for i in (0, 3, 5)]
             if block == 0:
                 layers = [f"{target}.first.{i}" for i in (0, 2)] + layers

@@ -17,8 +17,8 @@ COUNTER = "num_batches_tracked"
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The named tensors of a file of torch (bare, or below ``state_dict``, ``net`` or ``model``) or of safetensors,
-    without the prefixes that DataParallel (``module.``) and wrappers (``model.``) give to all of them."""
+    """The named tensors of a torch file (at top level, or under ``state_dict``, ``net`` or ``model``) or a safetensors
+    file, without the prefixes of DataParallel (``module.``) and wrappers (``model.``)."""
     if path.suffix == ".safetensors":
         try:
             value: Any = load_file(existing(path))
@@ -32,19 +32,19 @@ def read_state(path: Path) -> dict[str, Tensor]:
         value = next((value[nest] for nest in _NESTS if isinstance(value.get(nest), Mapping)), value)
     tensors = tensors_of(value, path.name)
     while (bare := without_prefix(without_prefix(tensors), "model.")).keys() != tensors.keys():
-        tensors = bare  # a wrapper in DataParallel, or the other way round
+        tensors = bare  # repeated, for a wrapper in DataParallel or DataParallel in a wrapper
     return tensors
 
 
 def batch_norm(target: str, source: str, tensors: Mapping[str, Tensor]) -> list[Rule]:
-    """One layer with its statistics."""
+    """The rules for one batch normalisation with its running statistics."""
     rules = pairs(target, source, ("weight", "bias", "running_mean", "running_var"))
     return [*rules, counter(f"{target}.{COUNTER}", f"{source}.{COUNTER}", tensors)]
 
 
 def counter(target: str, source: str, tensors: Mapping[str, Tensor]) -> Rule:
-    """How many batches a layer has seen. Files older than torch 0.4.1 do not count: nothing here reads the number,
-    and it is then zero in every layer."""
+    """The rule for the number of batches that a layer has seen. Files older than torch 0.4.1 lack it; it is then set to
+    zero, as nothing here uses it."""
     if any(name.endswith(COUNTER) for name in tensors):
         return rule(target, source)
     return Rule((target,), (), lambda: torch.zeros((), dtype=torch.int64))

@@ -16,12 +16,11 @@ from lustral.networks.weights import architecture, save_network
 def import_weights(form: str, source: str | Path, output: str | Path, /, **options: Any) -> Path:
     """Convert the published file ``source`` of format ``form`` into the weights file ``output``.
 
-    The options, the hash of the source, its origin and its licence go into the metadata.
+    The options, the hash of the source, its origin and its licence are stored in the metadata.
 
     Raises:
-        ValueError: if the format is unknown, an option is not the format's, the output is there already, or the file
-            does not fit.
-        FileNotFoundError: if there is no such file.
+        ValueError: if the format is unknown or does not have an option, the output exists, or the file does not fit.
+        FileNotFoundError: if the source does not exist.
     """
     if form not in FORMATS:
         raise ValueError(f"--format is {form!r}; it may be {', '.join(sorted(FORMATS))}.")
@@ -52,7 +51,7 @@ def import_weights(form: str, source: str | Path, output: str | Path, /, **optio
 
 
 def option_names(form: Format, required: bool = False) -> list[str]:
-    """What ``--set`` may name for a format, or only what it must."""
+    """The names of a format's options for ``--set``; with ``required`` only those without a default."""
     parameters = inspect.signature(form.load).parameters.values()
     return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and (p.default is p.empty or not required)]
 
@@ -64,7 +63,7 @@ def _shown_options(form: Format) -> str:
 
 
 def _value(word: str) -> tuple[str, Any]:
-    """``name=value`` with the value as Python writes it; a bare word is a string."""
+    """Parse ``name=value``, where the value is a Python literal; anything else is a string."""
     name, equals, text = word.partition("=")
     if not equals:
         raise ValueError(f"--set takes NAME=VALUE, not {word!r}.")
@@ -83,7 +82,7 @@ def _options(words: Sequence[str]) -> dict[str, Any]:
 
 
 def run_command(words: Sequence[str]) -> int:
-    """The command line of ``import``; returns the exit code."""
+    """Run the subcommand ``import`` with command-line arguments ``words``; returns the exit code."""
     table = "\n".join(f"  {f.name:<20} {f.network}  [{_shown_options(f)}]" for f in FORMATS.values())
     parser = Parser(
         "cli.py import",

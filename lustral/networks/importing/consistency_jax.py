@@ -1,7 +1,7 @@
 """OpenAI's consistency models for CIFAR-10 (Song et al. 2023), trained in JAX: ``checkpoint_80`` of NCSN++.
 
-Read without JAX. The moving average (``params_ema``) is taken, as the authors sample with it. The EDM model that is
-their teacher (``edm_cifar10_ema``) has the same tensors under other scales: whoever imports has to say which it is.
+They are read without JAX. The moving average (``params_ema``) is imported, with which the authors sample. The EDM model
+that is their teacher (``edm_cifar10_ema``) has the same tensors but other scales, so an option must say which it is.
 """
 
 import re
@@ -45,11 +45,11 @@ def load(
     Args:
         preconditioning: "consistency" for the consistency models, distilled or trained alone (``checkpoint_80`` and
             others), "edm" for the teacher that is published beside them (``edm_cifar10_ema``).
-        image_size: height and width of the training images, which the tensors do not tell.
-        attention_sizes: resolutions that attend, which they do not tell either.
+        image_size: height and width of the training images, which cannot be inferred from the tensors.
+        attention_sizes: resolutions whose blocks have attention, which cannot be inferred either.
 
     Raises:
-        ValueError: if the file is no such checkpoint, or another architecture's.
+        ValueError: if the file is no such checkpoint, or of another architecture.
     """
     if preconditioning not in ("consistency", "edm"):
         raise ValueError(f"preconditioning is {preconditioning!r}; it may be consistency or edm.")
@@ -76,7 +76,7 @@ def load(
 
 
 def rules(network: SongUNetDenoiser) -> list[Rule]:
-    """From flax's names (a class and how many of it came before) to the network's."""
+    """The rules from flax's names (a class and the number of previous modules of it) to the network's."""
     made, before = [], Counter[Kind]()
     for part in parts(network.network):
         made += _part(part, f"{_CLASSES[part.kind]}_{before[part.kind]}")

@@ -1,9 +1,9 @@
 """The 64-pixel U-Net of OpenAI's consistency_models (Song et al. 2023): ``cd_imagenet64_lpips.pt``, its teacher
 ``edm_imagenet64_ema.pt``, and unconditional ones trained with that code, such as CMAP's ``model200000.pt``.
 
-guided-diffusion's U-Net without a learned variance, whose attention always has the new order. A class is a row that is
-added to the embedding of the time. The imported network has one class for all images or none, so the row goes into the
-last bias of that embedding, which is the same function.
+It is guided-diffusion's U-Net without a learned variance, with attention always in the new order. A class is a row that
+is added to the time embedding. The imported network has one class for all images or none, so the row is added to the
+last bias of that embedding, which gives the same function.
 """
 
 from collections.abc import Iterator, Mapping
@@ -36,10 +36,10 @@ def load(
 
     Args:
         path: the file, a state dict.
-        preconditioning: "consistency" for consistency models, "edm" for their teachers, whose tensors look the same.
-        label: of a class-conditional network, the class that every image is said to have (0 ... 999), or
-            "unconditional" to leave the class out, which the published ones were never trained for. A network without
-            classes takes none.
+        preconditioning: "consistency" for consistency models, "edm" for their teachers, which have the same tensors.
+        label: for a class-conditional network, the class that is used for every image (0 ... 999), or "unconditional"
+            to leave the class out, for which the published networks were not trained. None for a network without
+            classes.
         image_size: height and width in pixels.
         head_width: channels of an attention head (``num_head_channels``).
     """
@@ -61,7 +61,7 @@ def load(
 
 
 def _row(tensors: Mapping[str, Tensor], label: Any, network: ADMDenoiser, file: str) -> int | None:
-    """The row of the classes to add, if any."""
+    """The row of the class embedding to add; None for none."""
     if CLASSES not in tensors:
         if label is not None:
             raise ValueError(f"{file} has no classes ({CLASSES}): leave --set label={label} out.")

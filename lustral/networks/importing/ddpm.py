@@ -1,8 +1,8 @@
 """The U-Net of Ho et al. (2020) with the names of its PyTorch port, in two kinds of file.
 
-The port (pesser) is a plain state dict: ``down.{l}.block.{i}``, ``down.{l}.attn.{i}``, ``mid.*``, ``up.{l}.*`` with l
-the level, whose order the decoder keeps, so that it runs ``up`` from the last to the first. DDIM's code (Song et al.
-2021) has the same network and saves a list; with it Lee and Kim (2023) trained their SVHN model.
+The port (pesser) is a plain state dict: ``down.{l}.block.{i}``, ``down.{l}.attn.{i}``, ``mid.*``, ``up.{l}.*``, where l
+is the resolution level in the decoder too, which therefore runs through ``up`` from the last to the first. DDIM's code
+(Song et al. 2021), with which Lee and Kim (2023) trained their SVHN model, has the same network and saves a list.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,16 +21,15 @@ _ATTENTION = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 
 
 def load_ddpm(path: Path, *, image_size: int = 32) -> UNetDenoiser:
-    """The network of a file of the port, a state dict; ``image_size`` in pixels is what no tensor tells."""
+    """The network of a file of the port, a state dict; ``image_size`` in pixels cannot be inferred from tensors."""
     image_size = whole("image_size", image_size)
     return _network(tensors_of(read_torch(path), path.name), path.name, image_size)
 
 
 def load_lee_kim_svhn(path: Path) -> UNetDenoiser:
-    """The network of a checkpoint of DDIM's code: a list, of which Lee and Kim take the first item.
+    """The network of a checkpoint of DDIM's code: a list, of which Lee and Kim use the first item.
 
-    It is the state dict of the trained network. DDIM's code saves the moving average as the fifth item, which they
-    leave.
+    It is the state dict of the trained network. The fifth item is the moving average, which they do not use.
     """
     saved = read_torch(path)
     if not isinstance(saved, list) or not saved:
@@ -96,7 +95,7 @@ def _attention(target: str, source: str) -> Iterator[Rule]:
 
 
 def _matrix(weight: Tensor) -> Tensor:
-    """A convolution's weight of one tap as a matrix."""
+    """The weight of a 1 x 1 convolution as a matrix."""
     return weight.reshape(weight.shape[:2])
 
 

@@ -1,8 +1,8 @@
 """EDM's pickles of DDPM++ and NCSN++ (Karras et al. 2022), and ECT's (Geng et al. 2024), which have the same form.
 
-Everything about the architecture is in the arguments that the pickle recorded. ``map_augment`` is kept, though nothing
-here uses it; the resampling filters are compared and not loaded. The scales of ECT's network are moved by its
-``sigma_min`` where it is evaluated, as those of "consistency" are, and are EDM's only while it is trained.
+The architecture is given by the constructor arguments in the pickle. ``map_augment`` is kept, though nothing here uses
+it; the resampling filters are compared and not loaded. In evaluation the scales of ECT's network are shifted by its
+``sigma_min``, like those of "consistency"; they are EDM's only in its training.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ from lustral.networks.importing.rules import Rule, fill, pairs, rule
 from lustral.networks.importing.song_layout import parts
 
 _PRECONDITIONING = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve", "ECMPrecond": "consistency"}
-# What each class must have been made with, for its formulas to be those of `lustral.networks.preconditioners`.
+# The constants with which the formulas of each class are those of `lustral.networks.preconditioners`.
 _CONSTANTS = {"VPPrecond": {"beta_d": 19.9, "beta_min": 0.1, "M": 1000}}
 _DEFAULTS: dict[str, Any] = {
     "img_resolution": None,
@@ -43,7 +43,7 @@ _DEFAULTS: dict[str, Any] = {
 
 
 def load(path: str | Path) -> nn.Module:
-    """The denoiser (``ema``) of a pickle, under the preconditioning that its class names.
+    """The denoiser (``ema``) of a pickle, with the preconditioning given by its class.
 
     Raises:
         ValueError: if the file holds anything else, a class-conditional network, or constants that are not the
@@ -76,7 +76,7 @@ def load(path: str | Path) -> nn.Module:
 
 
 def rules(network: SongUNetDenoiser) -> list[Rule]:
-    """From ``model.enc.32x32_block0.…`` to the network's names."""
+    """The rules from ``model.enc.32x32_block0.…`` to the network's names."""
     made, names, source = [], _names(network), ""
     for part in parts(network.network):
         if part.kind == "attention":
@@ -97,7 +97,7 @@ def rules(network: SongUNetDenoiser) -> list[Rule]:
 
 
 def _thirds(rows: Tensor) -> Tensor:
-    """From q, k, v of channel 0, of channel 1, ... to all of q, all of k, all of v."""
+    """Reorder rows from q, k, v of channel 0, of channel 1, ... to all of q, all of k, all of v."""
     return rows.unflatten(0, (-1, 3)).transpose(0, 1).flatten(0, 1)
 
 
@@ -123,7 +123,7 @@ def _names(network: SongUNetDenoiser) -> Iterator[str]:
 
 
 def _check_filters(tensors: dict[str, Tensor], network: SongUNetDenoiser, file: str) -> None:
-    """Take the resampling filters out of ``tensors``; each must be there, and be the one that is used here."""
+    """Remove the resampling filters from ``tensors``; each must be present and equal to the one used here."""
     taps = torch.tensor(network.resample_filter, dtype=torch.float32)
     expected = (torch.outer(taps, taps) / taps.sum().square())[None, None]
     resampling = [name for name in _names(network) if name.endswith(("_down", "_up"))]
@@ -139,7 +139,7 @@ def _check_filters(tensors: dict[str, Tensor], network: SongUNetDenoiser, file: 
 
 
 def _modules(content: Any, file: str) -> tuple[Held, Held]:
-    """The preconditioned network and the bare one in it."""
+    """The preconditioned network and the bare network inside it."""
     outer = content.get("ema") if isinstance(content, Mapping) else None
     inner = outer.modules().get("model") if isinstance(outer, Held) else None
     if not isinstance(outer, Held) or inner is None:
@@ -153,12 +153,12 @@ def _modules(content: Any, file: str) -> tuple[Held, Held]:
 
 
 def _sigma_min(outer: Held) -> Any:
-    """Where an ECT's function is the identity; other classes have an attribute of this name that means nothing here."""
+    """The sigma at which ECT's function is the identity; in other classes the attribute of this name is ignored."""
     return outer.state.get("sigma_min") if outer.class_name == "ECMPrecond" else 0.002
 
 
 def _arguments(outer: Held, inner: Held, file: str) -> dict[str, Any]:
-    """What the SongUNet was made with, complete and of a kind that a `SongUNetDenoiser` is."""
+    """The constructor arguments of the SongUNet, refused unless a `SongUNetDenoiser` can represent it."""
     for name, needed in _CONSTANTS.get(outer.class_name, {}).items():
         if outer.state.get(name) != needed:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Files of ``flax.serialization.to_bytes`` without JAX: msgpack, an array being extension 1 (shape, type, bytes)."""
+"""Files of ``flax.serialization.to_bytes``, read without JAX: msgpack, arrays as extension 1 (shape, type, bytes)."""
 
 import math
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ _ARRAY, _CHUNKED = 1, "__msgpack_chunked_array__"
 
 
 class _Packed:
-    """An array that nobody has asked for yet: a checkpoint holds four times what is wanted of it."""
+    """An array that is unpacked only if needed: a checkpoint holds four times as much as is used."""
 
     def __init__(self, content: bytes) -> None:
         self.content = content
@@ -36,15 +36,15 @@ def _extension(code: int, content: bytes) -> Any:
 
 
 def read_flax(path: str | Path, entry: str) -> dict[str, Tensor]:
-    """The arrays under ``entry`` of a file, named by their place: ``Dense_0.kernel``.
+    """The arrays under ``entry`` in a file, by their path, such as ``Dense_0.kernel``.
 
     Raises:
-        ValueError: if the file is cut short, is none of flax's, or has no such entry.
+        ValueError: if the file is truncated, is no flax file, or has no such entry.
     """
     path = existing(path)
     try:
         content = msgpack.unpackb(path.read_bytes(), ext_hook=_extension, raw=False)
-    except Exception as error:  # msgpack raises ValueError and its own types, some without a text
+    except Exception as error:  # msgpack raises ValueError and errors of its own, some without a message
         why = str(error) or type(error).__name__
         raise ValueError(f"{path} is cut short or no checkpoint of flax ({why}): copy or download it again.") from error
     tree = content.get(entry) if isinstance(content, Mapping) else None

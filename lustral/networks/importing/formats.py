@@ -11,13 +11,13 @@ class Format:
     """One kind of published file.
 
     Attributes:
-        name: as ``--format`` takes it.
-        network: what the file holds, in a few words.
-        file: the published file's name.
+        name: the value of ``--format``.
+        network: the network in the file, in a few words.
+        file: the name of the published file.
         published: where its authors publish it.
-        licence: of the published weights.
+        licence: licence of the published weights.
         load: ``load(path, **options)``: the network with the file's weights. Its keyword-only parameters are the
-            options of ``--set``: what the tensors alone do not tell.
+            options of ``--set``, which cannot be inferred from the tensors.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """The U-Nets of guided-diffusion (Dhariwal and Nichol 2021) and improved-diffusion (Nichol and Dhariwal 2021).
 
-Neither file says on which levels its network was trained: only the published unconditional one of 256 pixels is known
-by its sizes, and whoever imports another has to say so.
+Neither file says on which levels its network was trained. The published unconditional network of 256 pixels is
+recognised by its sizes; for others an option must say it.
 """
 
 from collections.abc import Mapping
@@ -35,17 +35,17 @@ def load_guided_diffusion(
         path: the file, a state dict.
         image_size: height and width in pixels.
         head_width: channels of an attention head (``num_head_channels``).
-        attention_order: "legacy" has the rows of an attention by head first, "new" by query, key and value first
+        attention_order: order of the rows of an attention: "legacy" by head first, "new" by query, key and value first
             (``use_new_attention_order``).
-        preconditioning: the levels it was trained on (``noise_schedule``, see `ADMDenoiser`), which only the published
-            network of 256 pixels need not be told.
+        preconditioning: the levels it was trained on (``noise_schedule``, see `ADMDenoiser`); optional only for the
+            published network of 256 pixels.
     """
     if attention_order not in get_args(AttentionOrder):
         raise ValueError(f"attention_order is {attention_order!r}; it may be {', '.join(get_args(AttentionOrder))}.")
     _check_levels(preconditioning)
     image_size, head_width = whole("image_size", image_size), whole("head_width", head_width)
     tensors = _unconditional(tensors_of(read_torch(path), path.name), path.name)
-    # Any name will do until the sizes are known: the scales are no tensors.
+    # "linear" is a placeholder until the sizes are known; it does not affect the tensors.
     options = {"head_width": head_width, "preconditioning": preconditioning or "linear"}
     network = build(tensors, path.name, image_size, options)
     if network.resample == "conv":
@@ -73,7 +73,7 @@ def load_improved_diffusion(
         path: the file, a state dict.
         image_size: height and width in pixels.
         num_heads: attention heads of every block.
-        preconditioning: how it was trained (see `ADMDenoiser`).
+        preconditioning: the levels it was trained on (see `ADMDenoiser`).
     """
     _check_levels(preconditioning)
     image_size, num_heads = whole("image_size", image_size), whole("num_heads", num_heads)

@@ -1,4 +1,4 @@
-"""ImageNet classifiers of torchvision and of timm, with the tag that tells their trainings apart."""
+"""ImageNet classifiers of torchvision and of timm, with the tag that identifies the training."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,11 +25,11 @@ TORCHVISION_NAMES = (
     "wide_resnet50_2",
     "wide_resnet101_2",
 )
-"""Names that mean the same function, with the same names of tensors, in torchvision and in timm."""
+"""Names of networks that compute the same function, with the same tensor names, in torchvision and in timm."""
 
 
 def fill_timm(network: TimmClassifier, tensors: Mapping[str, Tensor], file: str) -> TimmClassifier:
-    """``network`` with the tensors of a file that bear timm's (or torchvision's) names."""
+    """``network`` with the tensors of a file that has timm's (or torchvision's) tensor names."""
     rules = []
     for target in network.state_dict():
         make = counter if target.endswith(COUNTER) else lambda target, source, _: rule(target, source)
@@ -42,7 +42,7 @@ def _torchvision(path: Path, *, name: str, tag: str) -> TimmClassifier:
     name, tag = word("name", name), word("tag", tag)
     if name not in TORCHVISION_NAMES:
         raise ValueError(f"--set name is {name!r}; of torchvision's it may be {', '.join(TORCHVISION_NAMES)}.")
-    # A file of torchvision ends in the first digits of its own hash.
+    # The names of torchvision's files end in the first digits of the file's hash.
     hashes = {weights.name: Path(weights.url).stem.rpartition("-")[2] for weights in get_model_weights(name)}
     if tag not in hashes:
         raise ValueError(f"--set tag is {tag!r}; torchvision's weights of {name} are {', '.join(hashes)}.")
@@ -88,7 +88,7 @@ def _timm(
 
 
 def _published(name: str, tag: str) -> dict[str, Any]:
-    """What timm knows of its own weights."""
+    """timm's description of its published weights."""
     try:
         config = timm.get_pretrained_cfg(f"{name}.{tag}")
     except RuntimeError:

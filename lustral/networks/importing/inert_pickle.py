@@ -1,7 +1,7 @@
-"""Pickles of whole networks, read without running anything: their objects become plain records.
+"""Pickles of whole networks, read without executing anything: their objects become plain records.
 
-NVIDIA's ``torch_utils.persistence`` stores each object as its class's source text and its state, and a plain load
-executes that text. Here the text is dropped and the state kept. A name that no network needs is refused.
+NVIDIA's ``torch_utils.persistence`` stores each object as the source code of its class and its state, and a plain load
+executes that code. Here the code is dropped and the state kept. Names that no network needs are refused.
 """
 
 import io
@@ -20,10 +20,10 @@ from lustral.pickle_sizes import refuse_oversized
 
 
 class Held:
-    """An object of a pickle: its class's name, and its attributes. Takes any arguments and does nothing with them.
+    """An object of a pickle: the name of its class, and its attributes. Constructor arguments are ignored.
 
     Attributes:
-        class_name: "" where nobody asks for it.
+        class_name: the name of its class; "" if it is not needed.
         state: its attributes by name; empty if it had none.
     """
 
@@ -33,11 +33,11 @@ class Held:
         self.state: dict[str, Any] = {}
 
     def __setstate__(self, state: Any) -> None:
-        # Not a copy: where an attribute leads back to its object, the pickle goes on filling this very dict.
+        # No copy: if an attribute refers back to its object, the pickle fills this dict later.
         self.state = state if isinstance(state, dict) else {}
 
     def tensors(self, prefix: str = "") -> dict[str, Tensor]:
-        """Parameters and buffers of a module and of the modules in it, named as in its state dict."""
+        """The parameters and buffers of a module and its submodules, named as in its state dict."""
         own = self._members("_parameters") | self._members("_buffers")
         found = {f"{prefix}{name}": tensor for name, tensor in own.items() if isinstance(tensor, Tensor)}
         for name, module in self.modules().items():
@@ -45,7 +45,7 @@ class Held:
         return found
 
     def modules(self) -> dict[str, "Held"]:
-        """The modules in a module, by name."""
+        """The submodules of a module, by name."""
         return {name: module for name, module in self._members("_modules").items() if isinstance(module, Held)}
 
     def _members(self, group: str) -> dict[str, Any]:
@@ -54,7 +54,7 @@ class Held:
 
 
 class _Record(dict[str, Any]):
-    """In the place of ``dnnlib.EasyDict``."""
+    """Replaces ``dnnlib.EasyDict``."""
 
 
 class _RefusedError(pickle.UnpicklingError):
@@ -62,7 +62,7 @@ class _RefusedError(pickle.UnpicklingError):
 
 
 def _persistent(meta: Any) -> Held:
-    """In the place of ``_reconstruct_persistent_obj``, which would execute ``meta["module_src"]``."""
+    """Replaces ``_reconstruct_persistent_obj``, which would execute ``meta["module_src"]``."""
     if not isinstance(meta, Mapping) or not isinstance(meta.get("state"), dict):
         raise pickle.UnpicklingError("a persistent object without a state")
     held = Held()
@@ -72,10 +72,10 @@ def _persistent(meta: Any) -> Held:
 
 
 def _storage(content: bytes) -> Any:
-    """In the place of ``torch.storage._load_from_bytes``, which would load a second pickle without any check."""
+    """Replaces ``torch.storage._load_from_bytes``, which would load a second pickle without any check."""
     try:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:  # its text advises to load the file all the same
+    except pickle.UnpicklingError:  # its message advises to load the file unsafely
         raise _RefusedError("more than numbers inside a tensor") from None
 
 
@@ -120,7 +120,7 @@ def read_inert(path: str | Path) -> Any:
     """The dicts, lists, numbers, strings and tensors of a pickle, and a `Held` for every other object.
 
     Raises:
-        ValueError: if the file is cut short, is no pickle, or asks for a name that no network needs.
+        ValueError: if the file is truncated, is no pickle, or uses a name that no network needs.
     """
     path = existing(path)
     with open(path, "rb") as file:
@@ -135,7 +135,7 @@ def read_inert(path: str | Path) -> Any:
                 f"{path} asks for {error}, which no network needs and which could run code, so it was not read: "
                 "download it from its authors."
             ) from None
-        except Exception as error:  # a damaged pickle raises nearly anything
+        except Exception as error:  # damaged pickles raise errors of many types
             why = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(
                 f"{path} is cut short or no pickle of a network ({why}): copy or download it again."

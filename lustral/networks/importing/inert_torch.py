@@ -1,7 +1,7 @@
-"""Files of ``torch.save`` that hold more than tensors, read without running anything: the rest becomes plain records.
+"""Files of ``torch.save`` with more than tensors, read without executing anything: other objects become empty records.
 
-Checkpoints of whole trainings hold options (``argparse.Namespace``), schedules and, where dill wrote them, functions.
-None of it is needed here, and none of it is made: whatever is no tensor, number, string or container is replaced.
+Checkpoints of whole trainings hold options (``argparse.Namespace``), schedules and, if dill wrote them, functions. None
+of these is needed or constructed here: everything except tensors, numbers, strings and containers is replaced.
 """
 
 import pickle
@@ -19,9 +19,9 @@ from lustral.networks.importing.reading import existing
 
 
 class _Silent(Held):
-    """An object of any class: it takes whatever a pickle does to it, and stays empty."""
+    """Replaces an object of any class: it accepts everything that a pickle does to it, and stays empty."""
 
-    dump_patches = False  # torch looks for it in the modules of older files
+    dump_patches = False  # torch reads this attribute of the modules in older files
 
     def __call__(self, *_: Any) -> "_Silent":
         return _Silent()
@@ -52,19 +52,19 @@ _MADE = {
 
 
 class Unpickler(pickle.Unpickler):
-    """What `torch.load` reads with; it finds no name outside this module but those that make tensors."""
+    """The unpickler for `torch.load`: it resolves only the names that make tensors; all others become `_Silent`."""
 
     def find_class(self, module: str, name: str) -> Any:
         return _MADE.get((module, name), _Silent)  # torch itself finds the names of storages
 
 
 def load(file: Any, **_: Any) -> Any:
-    """`pickle.load` with that unpickler: `torch.load` reads the head of an older file with it."""
+    """`pickle.load` with this unpickler, with which `torch.load` reads the header of older files."""
     return Unpickler(file).load()
 
 
 class _Module:
-    """In the place of the module ``pickle``."""
+    """Replaces the module ``pickle`` in `torch.load`."""
 
     __name__ = "inert"
     Unpickler = Unpickler
@@ -72,21 +72,22 @@ class _Module:
 
 
 def read_inert_torch(path: str | Path) -> Any:
-    """What ``torch.save`` wrote, with an empty `Held` for every object that is no tensor, number, string or container.
+    """The content of a file of ``torch.save``, with an empty `Held` for every object that is no tensor, number, string
+    or container.
 
     Raises:
-        ValueError: if the file is cut short or none of torch's.
+        ValueError: if the file is truncated or no torch file.
     """
     path = existing(path)
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 names = [name.rpartition("/")[2] for name in archive.namelist()]
-            if "constants.pkl" in names:  # torch.load would hand it to TorchScript
+            if "constants.pkl" in names:  # torch.load would pass it to TorchScript
                 raise ValueError("it is a TorchScript archive")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the file's age and kind
             return torch.load(path, map_location="cpu", pickle_module=_Module, weights_only=False)
-    except Exception as error:  # a damaged file raises nearly anything
+    except Exception as error:  # damaged files raise errors of many types
         why = (str(error).strip().splitlines() or [type(error).__name__])[0].partition(". ")[0].rstrip(".")[:200]
         raise ValueError(f"{path} is cut short or no file of torch.save ({why}): copy or download it again.") from error

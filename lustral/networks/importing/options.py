@@ -1,14 +1,14 @@
-"""What ``--set`` gives to a format, checked: whoever types it is told in a sentence what belongs there."""
+"""Checks of the options that ``--set`` passes to a format; the error on a wrong value says what is allowed."""
 
 from collections.abc import Sequence
 from typing import Any
 
 
 def whole(option: str, value: Any) -> int:
-    """A size or a number of things.
+    """``value`` as a size or a count.
 
     Raises:
-        ValueError: if it is not a whole number from 1 on.
+        ValueError: if it is not an integer of at least 1.
     """
     if not _is_whole(value):
         raise ValueError(f"--set {option} takes a whole number from 1 on, not {value!r}.")
@@ -16,10 +16,10 @@ def whole(option: str, value: Any) -> int:
 
 
 def wholes(option: str, value: Any) -> list[int]:
-    """A list of sizes, which may be empty.
+    """``value`` as a list of sizes, which may be empty.
 
     Raises:
-        ValueError: if it is no list, or not of whole numbers from 1 on.
+        ValueError: if it is not a list of integers of at least 1.
     """
     if not isinstance(value, (list, tuple)) or not all(map(_is_whole, value)):
         raise ValueError(
@@ -29,7 +29,7 @@ def wholes(option: str, value: Any) -> list[int]:
 
 
 def word(option: str, value: Any) -> str:
-    """A name.
+    """``value`` as a name.
 
     Raises:
         ValueError: if it is a number or a list.
@@ -40,7 +40,7 @@ def word(option: str, value: Any) -> str:
 
 
 def per_channel(option: str, value: float | Sequence[float]) -> tuple[float, ...]:
-    """A number, or one for each channel.
+    """``value`` as a tuple of one number, or of one for each channel.
 
     Raises:
         ValueError: if it is anything else.

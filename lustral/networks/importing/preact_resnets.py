@@ -13,12 +13,12 @@ from lustral.networks.preact_resnet import PreActResNet
 
 @dataclass(frozen=True)
 class PreActNaming:
-    """How a file calls the parts of a PreActResNet, and which of its forms it is.
+    """The tensor names of a PreActResNet in a file, and which of its forms it is.
 
     Attributes:
-        stem, norm, head: parts outside the blocks.
-        stage: what the names of a stage's blocks begin with, for each of the four.
-        parts: bn1, conv1, bn2, conv2 and shortcut inside a block.
+        stem, norm, head: names of the parts outside the blocks.
+        stage: the prefix of the names of a stage's blocks, for each of the four stages.
+        parts: names of bn1, conv1, bn2, conv2 and shortcut inside a block.
         shortcut, activation, last_norm: options of `PreActResNet`.
     """
 
@@ -32,13 +32,13 @@ class PreActNaming:
     last_norm: bool
 
     def layers(self, tensors: Mapping[str, Tensor]) -> int:
-        """The depth as names tell it: 18 for two blocks a stage."""
+        """The depth as names tell it: 18 for two blocks per stage."""
         return 2 + 2 * sum(count(tensors, stage) for stage in self.stages)
 
     def load(
         self, tensors: Mapping[str, Tensor], file: str, *, mean: Sequence[float], std: Sequence[float]
     ) -> PreActResNet:
-        """A network of the size that the tensors tell, with them in it."""
+        """A network of the size inferred from the tensors, with these as weights."""
         width, channels = shape(tensors, f"{self.stem}.weight", 4, file)[:2]
         network = PreActResNet(
             blocks=[max(1, count(tensors, stage)) for stage in self.stages],

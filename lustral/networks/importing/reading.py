@@ -1,4 +1,4 @@
-"""Opening foreign files without running anything that is in them."""
+"""Opening foreign files without executing anything in them."""
 
 import hashlib
 import pickle
@@ -16,7 +16,7 @@ _GLOBAL = re.compile(r"GLOBAL (\S+)")
 
 
 def sha256(path: str | Path) -> str:
-    """Of the file's bytes."""
+    """The hexadecimal SHA-256 of a file."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 22):
@@ -25,7 +25,7 @@ def sha256(path: str | Path) -> str:
 
 
 def existing(path: str | Path) -> Path:
-    """``path`` as a file that is there and not empty, or a sentence."""
+    """``path`` as a `Path`, refused with an error unless it is a file that exists and is not empty."""
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path} (looked in {Path.cwd()}): name it with --source.")
@@ -35,18 +35,18 @@ def existing(path: str | Path) -> Path:
 
 
 def read_torch(path: str | Path) -> Any:
-    """What ``torch.save`` wrote: tensors, numbers, strings, lists and dicts, and nothing that could run.
+    """The content of a file of ``torch.save``: tensors, numbers, strings, lists and dicts, and nothing executable.
 
     Raises:
-        ValueError: if the file is cut short, is none of torch's, or asks for anything else.
+        ValueError: if the file is truncated, is no torch file, or has anything else.
     """
     path = existing(path)
     _refuse_compressed(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the file's kind: if that is wrong, a sentence here says so
+            warnings.simplefilter("ignore")  # about the kind of the file: a wrong kind is reported by the errors here
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # its text advises to load the file all the same
+    except pickle.UnpicklingError as error:  # its message advises to load the file unsafely
         asked = _GLOBAL.search(str(error))
         if asked is None:
             raise ValueError(
@@ -57,14 +57,14 @@ def read_torch(path: str | Path) -> Any:
             f"{path} asks for more than tensors and plain containers (GLOBAL {asked[1]}), which is refused because it "
             "could run code: if you trust the file, save its state_dict alone and import that."
         ) from error
-    except Exception as error:  # a damaged file raises nearly anything
+    except Exception as error:  # damaged files raise errors of many types
         raise ValueError(
             f"{path} is cut short or no file of torch.save ({_first_sentence(error)}): copy or download it again."
         ) from error
 
 
 def _refuse_compressed(path: Path) -> None:
-    """``torch.save`` compresses nothing; a compressed file may unpack to any size."""
+    """Refuse compressed files, which may unpack to any size; ``torch.save`` does not compress."""
     if not zipfile.is_zipfile(path):
         return
     try:
@@ -82,7 +82,7 @@ def _refuse_compressed(path: Path) -> None:
 
 
 def tensors_of(value: Any, file: str) -> dict[str, Tensor]:
-    """``value`` as named tensors, or a sentence that says what it is instead."""
+    """``value`` as named tensors; an error says what it is instead."""
     if not isinstance(value, Mapping):
         raise ValueError(f"{file} holds a {type(value).__name__} where named tensors were expected: check --format.")
     if not value:
@@ -103,22 +103,23 @@ def tensors_of(value: Any, file: str) -> dict[str, Tensor]:
 
 
 def solid(tensor: Tensor) -> bool:
-    """Whether a tensor has a number in memory for each of its elements: a stride of zero makes a few bytes look like
-    gigabytes, which the first copy would take."""
+    """Whether a tensor has memory for each of its elements: with a stride of zero, a few bytes look like gigabytes,
+    which the first copy would allocate."""
     return (
         tensor.layout == torch.strided and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
     )
 
 
 def without_prefix(tensors: Mapping[str, Tensor], prefix: str = "module.") -> dict[str, Tensor]:
-    """``tensors`` without a prefix such as DataParallel gives to every name; unchanged unless all of them bear it."""
+    """``tensors`` without a prefix of their names, such as DataParallel's; unchanged unless all names have it."""
     if tensors and all(name.startswith(prefix) for name in tensors):
         return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return dict(tensors)
 
 
 def shape(tensors: Mapping[str, Tensor], name: str, dimensions: int, file: str) -> torch.Size:
-    """Of the tensor that tells a size of the architecture."""
+    """The shape of the tensor ``name``, from which a size of the architecture is inferred; an error if it is missing or
+    has another number of dimensions."""
     if name not in tensors or tensors[name].ndim != dimensions:
         found = f"it has shape {tuple(tensors[name].shape)}" if name in tensors else "there is none"
         raise ValueError(
@@ -129,11 +130,11 @@ def shape(tensors: Mapping[str, Tensor], name: str, dimensions: int, file: str) 
 
 
 def count(tensors: Mapping[str, Tensor], prefix: str) -> int:
-    """How many different parts of a name follow ``prefix``: the blocks of a stage, the stages of a network."""
+    """The number of different name components after ``prefix``: the blocks of a stage, the stages of a network."""
     return len({name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)})
 
 
 def _first_sentence(error: BaseException) -> str:
-    """Torch's later ones advise to load the file all the same."""
+    """The first sentence of torch's error message; later ones advise to load the file unsafely."""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return first.partition(". ")[0].rstrip(".")[:200]

@@ -1,4 +1,4 @@
-"""Adversarially trained classifiers by their names in RobustBench's zoo."""
+"""Adversarially trained classifiers, by their names in RobustBench's model zoo."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -33,7 +33,7 @@ IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 
 
 class _Model(NamedTuple):
-    """How a model of the zoo is built of its tensors, what it should then be, and how it normalises."""
+    """How a model of the zoo is built from its tensors, its expected size, and its normalisation."""
 
     load: Callable[..., nn.Module]
     size: tuple[int | str, ...]
@@ -163,7 +163,7 @@ ZOO: dict[tuple[str, str], dict[str, _Model]] = {
     ("cifar10", "L2"): _L2,
     ("imagenet", "Linf"): _IMAGENET,
 }
-"""The models that `--format robustbench` knows: by data set and threat model, and by their names in the zoo."""
+"""The models of `--format robustbench`: by data set and threat model, and by their names in the zoo."""
 
 _NORMALISERS = (("mu", "sigma"), ("mean", "std"), ("normalize.mean", "normalize.std"))
 
@@ -178,13 +178,13 @@ def _robustbench(path: Path, *, name: str, dataset: str, threat_model: str) -> n
         raise ValueError(f"--set name is {name!r}; of {dataset}, {threat_model} it may be {', '.join(sorted(known))}.")
     load, size, (mean, std) = known[name]
     tensors = without_prefix(read_checkpoint(path), "model.")
-    # A wrapped network's normaliser stands beside its "model.", and not below it.
+    # The tensors of a wrapped network's normaliser do not have the prefix "model.".
     tensors = without_prefix(_without_normaliser(tensors, path.name, name, mean, std), "model.")
     return load(tensors, path.name, size, mean, std)
 
 
 def _without_normaliser(tensors: Tensors, file: str, name: str, mean: Channels, std: Channels) -> dict[str, Tensor]:
-    """The rest: the normalisation is the model's own, and what the file says of it must agree."""
+    """``tensors`` without those of a normaliser, which must agree with the model's known normalisation."""
     found = [place for place in (p for pair in _NORMALISERS for p in pair) if place in tensors]
     for place in found:
         wanted = torch.tensor(mean if place in [m for m, _ in _NORMALISERS] else std)
@@ -198,7 +198,8 @@ def _without_normaliser(tensors: Tensors, file: str, name: str, mean: Channels, 
 
 
 def _without_sub_block(tensors: Tensors, file: str) -> dict[str, Tensor]:
-    """TRADES's code makes a copy of the first stage, ``sub_block1``, and never calls it: checked, and left out."""
+    """``tensors`` without ``sub_block1``: TRADES's code makes this copy of the first stage and never calls it. Its
+    names and shapes must be those of the first stage."""
     dead = {name for name in tensors if name.startswith("sub_block1.")}
     twins = {name: name.replace("sub_block1.", "block1.", 1) for name in dead}
     alike = {name.removeprefix("block1.") for name in tensors if name.startswith("block1.")}

@@ -46,7 +46,7 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _decimals(values: Tensor) -> tuple[float, ...]:
-    """The short decimal numbers that the float32 ``values`` were written as."""
+    """The short decimal numbers that were rounded to the float32 ``values``."""
     short = tuple(float(f"{value:.6g}") for value in values.flatten().tolist())
     same = torch.equal(torch.tensor(short), values.flatten().float())
     return short if same else tuple(values.flatten().tolist())

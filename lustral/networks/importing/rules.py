@@ -1,5 +1,5 @@
-"""From the names of a foreign file to the names of a network here: every tensor used once, or a sentence that says
-which was not."""
+"""Rules from the tensor names of a foreign file to those of a network here. Every tensor must be used exactly once; an
+error names those that are not."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -18,12 +18,12 @@ def _as_it_is(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Rule:
-    """``targets`` of the network from ``sources`` of the file.
+    """How the tensors ``targets`` of the network are made from the tensors ``sources`` of the file.
 
     Attributes:
         targets: names in the network's state.
         sources: names in the file.
-        make: of the source tensors (one argument each), the target tensors; the identity if not given.
+        make: function from the source tensors (one argument each) to the target tensors; by default the identity.
     """
 
     targets: tuple[str, ...]
@@ -32,7 +32,7 @@ class Rule:
 
 
 def rule(targets: str | tuple[str, ...], sources: str | tuple[str, ...], make: Make = _as_it_is) -> Rule:
-    """A `Rule`, with single names instead of tuples of one."""
+    """A `Rule`; a single name may be given instead of a tuple."""
     return Rule(
         (targets,) if isinstance(targets, str) else targets,
         (sources,) if isinstance(sources, str) else sources,
@@ -41,20 +41,21 @@ def rule(targets: str | tuple[str, ...], sources: str | tuple[str, ...], make: M
 
 
 def pairs(target: str, source: str, members: Iterable[str] = ("weight", "bias")) -> list[Rule]:
-    """The weight and bias of one layer, unchanged: ``target.weight`` from ``source.weight`` and so on."""
+    """Rules for the weight and bias of one layer, unchanged: ``target.weight`` from ``source.weight`` and so on."""
     return [rule(f"{target}.{member}", f"{source}.{member}") for member in members]
 
 
 def fill(network: nn.Module, rules: Iterable[Rule], tensors: Mapping[str, Tensor], file: str) -> nn.Module:
-    """Put ``tensors`` into ``network`` by ``rules``, strictly; returns the network.
+    """Load ``tensors`` into ``network`` by ``rules``, strictly; returns the network.
 
     Args:
-        rules: every target of the network's state and every source of the file in exactly one of them.
-        tensors: what the file holds, by name.
-        file: how messages name the file.
+        network: the network to fill.
+        rules: every tensor of the network's state and of the file must be in exactly one of them.
+        tensors: the tensors of the file, by name.
+        file: the name of the file in messages.
 
     Raises:
-        ValueError: naming what is missing, unknown, of another shape, or not finite.
+        ValueError: if a tensor is missing, unknown, of another shape, or not finite; the message names it.
     """
     rules = list(rules)
     expected = network.state_dict()

@@ -1,8 +1,8 @@
 """Checkpoints of Score-SDE in PyTorch (Song et al. 2021): ``checkpoint_8.pth`` of DDPM++ and NCSN++.
 
-The file's moving average is a list without names; its names are those of the raw weights beside it, in order. With
-positional features the tensors are those of VP, sub-VP and discrete-time models alike, of which only the continuous VP
-ones are known here: whoever imports has to say so.
+The file's moving average is a list without names, in the order of the raw weights, which have names. With positional
+features, VP, sub-VP and discrete-time models have the same tensors; only continuous VP models are supported here, so an
+option must confirm that it is one.
 """
 
 import re
@@ -28,22 +28,23 @@ _NAMES = {"norm0": "GroupNorm_0", "conv0": "Conv_0", "affine": "Dense_0", "norm1
 
 
 def load(path: str | Path, *, sde: SDE | None = None, image_size: int = 32) -> nn.Module:
-    """The denoiser in a checkpoint, by the moving average if it has one, or in a plain ``state_dict``.
+    """The denoiser in a checkpoint (its moving average, if it has one) or in a plain ``state_dict``.
 
     Args:
-        sde: the process it was trained on in continuous time. A network with Fourier features is a continuous VE one
-            in all of the authors' configurations, and need not be told; one with positional features may be a VP, a
-            sub-VP or a discrete-time (VP or VE) one, and is taken only if this says "vp".
-        image_size: height and width of the training images, which the tensors do not tell.
+        path: the file.
+        sde: the process that it was trained on in continuous time. Optional for a network with Fourier features, which
+            is a continuous VE model in all of the authors' configurations; a network with positional features may be a
+            VP, a sub-VP or a discrete-time (VP or VE) model, and is accepted only with "vp".
+        image_size: height and width of the training images, which cannot be inferred from the tensors.
 
     Raises:
-        ValueError: if the file is none of those, or another architecture's.
+        ValueError: if the file is neither, or of another architecture.
     """
     if sde is not None and sde not in get_args(SDE):
         raise ValueError(f"--set sde takes vp or ve, not {sde!r}.")
     file, image_size = Path(path).name, whole("image_size", image_size)
     tensors = _weights(read_torch(path), file)
-    tensors.pop("sigmas", None)  # a table that the continuous models never look at
+    tensors.pop("sigmas", None)  # a table that the continuous models do not use
     kinds = _kinds(tensors, file)
     if "conv" not in kinds or "block" not in kinds:
         raise ValueError(f"{file} has no {_LIST} of a DDPM++ or NCSN++ in it: check --format.")
@@ -69,7 +70,7 @@ def load(path: str | Path, *, sde: SDE | None = None, image_size: int = 32) -> n
 
 
 def _check_process(sde: SDE | None, fourier: bool, file: str) -> None:
-    """Refuse what cannot be told, and what cannot be."""
+    """Refuse a process that is missing but needed, or that contradicts the tensors."""
     if fourier and sde == "vp":
         raise ValueError(
             f"{file} has Fourier features of its time, which only continuous VE models have: leave --set sde=vp out."
@@ -89,7 +90,7 @@ def _check_process(sde: SDE | None, fourier: bool, file: str) -> None:
 
 
 def rules(network: SongUNetDenoiser) -> list[Rule]:
-    """From ``all_modules.{i}.…`` to the network's names."""
+    """The rules from ``all_modules.{i}.…`` to the network's names."""
     return [r for i, part in enumerate(parts(network.network)) for r in _part(part, f"{_LIST}.{i}")]
 
 
@@ -119,14 +120,14 @@ def _stacked(*products: Tensor) -> Tensor:
 
 
 def _weights(content: Any, file: str) -> dict[str, Tensor]:
-    """The named tensors to use: the moving average's where there is one."""
+    """The named tensors to import: those of the moving average, if there is one."""
     if not isinstance(content, Mapping) or "ema" not in content:
         return without_prefix(tensors_of(content, file))
     average = content["ema"].get("shadow_params") if isinstance(content["ema"], Mapping) else None
     if "model" not in content or not isinstance(average, list):
         raise ValueError(f"{file} has a moving average (ema) without {{model, ema.shadow_params}}: check --format.")
     raw = without_prefix(tensors_of(content["model"], file))
-    frozen = {"sigmas", f"{_LIST}.0.W"}  # the moving average is of what is trained
+    frozen = {"sigmas", f"{_LIST}.0.W"}  # not trained, so not in the moving average
     names = [name for name in raw if name not in frozen]
     if len(average) != len(names):
         raise ValueError(
@@ -144,7 +145,7 @@ def _weights(content: Any, file: str) -> dict[str, Tensor]:
 
 
 def _kinds(tensors: Mapping[str, Tensor], file: str) -> list[str]:
-    """What each ``all_modules.{i}`` is, by the names and dimensions of its tensors."""
+    """The kind of each ``all_modules.{i}``, inferred from the names and dimensions of its tensors."""
     members: dict[int, set[str]] = {}
     for name in tensors:
         if found := re.fullmatch(rf"{_LIST}\.(\d+)\.(.+)", name):
@@ -170,7 +171,7 @@ def _seen(tensors: Mapping[str, Tensor], i: int, file: str) -> Seen:
 
 
 def _attention_sizes(kinds: list[str], image_size: int, levels: int, blocks: int) -> list[int]:
-    """Of the encoder, whose blocks are followed by an attention at once; each level's first block tells."""
+    """The resolutions with attention, from the encoder: whether the first block of a level is followed by one."""
     after = [following == "attention" for kind, following in pairwise(kinds) if kind == "block"]
     return [image_size >> level for level in range(levels) if after[level * (blocks + 1)]]
 

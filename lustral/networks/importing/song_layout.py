@@ -1,5 +1,5 @@
 """What the importers of DDPM++ and NCSN++ share: the parts of a `SongUNet` in the order in which they are called, and
-its architecture read off the shapes of its residual blocks.
+the inference of its architecture from the shapes of its residual blocks.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ Kind = Literal["fourier", "dense", "conv", "block", "attention", "pyramid", "nor
 
 
 class Part(NamedTuple):
-    """A module: what it is, its name in a `SongUNetDenoiser`'s state, and whether it is a block with a shortcut."""
+    """A module: its kind, its name in a `SongUNetDenoiser`'s state, and whether it is a block with a shortcut."""
 
     kind: Kind
     name: str
@@ -61,13 +61,13 @@ class Shape(NamedTuple):
 
 
 def shape_of(seen: Sequence[Seen], base_channels: int, file: str) -> Shape:
-    """From all residual blocks in the order of the forward pass.
+    """The architecture, inferred from all residual blocks in the order of the forward pass.
 
-    With L levels of n blocks there are 2 (L - 1) blocks that resample (as wide as before, and yet with a shortcut of
-    their own) and L (2 n + 1) + 2 that do not.
+    With L levels of n blocks there are 2 (L - 1) blocks that resample (which keep the width but have a convolution in
+    their shortcut) and L (2 n + 1) + 2 that do not.
 
     Raises:
-        ValueError: if no architecture has such blocks.
+        ValueError: if no architecture has these blocks.
     """
     plain = [block for block in seen if not (block.projects and block.channels_in == block.channels)]
     levels, odd = divmod(len(seen) - len(plain), 2)

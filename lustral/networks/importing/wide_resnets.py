@@ -20,14 +20,14 @@ Channels = float | Sequence[float]
 
 @dataclass(frozen=True)
 class WideNaming:
-    """How a file calls the parts of a WideResNet.
+    """The tensor names of a WideResNet in a file.
 
     Attributes:
-        blocks: what the names of a stage's blocks begin with, for each of the three.
-        stem, norm, head: parts outside the blocks.
-        parts: bn1, conv1, bn2, conv2 and shortcut inside a block.
-        convolution: the tensors of a convolution: our member, and what follows its name in the file.
-        build: the network that bears them.
+        blocks: the prefix of the names of a stage's blocks, for each of the three stages.
+        stem, norm, head: names of the parts outside the blocks.
+        parts: names of bn1, conv1, bn2, conv2 and shortcut inside a block.
+        convolution: the tensors of a convolution: the name here, and the suffix in the file.
+        build: the class of the network.
     """
 
     blocks: tuple[str, str, str]
@@ -52,18 +52,18 @@ class WideNaming:
         return rules
 
     def size(self, tensors: Mapping[str, Tensor], file: str) -> tuple[int, int]:
-        """Depth and width."""
+        """Depth and width, inferred from the tensors."""
         weight, conv1 = self.convolution["weight"], self.parts[1]
         widened = shape(tensors, f"{self.blocks[0]}0.{conv1}{weight}", 4, file)[0]
         return 6 * count(tensors, self.blocks[0]) + 4, max(1, widened // 16)
 
     def ends(self, tensors: Mapping[str, Tensor], file: str) -> tuple[int, int]:
-        """Classes, and channels of the image."""
+        """The number of classes and the image's channels, inferred from the tensors."""
         classes = shape(tensors, f"{self.head}.weight", 2, file)[0]
         return classes, shape(tensors, f"{self.stem}{self.convolution['weight']}", 4, file)[1]
 
     def load(self, tensors: Mapping[str, Tensor], file: str, **options: Any) -> WideResNet | SwishWideResNet:
-        """A network of the size that the tensors tell, with them in it."""
+        """A network of the size inferred from the tensors, with these as weights."""
         (depth, width), (classes, channels) = self.size(tensors, file), self.ends(tensors, file)
         network = self.build(depth=depth, width=width, num_classes=classes, channels=channels, **options)
         fill(network, self.rules(network, tensors), tensors, file)
@@ -108,7 +108,7 @@ _SZAGORUYKO = WideNaming(
 )
 
 
-# Depth and width of the one network that each of these formats is for: many have its names, and normalise otherwise.
+# Depth and width of the network of each of these formats: others have the same tensor names, but another normalisation.
 SIZES = {"robustbench-wrn": (28, 10), "diffpure-wrn": (70, 16)}
 _WHOSE = {
     "robustbench-wrn": "RobustBench's Standard, on raw images",
@@ -130,7 +130,7 @@ def _diffpure(path: Path) -> nn.Module:
 
 
 def _check(tensors: Mapping[str, Tensor], file: str, form: str) -> None:
-    """Refuse another network than the format's: the names of the tensors are the same, and only sizes tell it."""
+    """Refuse a network of another size than the format's, which would have the same tensor names."""
     found = TRADES.size(tensors, file)
     if found != SIZES[form]:
         size, depth, width = f"{file} is a WRN-{found[0]}-{found[1]}", *SIZES[form]
