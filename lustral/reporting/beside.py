@@ -40,7 +40,9 @@ def beside(rows: Sequence[Measured], key: str = "published", title: str = "Publi
     """
     columns = [Column(label) for label in ("Row", "Defence", "Data", "Classifier", "Threat", "Attack", "Rule")]
     columns.append(Column("n", numeric=True))
-    columns += [Column(kind, group, numeric=True) for group in ("measured", "published") for kind in ("clean", "robust")]
+    columns += [
+        Column(kind, group, numeric=True) for group in ("measured", "published") for kind in ("clean", "robust")
+    ]
     columns += [Column("Source"), Column("Status")]
     every = {run.name: run.card for _, runs in rows for run in runs}
     status = dict(zip(every, status_cells(every)[0], strict=True))
@@ -120,4 +122,3 @@ def _legend(rows: Sequence[Measured]) -> str:
         words += f"Published by the sources named, {_PLUS_MINUS} is theirs. Evidence: "
         words += "; ".join(f"{tag}: {meaning}" for tag, meaning in EVIDENCE.items() if tag in used) + "."
     return words.strip()
-

@@ -8,8 +8,8 @@ from lustral.command_line import Parser
 from lustral.reporting.beside import Measured, beside
 from lustral.reporting.build import write_report
 from lustral.reporting.markdown import markdown
-from lustral.reporting.runs import Run, load_runs
-from lustral.tables import HAVE_A_CARD, Job, PaperTable, Row, call, make_jobs, missing, read_table
+from lustral.reporting.runs import load_runs
+from lustral.tables import HAVE_A_CARD, Job, PaperTable, call, make_jobs, missing, read_table
 
 STOPPED = (130, 143)
 """Exit codes of a process that was told to stop."""
@@ -81,7 +81,9 @@ def _show(table: PaperTable, jobs: Sequence[Job]) -> None:
     for job in jobs:
         row = job.row
         seed = f", seed {job.seed}" if job.seed else ""
-        print(f"{row.number}  {row.name}{seed} ({job.state}): {row.defence}, {row.classifier}, {row.threat}, {row.attack}")
+        print(
+            f"{row.number}  {row.name}{seed} ({job.state}): {row.defence}, {row.classifier}, {row.threat}, {row.attack}"
+        )
         print(f"   {job.command}")
     for file, command in missing(table.needs).items():
         print(f"\nfirst: python cli.py {command}    (makes {file})")
@@ -114,11 +116,10 @@ def _stop_if_told(code: int) -> None:
 def _report(table: PaperTable, jobs: Sequence[Job], folder: Path) -> None:
     """Print measured beside published, and write the whole report of the rows that have a card."""
     runs = {run.folder.resolve(): run for run in load_runs(finished)} if (finished := _finished(jobs)) else {}
-    by_row: dict[Row, list[Run]] = {}
-    for job in jobs:
-        run = runs.get(job.folder.resolve())
-        by_row.setdefault(job.row, []).extend([run] if run is not None else [])
-    rows: list[Measured] = [(row, found) for row, found in by_row.items()]
+    rows: list[Measured] = []
+    for row in table.rows:
+        folders = [job.folder.resolve() for job in jobs if job.row is row]
+        rows.append((row, [runs[folder] for folder in folders if folder in runs]))
     print(markdown([beside(rows, key="table", title=table.title)]))
     if finished:
         for path in write_report(finished, folder / "report"):

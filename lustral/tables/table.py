@@ -151,9 +151,7 @@ def read_tables(folder: str | Path) -> list[PaperTable]:
     return [read_table(path) for path in sorted(Path(folder).glob("*.yaml"))]
 
 
-def _row(
-    path: Path, number: int, given: Any, everywhere: Mapping[str, Any], recipe: Path, source: str
-) -> Row:
+def _row(path: Path, number: int, given: Any, everywhere: Mapping[str, Any], recipe: Path, source: str) -> Row:
     where = f"row {number}"
     _check_keys(path, where, given, _ROW_KEYS, ("name",))
     merged = {**everywhere, **given}
@@ -202,9 +200,7 @@ def _value(path: Path, where: str, given: Any) -> Value | None:
     return float(match[1]), None if match[2] is None else float(match[2])
 
 
-def _check_keys(
-    path: Path, where: str, given: Any, known: Sequence[str], needed: Collection[str] = ()
-) -> None:
+def _check_keys(path: Path, where: str, given: Any, known: Sequence[str], needed: Collection[str] = ()) -> None:
     """Refuse anything but a dict with known keys, and all those that are needed."""
     if not isinstance(given, dict):
         raise ValueError(f"{path}: {where} is {given!r}; it must be keys with values.")

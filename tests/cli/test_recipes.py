@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import yaml
+from lustral.reporting.published import Published, all_published
 
 import lustral.purifiers
 from lustral.diffusion import LinearSchedule
 from lustral.recipes import check_layers
-from lustral.reporting.published import Published, all_published
 from tests.cli.shrunk import Shrinker, attack, follow, read, training
 
 CONFIGS = Path("configs")
