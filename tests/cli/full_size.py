@@ -1,5 +1,6 @@
 """Purifiers and attacks of plain data, as large as they stand there, before toy diffusion models."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,12 @@ def built(value: Any) -> Any:
 
 def _denoiser(part: dict[str, Any]) -> VariedDenoiser:
     """On the schedule of the network that a part describes."""
-    given = part["init_args"]
-    if "preconditioning" not in given:  # of a training recipe, which has it
-        recipe = Path("configs/train") / f"{Path(given['weights']).parent.name}.yaml"
-        given = followed(recipe)["model"]["init_args"]["denoiser"]["init_args"]
-    schedule = make_schedule(given.get("schedule_type") or given["preconditioning"])
+    if part["class_path"].rpartition(".")[2].startswith("load_"):  # what a training recipe writes
+        recipe = Path("configs/train") / f"{Path(part['init_args']['weights']).parent.name}.yaml"
+        part = followed(recipe)["model"]["init_args"]["denoiser"]
+    parameters = inspect.signature(imported(part["class_path"])).parameters
+    given = {name: parameters[name].default for name in ("schedule_type", "preconditioning")} | part["init_args"]
+    schedule = make_schedule(given["schedule_type"] or given["preconditioning"])
     return VariedDenoiser(schedule, (3, PIXELS, PIXELS)).float()
 
 

@@ -4,11 +4,11 @@ import json
 import shutil
 
 import pytest
+from lustral.reporting.published import EVIDENCE, all_published
 
 from lustral.evaluation import compare
 from lustral.reporting import load_runs, report
 from lustral.reporting.paired import paired_comparisons
-from lustral.reporting.published import EVIDENCE, all_published
 from lustral.reporting.words import attack_in_short, component_in_short, defence_in_short
 
 
