@@ -88,7 +88,8 @@ def _read(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): mend it, or choose another.") from error
+        reason = getattr(error, "problem", None) or error
+        raise ValueError(f"{path} cannot be read ({reason}): mend it, or choose another.") from error
 
 
 def _followed(value: Any, folder: Path) -> Any:
