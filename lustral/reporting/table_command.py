@@ -1,6 +1,8 @@
 """`python cli.py table`: a paper's table, row by row, and what was measured beside what was published."""
 
+import re
 import sys
+from argparse import ArgumentTypeError
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from lustral.tables import HAVE_A_CARD, Job, PaperTable, call, make_jobs, missin
 
 STOPPED = (130, 143)
 """Exit codes of a process that was told to stop."""
+_PIECE = re.compile(r"^(\d+)(?:-(\d+))?$")
 _OURS = ("--trainer.default_root_dir", "--model.seed")
 
 _HELP = """A paper's table: every row is an evaluation, with what was published of it beside. Rows that ended are not
@@ -71,8 +74,11 @@ def _numbers(text: str) -> list[int]:
     """Such as ``0,3,5-7``."""
     numbers: list[int] = []
     for piece in text.split(","):
-        first, _, last = piece.strip().partition("-")
-        numbers += range(int(first), int(last or first) + 1)
+        match = _PIECE.match(piece.strip())
+        last = int(match[2] or match[1]) if match else -1
+        if match is None or last < int(match[1]):
+            raise ArgumentTypeError(f"{text!r} are no numbers, such as 3,5 or 2-7")
+        numbers += range(int(match[1]), last + 1)
     return list(dict.fromkeys(numbers))
 
 
