@@ -5,8 +5,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,23 +85,18 @@ def missing(needs: Mapping[str, str]) -> dict[str, str]:
 
 
 def call(cli: Path, words: Sequence[str]) -> int:
-    """Run ``cli.py`` with ``words`` in a process of its own, which ends when this one is told to; returns its exit
-    code."""
-    with subprocess.Popen([sys.executable, str(cli), *words]) as process, _ended_together(process):
-        return process.wait()
+    """Run ``cli.py`` with ``words`` in a process of its own; returns its exit code, or 143 if this process was told to
+    stop meanwhile. SIGTERM is handed on, and the process tidies up. (Ctrl-C reaches both without help.)"""
+    told: list[int] = []
+    with subprocess.Popen([sys.executable, str(cli), *words]) as process:
 
+        def stop(number: int, frame: Any) -> None:
+            told.append(number)  # only that: whoever waits for the process holds a lock, and would never get it here
+            process.send_signal(number)
 
-@contextmanager
-def _ended_together(process: "subprocess.Popen[Any]") -> Iterator[None]:
-    """Hand SIGTERM on, wait until the process has tidied up, and leave with its exit code, 143. (Ctrl-C reaches both
-    without help.)"""
-
-    def stop(number: int, frame: Any) -> None:
-        process.send_signal(signal.SIGTERM)
-        raise SystemExit(process.wait())
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        before = signal.signal(signal.SIGTERM, stop)
+        try:
+            code = process.wait()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    return 128 + signal.SIGTERM if told else code

@@ -224,9 +224,14 @@ class Shrinker:
         if not path.exists():
             with torch.random.fork_rng():
                 torch.manual_seed(0)
-                small = WideResNet(10, 1) if kind == "classifier" else UNetDenoiser(**SMALLEST["UNetDenoiser"])
+                small = WideResNet(10, 1) if kind == "classifier" else self._denoiser_of(run)
             save_network(small, path)
         return path
+
+    def _denoiser_of(self, run: str) -> UNetDenoiser:
+        """A small one on the schedule of a training recipe's."""
+        given = followed(Path("configs/train") / f"{run}.yaml")["model"]["init_args"]["denoiser"]["init_args"]
+        return UNetDenoiser(**SMALLEST["UNetDenoiser"], preconditioning=given["preconditioning"])
 
 
 def attack(part: Part, folder: Path, **options: Any) -> list[str]:

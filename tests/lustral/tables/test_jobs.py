@@ -87,6 +87,19 @@ def test_needs_that_are_there_are_not_made(tmp_path: Path) -> None:
     assert missing(needs) == {str(tmp_path / "not"): "two"}
 
 
+@pytest.mark.parametrize("ends", ["sys.exit(143)", "sys.exit(0)", "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_sigterm_is_handed_on_and_ends_with_143(ends: str, tmp_path: Path) -> None:
+    """However the process takes it: in the middle of its work, at its very end, or before it can listen."""
+    path = tmp_path / "waits.py"
+    path.write_text(
+        "import os, signal, sys, time\n"
+        f"signal.signal(signal.SIGTERM, lambda *_: {ends})\n"
+        "os.kill(os.getppid(), signal.SIGTERM)\n"
+        "time.sleep(60)\n"
+    )
+    assert call(path, []) == 143
+
+
 def test_the_handler_of_signals_is_put_back(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     path = tmp_path / "five.py"
