@@ -20,6 +20,7 @@ _CALLABLE = re.compile(
     r"^Type typing\.Callable\[.*?\] expects a function or a callable class: (.*?)(?:\. Got value: .*)?$"
 )
 _MADE_OF = re.compile(r"\. Got value: Namespace\(class_path='([^']+)'.*$")
+_GROUPS = ("classifier", "purifier", "attack", "threat", "protocol")  # folders of configs/ with parts of an evaluation
 _REQUIRED = re.compile(r"^the following arguments are required: (.+)$")
 _NO_PATH = re.compile(r"^Expected a dot import path string: (.+)$")
 _TYPE = re.compile(r"^Expected a <class '(\w+)'>(?:\. Got value: (.*))?$")
@@ -123,7 +124,10 @@ def no_such_class(class_path: str) -> str:
 def _mended(cause: str, class_path: str) -> str:
     """The cause with a remedy, where one can be told."""
     if match := _REQUIRED.match(cause):
-        return f"{class_path.rpartition('.')[2] or 'it'} must be given {match[1]}."
+        parts = [name for name in match[1].split(", ") if name in _GROUPS]
+        how = " ".join(f"--model.{name} configs/{name}/FILE.yaml" for name in parts)
+        told = f"{class_path.rpartition('.')[2] or 'it'} must be given {match[1]}"
+        return f"{told}: {how}." if how and class_path.endswith(".RobustnessEvaluation") else f"{told}."
     if match := _NO_PATH.match(cause):
         return f"{match[1]} is no class: give its whole dotted name, as in torch.optim.AdamW."
     if match := _OPTION.match(cause):

@@ -112,11 +112,15 @@ def resets(words: Sequence[str]) -> list[str]:
                 found.pop(f"{part.key}.{name}", None)
     for option, value in _options(words):
         key = option.removeprefix("--")
-        for part in _walk(value, key, Path(), Path("the command line")) if key in chosen else ():
+        for part in _walk(value, key, Path(), Path("the command line")) if key.startswith(("model", "data")) else ():
             before = chosen.get(part.key, part)
+            if value == before.class_path:
+                continue
             named = {name for name in before.options if {f"{part.key}.{name}", f"{part.key}.init_args.{name}"} & given}
-            if value != before.class_path:
-                found |= part.in_the_place_of(replace(before, options=before.options - named))
+            found |= part.in_the_place_of(replace(before, options=before.options - named))
+            chosen[part.key] = part
+            for name in part.options:
+                found.pop(f"{part.key}.{name}", None)
     return [word for key, default in found.items() if key not in given for word in (f"--{key}", _in_yaml(default))]
 
 

@@ -10,11 +10,12 @@ from lustral.command_line import Parser
 from lustral.reporting.beside import Measured, beside
 from lustral.reporting.build import write_report
 from lustral.reporting.markdown import markdown
-from lustral.reporting.runs import Run, load_runs
+from lustral.reporting.runs import load_runs
 from lustral.tables import HAVE_A_CARD, Job, PaperTable, call, make_jobs, missing, read_table
 
 STOPPED = (130, 143)
 """Exit codes of a process that was told to stop."""
+_PIECE = re.compile(r"^(\d+)(?:-(\d+))?$")
 _OURS = ("--trainer.default_root_dir", "--model.seed")
 
 _HELP = """A paper's table: every row is an evaluation, with what was published of it beside. Rows that ended are not
@@ -73,10 +74,11 @@ def _numbers(text: str) -> list[int]:
     """Such as ``0,3,5-7``."""
     numbers: list[int] = []
     for piece in text.split(","):
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", piece.strip())
-        if match is None:
+        match = _PIECE.match(piece.strip())
+        last = int(match[2] or match[1]) if match else -1
+        if match is None or last < int(match[1]):
             raise ArgumentTypeError(f"{text!r} are no numbers, such as 3,5 or 2-7")
-        numbers += range(int(match[1]), int(match[2] or match[1]) + 1)
+        numbers += range(int(match[1]), last + 1)
     return list(dict.fromkeys(numbers))
 
 
@@ -120,11 +122,10 @@ def _stop_if_told(code: int) -> None:
 def _report(table: PaperTable, jobs: Sequence[Job], folder: Path) -> None:
     """Print measured beside published, and write the whole report of the rows that have a card."""
     runs = {run.folder.resolve(): run for run in load_runs(finished)} if (finished := _finished(jobs)) else {}
-    of_row: dict[int, list[Run]] = {row.number: [] for row in table.rows}
-    for job in jobs:
-        if (run := runs.get(job.folder.resolve())) is not None:
-            of_row[job.row.number].append(run)
-    rows: list[Measured] = [(row, of_row[row.number]) for row in table.rows]
+    rows: list[Measured] = []
+    for row in table.rows:
+        folders = [job.folder.resolve() for job in jobs if job.row is row]
+        rows.append((row, [runs[folder] for folder in folders if folder in runs]))
     print(markdown([beside(rows, key="table", title=table.title)]))
     if finished:
         for path in write_report(finished, folder / "report"):

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +82,14 @@ def _from_here(path: Path) -> str:
     return os.path.relpath(path)
 
 
+@cache
 def _read(path: Path) -> Any:
+    """A file's content, which nobody changes: the rows of all tables pick the same few dozen files over and over."""
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): mend it, or choose another.") from error
+        reason = getattr(error, "problem", None) or error
+        raise ValueError(f"{path} cannot be read ({reason}): mend it, or choose another.") from error
 
 
 def _followed(value: Any, folder: Path) -> Any:

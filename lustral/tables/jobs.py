@@ -18,6 +18,7 @@ FINISHED = "table_row.json"
 HAVE_A_CARD = (0, 3)
 """Exit codes of an evaluation that ended; 3 says that samples met NaN."""
 STOPPED = 128 + signal.SIGTERM
+"""The exit code of a process that was ended by SIGTERM."""
 
 
 @dataclass(frozen=True)
@@ -86,18 +87,18 @@ def missing(needs: Mapping[str, str]) -> dict[str, str]:
 
 
 def call(cli: Path, words: Sequence[str]) -> int:
-    """Run ``cli.py`` with ``words`` in a process of its own, and return its exit code. SIGTERM is handed on, and the
-    code is then 143 (Ctrl-C reaches both processes without help)."""
+    """Run ``cli.py`` with ``words`` in a process of its own; returns its exit code, or 143 if this process was told to
+    stop meanwhile. SIGTERM is handed on, and the process tidies up. (Ctrl-C reaches both without help.)"""
     told: list[int] = []
-
-    def stop(number: int, frame: Any) -> None:
-        told.append(number)
-        process.send_signal(number)
-
     with subprocess.Popen([sys.executable, str(cli), *words]) as process:
+
+        def stop(number: int, frame: Any) -> None:
+            told.append(number)  # only that: whoever waits for the process holds a lock, and would never get it here
+            process.send_signal(number)
+
         before = signal.signal(signal.SIGTERM, stop)
         try:
-            code = process.wait()  # goes on waiting after the signal: the process says how to go on, and ends
+            code = process.wait()
         finally:
             signal.signal(signal.SIGTERM, before)
     return STOPPED if told else code

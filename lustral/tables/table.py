@@ -156,7 +156,14 @@ def _row(path: Path, number: int, given: Any, everywhere: Mapping[str, Any], rec
     _check_keys(path, where, given, _ROW_KEYS, ("name",))
     merged = {**everywhere, **given}
     for key in _MERGED:
-        merged[key] = {**(everywhere.get(key) or {}), **(given.get(key) or {})}
+        merged[key] = {}
+        for whose, said in (("all", everywhere.get(key)), (where, given.get(key))):
+            if not isinstance(said, (dict, type(None))):
+                raise ValueError(f"{path}: {key} of {whose} is {said!r}; it must be keys with values.")
+            merged[key] |= said or {}
+    layers = merged.get("layers") or []
+    if not isinstance(layers, list):
+        raise ValueError(f"{path}: layers of {where} is {layers!r}; it must be a list of files.")
     missing = [key for key in ("defence", "dataset", "classifier", "threat", "attack") if key not in merged]
     if missing:
         raise ValueError(f"{path}: {where} says no {missing[0]}: give it there, or in `all`.")
@@ -166,7 +173,7 @@ def _row(path: Path, number: int, given: Any, everywhere: Mapping[str, Any], rec
     _check_keys(path, f"published of {where}", merged["published"], _PUBLISHED_KEYS)
     choice = Choice(
         recipe,
-        tuple(path.parent / str(layer) for layer in merged.get("layers") or ()),
+        tuple(path.parent / str(layer) for layer in layers),
         {group: path.parent / str(file) for group, file in merged["choose"].items()},
         merged["options"],
     )

@@ -1,11 +1,13 @@
-"""What the front door draws at the end of an evaluation, with one noise level on its sheet instead of four."""
+"""Evaluations made small, and sheets of pictures with one noise level on them instead of four."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 import cli as front_door
 from callbacks import Panels
+from tests.cli.shrunk import Shrinker
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -14,3 +16,11 @@ def _small_sheets() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(front_door, "Panels", lambda: Panels(num_images=2, levels=(0.5,)))
         yield
+
+
+@pytest.fixture(scope="session")
+def shrinker(tmp_path_factory: pytest.TempPathFactory, digit_weights: dict[str, Path]) -> Shrinker:
+    """What makes an evaluation small, with files that are written once."""
+    return Shrinker(
+        tmp_path_factory.mktemp("shrunk"), digit_weights, lambda *words: front_door.main([str(w) for w in words])
+    )

@@ -1,7 +1,8 @@
 """What makes each shipped recipe run in seconds: fixture data in the very formats, and the smallest networks."""
 
 import importlib
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import yaml
 from datamodules.imagenet import LISTS
 from datamodules.synsets import read_synsets
 from lustral.networks import TimmClassifier, UNetDenoiser, WideResNet, save_network
+from lustral.recipes import imported
+from lustral.tables import Choice
+from lustral.tables.choice import in_one_line
 from tests.datamodules.fixtures import write_cifar10, write_image_folder, write_imagenet, write_svhn
 
 SMALL_DATA = ["--data.num_val", "5", "--data.batch_size", "4", "--data.num_workers", "0"]
@@ -90,6 +94,8 @@ IMAGENET_PIXELS, IMAGENET_DENOISER_PIXELS = 14, 16
 # Class: the options that make it small.
 SMALLEST: dict[str, dict[str, Any]] = {
     "WideResNet": {"depth": 10, "width": 1},
+    "SwishWideResNet": {"depth": 10, "width": 1},
+    "PreActResNet": {"width": 4},
     "CifarResNet": {"blocks": [1, 1, 1, 1], "width": 4},
     "TimmClassifier": {"name": "resnet10t", "num_classes": 4, "image_size": IMAGENET_PIXELS},
     "SongUNetDenoiser": {"base_channels": 8, "multipliers": [1, 2], "blocks": 1},
@@ -101,12 +107,10 @@ SMALLEST: dict[str, dict[str, Any]] = {
         "blocks": 1,
         "attention_sizes": [8],
     },
-    "DiffPure": {"num_steps": 2},
-    "GNSP": {"rounds": [[30, 1], [50, 1]]},
-    "GDMP": {"num_steps": 2, "num_rounds": 2},
-    "LangevinPurifier": {"num_steps": 2},
     "EPS": {"num_times": 2},
 }
+
+Part = dict[str, Any]
 
 
 class Shrinker:
@@ -121,72 +125,85 @@ class Shrinker:
     def __init__(self, folder: Path, digits: dict[str, Path], cli: Callable[..., int]) -> None:
         self.folder, self.digits, self.cli = folder, digits, cli
 
-    def evaluation(self, recipe: Path, layer: Path | None = None) -> list[str]:
-        """Command-line words that shrink the evaluation ``recipe``, with a second layer that chooses its attack."""
-        model, folder = read(recipe)["model"]["init_args"], recipe.parent
-        words = [*self.data(recipe), *self.network(*follow(model["classifier"], folder), "--model.classifier")]
-        words += self.purifier(*follow(model["purifier"], folder), "--model.purifier")
-        chosen = recipe if layer is None else layer
-        attack, place = follow(read(chosen)["model"]["init_args"]["attack"], chosen.parent)
-        if "surrogate" in attack["init_args"]:
-            words += self.purifier(*follow(attack["init_args"]["surrogate"], place), "--model.attack.surrogate")
-        return words
+    def evaluation(self, choice: Choice) -> list[str]:
+        """Command-line words that shrink an evaluation: sizes, counts and files. What else its options set stays."""
+        parts = choice.parts()
+        small = self.data(parts["data"]) | self.network(parts["classifier"], "model.classifier")
+        if parts["purifier"] is not None:
+            small |= self.purifier(whole(parts["purifier"]), "model.purifier")
+        surrogate = (parts["attack"].get("init_args") or {}).get("surrogate")
+        if surrogate is not None:
+            small |= self.surrogate(whole(surrogate), "model.attack.surrogate")
+        return as_words("", small)
 
-    def data(self, recipe: Path) -> list[str]:
-        """Fixture data of the recipe's data set."""
-        name, small = recipe.stem.partition("_")[0], SMALL_DATA
+    def data(self, part: Part) -> dict[str, Any]:
+        """Fixture data in the place of a data module's."""
+        name, given = part["class_path"].rpartition(".")[2], part.get("init_args") or {}
+        small = {"data.num_val": 5, "data.batch_size": 4, "data.num_workers": 0}
         root = self.folder / name
-        if name == "cifar10":
+        if name == "Digits":
+            return {}
+        if name == "CIFAR10":
             if not root.exists():
                 write_cifar10(root, n=20, num_test=20)
                 (root / "subset.txt").write_text("7\n3\n11\n0\n")
-            subset = ["--data.test_subset", str(root / "subset.txt")] if recipe.parent.name == "eval" else []
-            return ["--data.root", str(root), *subset, *small]
-        if name == "svhn":
-            return ["--data.root", str(root if root.exists() else write_svhn(root)), *small]
-        if name == "image":
-            root = root if root.exists() else write_image_folder(root, [str(label) for label in range(10)], n=1)
-            return ["--data.root", str(root), *small]
-        if name == "imagenet":
+            small |= {"data.test_subset": str(root / "subset.txt")} if "test_subset" in given else {}
+        elif name == "SVHN" and not root.exists():
+            write_svhn(root)
+        elif name == "ImageFolder" and not root.exists():
+            write_image_folder(root, [str(label) for label in range(10)], n=1)
+        elif name == "ImageNet":
             if not root.exists():
                 write_imagenet(root, [f"n{number:08d}" for number in range(4)])
-            return ["--data.root", str(root), "--data.image_size", str(IMAGENET_PIXELS), *small]
-        return []
+            small["data.image_size"] = IMAGENET_PIXELS
+        return small if name == "StreetDigits" else {"data.root": str(root), **small}
 
-    def purifier(self, part: dict[str, Any], folder: Path, key: str) -> list[str]:
+    def purifier(self, part: Part, key: str) -> dict[str, Any]:
         """Fewer steps of a small denoiser at its own size; SSNI's reference is one of that denoiser."""
-        name, given = part["class_path"].rpartition(".")[2], part.get("init_args", {})
-        words = _as_words(key, SMALLEST.get(name, {}))
-        if "denoiser" in given:
-            words += self.network(*follow(given["denoiser"], folder), f"{key}.denoiser")
-        if "scorer" in given:
-            words += self.network(*follow(given["scorer"], folder), f"{key}.scorer")
-        if "resize_to" in given:
-            words += [f"{key}.resize_to", str(IMAGENET_DENOISER_PIXELS)]
+        name, given = part["class_path"].rpartition(".")[2], part.get("init_args") or {}
+        small = _under(key, _fewest(given, 2))
+        for network in ("denoiser", "scorer"):
+            if network in given:
+                small |= self.network(given[network], f"{key}.{network}")
+        if given.get("resize_to") is not None:
+            small[f"{key}.resize_to"] = IMAGENET_DENOISER_PIXELS
         if name == "SSNI":
-            words += self.purifier(*follow(given["purifier"], folder), f"{key}.purifier")
-            words += _as_words(f"{key}.statistic", SMALLEST["EPS"])
+            small |= self.purifier(whole(given["purifier"]), f"{key}.purifier")
+            small |= _under(f"{key}.statistic", SMALLEST.get(whole(given["statistic"])["class_path"][-3:], {}))
             file = Path(given["reference"]["init_args"]["file"])
-            words += [f"{key}.reference.file", str(self.reference(file.parent.name))]
-        return words
+            small[f"{key}.reference.file"] = str(self.reference(file.parent.name))
+        return small
+
+    def surrogate(self, part: Part, key: str) -> dict[str, Any]:
+        """The purifier's own in the fewest steps, or another purifier."""
+        if not part["class_path"].endswith(".Variant"):
+            return self.purifier(part, key)
+        changes = dict[str, Any]()
+        for name, value in part["init_args"]["changes"].items():
+            changes[name] = _fewest({name.rpartition(".")[2]: value}, 1).get(name.rpartition(".")[2], value)
+        return {f"{key}.changes": changes}
 
     def reference(self, name: str) -> Path:
         """``reference.json`` of the recipe ``name``, made by its own command."""
         recipe, run = Path("configs/reference") / f"{name}.yaml", self.folder / "reference" / name
         if not (run / "reference.json").exists():
-            given = read(recipe)["model"]["init_args"]
-            words = [*self.data(recipe), *self.network(*follow(given["denoiser"], recipe.parent), "--model.denoiser")]
+            words = as_words("", self.of_reference(recipe))
             if name.startswith("imagenet"):
                 words += ["--data.image_size", str(IMAGENET_DENOISER_PIXELS)]
-            words += [*_as_words("--model.statistic", SMALLEST["EPS"]), "--trainer.accelerator", "cpu"]
+            words += [*as_words("model.statistic", SMALLEST["EPS"]), "--trainer.accelerator", "cpu"]
             assert self.cli("validate", "-c", recipe, "--trainer.default_root_dir", run, *words) == 0
         return run / "reference.json"
 
-    def network(self, part: dict[str, Any], folder: Path, key: str) -> list[str]:
+    def of_reference(self, recipe: Path) -> dict[str, Any]:
+        """Data and the network that scores them."""
+        content = followed(recipe)
+        return self.data(content["data"]) | self.network(content["model"]["init_args"]["denoiser"], "model.denoiser")
+
+    def network(self, part: Part, key: str) -> dict[str, Any]:
         """A small network of the class that a file chooses, and weights for it."""
         name, given = part["class_path"].rpartition(".")[2], part["init_args"]
         if name.startswith("load_"):
-            return [f"{key}.weights", str(self._trained(given["weights"], name))]
+            return {f"{key}.weights": str(self._trained(given["weights"], name))}
         options = {**given, **SMALLEST[name]}
         choices = {option: options[option] for option in ("schedule_type", "labels") if option in options}
         path = self.folder / "weights" / Path(given["weights"]).name
@@ -196,54 +213,90 @@ class Shrinker:
             with torch.random.fork_rng():
                 torch.manual_seed(0)
                 save_network(getattr(module, name)(**built), path)
-        return [*_as_words(key, SMALLEST[name]), f"{key}.weights", str(path)]
+        return _under(key, SMALLEST[name]) | {f"{key}.weights": str(path)}
 
     def _trained(self, weights: str, loader: str) -> Path:
         """In the place of what a training recipe would have written."""
-        kind = loader.removeprefix("load_")
-        if "digits" in weights:
+        kind, run = loader.removeprefix("load_"), Path(weights).parent.name
+        if run.startswith("digits_"):
             return self.digits[kind]
-        path = self.folder / "weights" / f"{Path(weights).parent.name}.safetensors"
+        path = self.folder / "weights" / f"{run}.safetensors"
         if not path.exists():
             with torch.random.fork_rng():
                 torch.manual_seed(0)
-                small = WideResNet(10, 1) if kind == "classifier" else UNetDenoiser(**SMALLEST["UNetDenoiser"])
+                small = WideResNet(10, 1) if kind == "classifier" else self._denoiser_of(run)
             save_network(small, path)
         return path
 
+    def _denoiser_of(self, run: str) -> UNetDenoiser:
+        """A small one on the schedule of a training recipe's."""
+        given = followed(Path("configs/train") / f"{run}.yaml")["model"]["init_args"]["denoiser"]["init_args"]
+        return UNetDenoiser(**SMALLEST["UNetDenoiser"], preconditioning=given["preconditioning"])
 
-def attack(recipe: Path, folder: Path, **options: Any) -> list[str]:
-    """Command-line words that give options to the attack of a recipe; the members of an ensemble get them in a copy of
-    its file, below ``folder``, and one target class instead of many."""
-    part, place = follow(read(recipe)["model"]["init_args"]["attack"], recipe.parent)
-    if "attacks" not in part["init_args"]:
-        return _as_words("--model.attack", options)
-    members = [follow(member, place)[0] for member in part["init_args"]["attacks"]]
-    for member in members:
-        member["init_args"] |= options | ({"num_targets": 1} if "num_targets" in member["init_args"] else {})
+
+def attack(part: Part, folder: Path, **options: Any) -> list[str]:
+    """Command-line words that give ``options`` to an attack, those that it has; the members of an ensemble get them in
+    a file below ``folder``, and one target class instead of many."""
+    if "attacks" not in part.get("init_args", {}):
+        return as_words("model.attack", _known(part, options))
+    members = [whole(member) for member in part["init_args"]["attacks"]]
+    small = [
+        {**m, "init_args": {**m.get("init_args", {}), **_known(m, {"num_targets": 1, **options})}} for m in members
+    ]
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"attack_of_{recipe.stem}.yaml"
-    path.write_text(yaml.safe_dump({**part, "init_args": {**part["init_args"], "attacks": members}}))
+    path = folder / "attack.yaml"
+    path.write_text(yaml.safe_dump({**part, "init_args": {**part["init_args"], "attacks": small}}))
     return ["--model.attack", str(path)]
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The content of a YAML file."""
-    return yaml.safe_load(path.read_text())
+def purifier_of(recipe: Path) -> Choice:
+    """A recipe; a base without a purifier with the one that its first line names."""
+    choice = Choice(recipe)
+    if choice.parts()["purifier"] is None:
+        command = recipe.read_text().partition("\n")[0]
+        choice = Choice(recipe, groups={"purifier": Path(command.partition("--model.purifier ")[2].split()[0])})
+    return choice
 
 
-def follow(value: Any, folder: Path) -> tuple[dict[str, Any], Path]:
-    """A part of a recipe and the folder that its own files are relative to, whether it is written there, picked, or a
-    bare class."""
-    if isinstance(value, str) and value.endswith(".yaml"):
-        return read(folder / value), (folder / value).parent
-    return ({"class_path": value} if isinstance(value, str) else value), folder
+def followed(path: Path) -> Part:
+    """The content of a YAML file with those that it picks in their places."""
+
+    def follow(value: Any, folder: Path) -> Any:
+        if isinstance(value, str) and value.endswith(".yaml"):
+            return follow(yaml.safe_load((folder / value).read_text()), (folder / value).parent)
+        return {name: follow(inner, folder) for name, inner in value.items()} if isinstance(value, dict) else value
+
+    return follow(path.name, path.parent)
 
 
-def _as_words(key: str, options: dict[str, Any]) -> list[str]:
-    return [word for name, value in options.items() for word in (f"{key}.{name}", yaml_word(value))]
+def whole(part: Any) -> Part:
+    """A part that may be a class path alone as a dict."""
+    return {"class_path": part} if isinstance(part, str) else part
 
 
-def yaml_word(value: Any) -> str:
-    """A value as the command line takes it."""
-    return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n").removesuffix("\n...")
+def _fewest(given: Part, most: int) -> dict[str, Any]:
+    """A purifier's steps and rounds, ``most`` of each, at its own levels."""
+    small: dict[str, Any] = {}
+    if "num_steps" in given:
+        small["num_steps"] = min(most, int(given.get("t_star", most)))
+    if "num_rounds" in given:
+        small["num_rounds"] = min(most, given["num_rounds"])
+    if "rounds" in given:
+        small["rounds"] = [[t_star, 1] for t_star, _ in (given["rounds"][0], given["rounds"][-1])[:most]]
+    return small
+
+
+def _known(part: Part, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options that a class has."""
+    parameters = inspect.signature(imported(part["class_path"])).parameters
+    return {name: value for name, value in options.items() if name in parameters}
+
+
+def _under(key: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{key}.{name}": value for name, value in options.items()}
+
+
+def as_words(key: str, options: Mapping[str, Any]) -> list[str]:
+    """Options below ``key`` as the command line takes them."""
+    start = f"--{key}." if key else "--"
+    return [word for name, value in options.items() for word in (f"{start}{name}", in_one_line(value))]

@@ -112,12 +112,23 @@ def test_options_that_would_silently_do_something_else_are_refused(
 
 
 def test_a_file_chosen_on_the_command_line_does_not_inherit_options(
-    words: list[object], cli: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    words: list[object], cli: Callable[..., int], tmp_path: Path
 ) -> None:
-    """The parser merges such a file into the recipe's instead of replacing it."""
-    plain = [*words[:2], "configs/eval/digits_diffpure.yaml", *words[3:]]
-    assert cli(*plain, "--model.attack", "configs/attack/pgd20.yaml") == 1
-    assert "eot, gradient" in capsys.readouterr().err
+    """The parser merges such a file into the recipe's instead of replacing it: its surrogate and draws would stay."""
+    recipe = tmp_path / "recipe.yaml"
+    text = Path(UNDEFENDED).read_text().replace("../", f"{Path('configs').resolve()}/")
+    recipe.write_text(text.replace("apgd_t.yaml", "surrogate_classifier.yaml"))
+    plain = [*words[:2], recipe, *words[3:]]
+    assert cli(*plain) == 0
+    card = json.loads((tmp_path / "run" / "card.json").read_text())
+    assert (card["attack"]["num_steps"], card["attack"]["surrogate"]) == (2, None)
+    assert card["attack"]["selection"] == "best"
+
+
+def test_a_base_recipe_says_what_must_be_chosen(cli: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli("test", "-c", "configs/eval/digits.yaml") == 1
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert error.endswith("RobustnessEvaluation must be given purifier: --model.purifier configs/purifier/FILE.yaml.")
 
 
 def test_unknown_subcommands_and_options_are_refused(cli: Callable[..., int], words: list[object]) -> None:
@@ -250,11 +261,13 @@ def test_random_weights_are_not_scored_unless_asked_for(
 def test_a_class_chosen_on_the_command_line_does_not_inherit_arguments(
     words: list[object], cli: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Stock jsonargparse keeps arguments of the old class that the new one has too."""
+    """Stock jsonargparse keeps arguments of the old class that the new one has too, here the weights of another."""
     assert cli(*words[:-2], "--model.attack", "lustral.attacks.RandomDirections") == 0
     plain = [w for w in words if "weights" not in str(w) and not str(w).endswith(".safetensors")]
-    assert cli(*plain, "--model.classifier", "lustral.networks.WideResNet") == 1
-    assert "--model.classifier.weights" in capsys.readouterr().err
+    small = ("--model.classifier.depth", "10", "--model.classifier.width", "1", "--model.classifier.channels", "1")
+    small += ("--model.classifier.image_size", "8")
+    assert cli(*plain, "--model.classifier", "lustral.networks.WideResNet", *small) == 1
+    assert "--allow_untrained" in capsys.readouterr().err
 
 
 def test_samples_that_meet_nan_are_broken_told_and_change_the_exit_code(
@@ -308,12 +321,22 @@ def test_hyper_parameters_in_a_checkpoint_do_not_overrule_the_config(cli: Callab
     assert "label_smoothing: 0.0" in used
 
 
-def test_layers_that_choose_two_classes_for_one_part_are_refused(
-    words: list[object], cli: Callable[..., int], capsys: pytest.CaptureFixture[str]
+def test_a_layer_that_chooses_another_class_takes_nothing_over(
+    words: list[object], cli: Callable[..., int], digit_weights: dict[str, Path], tmp_path: Path
 ) -> None:
     """Stock jsonargparse hands the first class's arguments to the second."""
-    assert cli(*words, "-c", DIFFPURE) == 1
-    assert "model.purifier" in capsys.readouterr().err
+    layer = tmp_path / "layer.yaml"
+    weights = {"weights": str(digit_weights["denoiser"])}
+    denoiser = {"class_path": "lustral.networks.load_denoiser", "init_args": weights}
+    langevin = {"class_path": "lustral.purifiers.LangevinPurifier", "init_args": {"denoiser": denoiser, "t": 20.0}}
+    layer.write_text(json.dumps({"model": {"init_args": {"purifier": langevin}}}))
+    first = tmp_path / "first.yaml"
+    first.write_text(json.dumps({"model": {"init_args": {"purifier": {"init_args": {"num_steps": 3}}}}}))
+    diffpure = [*words[:2], DIFFPURE, "-c", first, "-c", layer, *words[3:]]
+    assert cli(*diffpure, "--model.attack.eot", "1") == 0
+    card = json.loads((tmp_path / "run" / "card.json").read_text())
+    assert card["defence"]["purifier"]["class"] == "LangevinPurifier"
+    assert card["defence"]["purifier"]["num_steps"] == 10
 
 
 def test_layers_that_agree_are_accepted(words: list[object], cli: Callable[..., int], tmp_path: Path) -> None:

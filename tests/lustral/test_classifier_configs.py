@@ -3,6 +3,7 @@
 Those of configs/classifier have weights, whose file something writes; a training recipe writes its network out.
 """
 
+import inspect
 import re
 from pathlib import Path
 
@@ -15,10 +16,11 @@ from lustral.diffusion import Denoiser
 from lustral.networks import Classifier, load_classifier, with_new_head
 from lustral.networks.importing import FORMATS
 from lustral.networks.importing.command import option_names
-from lustral.recipes import check_layers
+from lustral.recipes import resets
 
 CONFIGS = sorted(Path("configs/classifier").glob("*.yaml"))
 TRAIN = sorted(Path("configs/train").glob("*.yaml"))
+USUAL = {"cifar10": "cifar10_wrn28-10", "imagenet": "imagenet_resnet50"}
 IMPORTED = [path for path in CONFIGS if "cli.py import" in path.read_text()]
 
 
@@ -71,10 +73,14 @@ def test_the_scenes_are_trained_on_with_the_network_and_settings_of_svhn(piece: 
 
 @pytest.mark.parametrize("path", IMPORTED, ids=lambda path: path.stem)
 def test_an_imported_classifier_takes_the_place_of_the_usual_one(path: Path) -> None:
-    """On the command line: nothing of the usual victim's file leaks into it."""
+    """On the command line: what is left out of its file gets the class's default, not the usual victim's value."""
     data = path.stem.partition("_")[0]
-    if data in ("cifar10", "imagenet"):
-        check_layers(["test", "-c", f"configs/eval/{data}_undefended.yaml", "--model.classifier", str(path)])
+    usual = Path("configs/classifier") / f"{USUAL.get(data, '')}.yaml"
+    if usual.is_file():
+        words = resets(["test", "-c", f"configs/eval/{data}_undefended.yaml", "--model.classifier", str(path)])
+        left_out = _parts(usual)[1].keys() - _parts(path)[1].keys()
+        parameters = inspect.signature(getattr(lustral.networks, _parts(path)[0])).parameters
+        assert set(words[::2]) == {f"--model.classifier.{name}" for name in left_out & parameters.keys()}
 
 
 @pytest.mark.parametrize("path", IMPORTED, ids=lambda path: path.stem)

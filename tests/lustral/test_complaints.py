@@ -65,5 +65,26 @@ def test_what_nobody_foresaw_is_told_honestly(error: Exception, told: str) -> No
     assert surprising(error) == f"This looks like a bug of Lustral or of a class of yours: {told}"
 
 
+@pytest.mark.parametrize(
+    ("class_path", "names", "told"),
+    [
+        (
+            "lightning_modules.RobustnessEvaluation",
+            "purifier, threat",
+            "model: RobustnessEvaluation must be given purifier, threat: --model.purifier configs/purifier/FILE.yaml "
+            "--model.threat configs/threat/FILE.yaml.",
+        ),
+        ("lustral.attacks.PGD", "num_steps", "model: PGD must be given num_steps."),
+        ("elsewhere.Wrapper", "purifier", "model: Wrapper must be given purifier."),
+    ],
+)
+def test_what_must_be_given_is_told_with_the_option_that_gives_it(class_path: str, names: str, told: str) -> None:
+    error = ValueError(
+        f"Parser key \"model\":\n  - Problem with given class_path '{class_path}':\n"
+        f"      the following arguments are required: {names}\n  - Expected a <class 'NoneType'>"
+    )
+    assert plain(error) == told
+
+
 def test_endless_recursion_is_no_bug_report() -> None:
     assert "leads back to itself" in surprising(RecursionError("maximum recursion depth exceeded"))

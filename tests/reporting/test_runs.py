@@ -4,7 +4,6 @@ import json
 import shutil
 
 import pytest
-from lustral.reporting.published import EVIDENCE, all_published
 
 from lustral.evaluation import compare
 from lustral.reporting import load_runs, report
@@ -115,39 +114,6 @@ def test_a_card_alone_can_be_reported(make_run) -> None:
 
 def test_a_single_run_is_compared_with_nothing(make_run) -> None:
     assert "Paired comparisons" not in report([make_run("only")])
-
-
-def test_published_numbers_stand_beside_with_their_source(make_run) -> None:
-    text = report([make_run("cifar10_diffpure")])
-    published = text.split("## Published numbers")[1]
-    assert "not measured here" in published
-    line = next(line for line in published.splitlines() if "70.64" in line)
-    for words in (
-        "Nie et al. 2022",
-        "89.02 ± 0.21",
-        "70.64 ± 0.39",
-        "WRN-28-10",
-        "linf 8/255",
-        "AutoAttack",
-        "rec-H",
-    ):
-        assert words in line
-    assert "rec-H: recalled from the paper" in published
-    assert "70.64" not in text.split("## Published numbers")[0]
-    assert r"70.64 $\pm$ 0.39" in report([make_run("again/cifar10_diffpure")], "latex")
-
-
-def test_nothing_is_said_where_nothing_was_published(make_run) -> None:
-    assert "ublished" not in report([make_run("digits_diffpure")])
-
-
-def test_published_data_are_sound() -> None:
-    for row in all_published():
-        assert row.evidence in EVIDENCE
-        assert row.source
-        assert row.threat.split()[0] in ("linf", "l2", "StAdv")
-        for value in (row.clean, row.robust):
-            assert value is None or 0 < value[0] < 100
 
 
 def test_validation_runs_say_so(make_run) -> None:

@@ -1,0 +1,29 @@
+"""How small an evaluation of the tests is, and the command that runs it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lustral.tables import Choice
+from tests.cli.shrunk import Shrinker, attack
+
+FAST = [
+    *("--data.num_test", "3", "--model.protocol.verdict_draws", "3"),
+    *("--model.protocol.audit_images", "1", "--model.rows", "8"),
+]
+FAST_ATTACK: dict[str, Any] = {"num_steps": 2, "eot": 2, "selection_draws": 2, "num_queries": 2}
+FASTEST = [
+    *("--data.num_test", "1", "--model.protocol.verdict_draws", "2"),
+    *("--model.protocol.audit_images", "0", "--model.rows", "2"),
+]
+FASTEST_ATTACK: dict[str, Any] = {"num_steps": 1, "eot": 2, "selection_draws": 1, "finalists": 1, "num_queries": 2}
+
+
+def fastest(shrinker: Shrinker, choice: Choice, folder: Path) -> list[str]:
+    """Words that make an evaluation as small as it can be."""
+    return [*shrinker.evaluation(choice), *FASTEST, *attack(choice.parts()["attack"], folder, **FASTEST_ATTACK)]
+
+
+def evaluate(cli: Callable[..., int], stage: str, run: Path, *words: object) -> None:
+    """Run a command in a folder."""
+    assert cli(stage, *words, "--trainer.default_root_dir", run, "--trainer.accelerator", "cpu") == 0

@@ -1,0 +1,53 @@
+"""Purifiers and attacks of plain data, as large as they stand there, before toy diffusion models."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from lustral.diffusion.schedules import make_schedule
+from lustral.purifiers import SSNI, Purifier
+from lustral.purifiers.rounds import RoundPurifier
+from lustral.recipes import imported
+from tests.cli.shrunk import followed
+from tests.contracts import VariedDenoiser, stored_scores
+
+PIXELS = 16
+
+
+def built(value: Any) -> Any:
+    """What a part of a choice describes: components by class and options, made without the front door's parser."""
+    if isinstance(value, str) and value.startswith("lustral."):
+        return imported(value)()
+    if isinstance(value, list):
+        return [built(each) for each in value]
+    if not isinstance(value, dict) or "class_path" not in value:
+        return value
+    made_by, given = imported(value["class_path"]), value.get("init_args") or {}
+    options: dict[str, Any] = {}
+    for name, part in given.items():
+        if name != "reference":
+            options[name] = _denoiser(part) if name in ("denoiser", "scorer") else built(part)
+    if "resize_to" in options and options["resize_to"] is not None:
+        options["resize_to"] = PIXELS
+    if made_by is SSNI:
+        scorer = options.get("scorer", options["purifier"].denoiser)
+        options["reference"] = stored_scores(scorer, options["statistic"], [6000.0, 6300.0])
+    return made_by(**options)
+
+
+def _denoiser(part: dict[str, Any]) -> VariedDenoiser:
+    """On the schedule of the network that a part describes."""
+    if part["class_path"].rpartition(".")[2].startswith("load_"):  # what a training recipe writes
+        recipe = Path("configs/train") / f"{Path(part['init_args']['weights']).parent.name}.yaml"
+        part = followed(recipe)["model"]["init_args"]["denoiser"]
+    parameters = inspect.signature(imported(part["class_path"])).parameters
+    given = {name: parameters[name].default for name in ("schedule_type", "preconditioning")} | part["init_args"]
+    schedule = make_schedule(given["schedule_type"] or given["preconditioning"])
+    return VariedDenoiser(schedule, (3, PIXELS, PIXELS)).float()
+
+
+def network_calls(purifier: Purifier) -> float:
+    """Of a purification at the full levels."""
+    inner = purifier.purifier if isinstance(purifier, SSNI) else purifier
+    assert isinstance(inner, RoundPurifier)
+    return inner.derived()["network_calls"]
