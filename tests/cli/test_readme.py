@@ -12,8 +12,9 @@ import torch
 from lustral.networks import PreActResNet, TimmClassifier, save_network
 from lustral.networks.importing import FORMATS, wide_resnets
 from lustral.networks.importing.robustbench import CIFAR10
+from lustral.tables import Choice
+from tests.cli.evaluations import FASTEST, FASTEST_ATTACK
 from tests.cli.shrunk import attack
-from tests.cli.test_recipes import FASTEST, FASTEST_ATTACK, SHRUNK_UNET
 from tests.contracts import images
 from tests.datamodules.fixtures import write_cifar10, write_image_folder
 from tests.lustral.importing.classifier_originals import Original, deepmind_preact_resnet, trades_wide_resnet
@@ -26,6 +27,11 @@ LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitli
 COMMANDS = [line.partition("#")[0].strip() for line in LINES if line.startswith("python cli.py")]
 TRAINING = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
 RESNET18 = {"width": 4, "shortcut": "same", "activation": "silu"}
+SHRUNK_UNET = [
+    *("--model.purifier.denoiser.base_channels", "8", "--model.purifier.denoiser.multipliers", "[1,2]"),
+    *("--model.purifier.denoiser.blocks", "1"),
+    *("--model.purifier.t_star", "10", "--model.purifier.num_steps", "2"),
+]
 OTHERS = ("make ", "pip install", ".venv/bin/", "git clone", "cd ", "srun ", "#", "tensorboard ")
 
 
@@ -126,7 +132,8 @@ def _shrunk(words: list[str], run: Path, weights: dict[str, Path], tmp_path: Pat
         return [*words, "--data.test_subset", "null"]
     words += FASTEST
     if "--model.attack" not in words:
-        words += attack(Path(words[words.index("-c") + 1]), tmp_path / "attack", **FASTEST_ATTACK)
+        recipe = Choice(Path(words[words.index("-c") + 1]))
+        words += attack(recipe.parts()["attack"], tmp_path / "attack", **FASTEST_ATTACK)
     elif any("square" in word for word in words):
         words += ["--model.attack.num_queries", "4", "--model.attack.eot", "2"]
     if any("cifar10" in word for word in words):
