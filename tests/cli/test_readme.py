@@ -4,6 +4,7 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -12,8 +13,9 @@ import torch
 from lustral.networks import PreActResNet, TimmClassifier, save_network
 from lustral.networks.importing import FORMATS, wide_resnets
 from lustral.networks.importing.robustbench import CIFAR10
+from lustral.tables import Choice
+from tests.cli.evaluations import FASTEST, FASTEST_ATTACK
 from tests.cli.shrunk import attack
-from tests.cli.test_recipes import FASTEST, FASTEST_ATTACK, SHRUNK_UNET
 from tests.contracts import images
 from tests.datamodules.fixtures import write_cifar10, write_image_folder
 from tests.lustral.importing.classifier_originals import Original, deepmind_preact_resnet, trades_wide_resnet
@@ -26,6 +28,11 @@ LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitli
 COMMANDS = [line.partition("#")[0].strip() for line in LINES if line.startswith("python cli.py")]
 TRAINING = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
 RESNET18 = {"width": 4, "shortcut": "same", "activation": "silu"}
+SHRUNK_UNET = [
+    *("--model.purifier.denoiser.base_channels", "8", "--model.purifier.denoiser.multipliers", "[1,2]"),
+    *("--model.purifier.denoiser.blocks", "1"),
+    *("--model.purifier.t_star", "10", "--model.purifier.num_steps", "2"),
+]
 OTHERS = ("make ", "pip install", ".venv/bin/", "git clone", "cd ", "srun ", "#", "tensorboard ")
 
 
@@ -64,6 +71,9 @@ def test_a_command_of_the_readme_runs(
             assert cli(*_shrunk(["test", "-c", recipe], run, digit_weights, tmp_path)) == 0
         words = [str(tmp_path / Path(word).name) if word.startswith("runs/") else word for word in words]
         assert cli(*words) == 0
+    elif words[0] == "table":  # whose rows are run in test_table_rows.py
+        own = words[: words.index("--")] if "--" in words else words
+        assert cli(*own, *([] if "--list" in own else ["--list"]), *words[len(own) :]) == 0
     elif any(word.endswith("help") for word in words):
         with pytest.raises(SystemExit) as stopped:
             cli(*words)
@@ -112,7 +122,7 @@ def _shrunk(words: list[str], run: Path, weights: dict[str, Path], tmp_path: Pat
     if words[0] == "validate":
         return [*words, "--model.denoiser.weights", str(weights["denoiser"])]
     if any("image_folder" in word or "rebuffi" in word for word in words):
-        words += [*FASTEST, *attack(Path(words[words.index("-c") + 1]), tmp_path / "attack", **FASTEST_ATTACK)]
+        words += [*FASTEST, *attack(_attack_of(words), tmp_path / "attack", **FASTEST_ATTACK)]
         words += ["--data.num_workers", "0"]
         if any("image_folder" in word for word in words):
             return words + _mine(tmp_path, purified=any("diffpure" in word for word in words))
@@ -122,7 +132,7 @@ def _shrunk(words: list[str], run: Path, weights: dict[str, Path], tmp_path: Pat
         return [*words, "--data.test_subset", "null"]
     words += FASTEST
     if "--model.attack" not in words:
-        words += attack(Path(words[words.index("-c") + 1]), tmp_path / "attack", **FASTEST_ATTACK)
+        words += attack(_attack_of(words), tmp_path / "attack", **FASTEST_ATTACK)
     if any("cifar10" in word for word in words):
         subset = tmp_path / "subset.txt"
         subset.write_text("7\n3\n11\n0\n")
@@ -138,6 +148,11 @@ def _shrunk(words: list[str], run: Path, weights: dict[str, Path], tmp_path: Pat
     elif any("diffpure" in word for word in words):
         words += ["--model.purifier.denoiser.weights", str(weights["denoiser"]), "--model.purifier.num_steps", "2"]
     return words
+
+
+def _attack_of(words: list[str]) -> dict[str, Any]:
+    """The attack of the recipe that is named."""
+    return Choice(Path(words[words.index("-c") + 1])).parts()["attack"]
 
 
 def _mine(tmp_path: Path, purified: bool) -> list[str]:
