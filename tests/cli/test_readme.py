@@ -4,6 +4,7 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -63,10 +64,6 @@ def test_a_command_of_the_readme_runs(
         monkeypatch.setitem(wide_resnets.SIZES, "robustbench-wrn", (16, 2))  # of the small file
         assert cli(*words) == 0
         assert (tmp_path / output).is_file()
-    elif words[0] == "table":  # what rows evaluate is run by the tests of tables
-        words = [word.replace("$SLURM_ARRAY_TASK_ID", "3") for word in words]
-        own = words.index("--") if "--" in words else len(words)
-        assert cli(*words[:own], "--list", "--output", str(tmp_path), *words[own:]) == 0
     elif words[0] == "report":
         runs = [tmp_path / Path(word).name for word in words if word.startswith("runs/eval/")]
         for run in runs:
@@ -74,6 +71,9 @@ def test_a_command_of_the_readme_runs(
             assert cli(*_shrunk(["test", "-c", recipe], run, digit_weights, tmp_path)) == 0
         words = [str(tmp_path / Path(word).name) if word.startswith("runs/") else word for word in words]
         assert cli(*words) == 0
+    elif words[0] == "table":  # whose rows are run in test_table_rows.py
+        own = words[: words.index("--")] if "--" in words else words
+        assert cli(*own, *([] if "--list" in own else ["--list"]), *words[len(own) :]) == 0
     elif any(word.endswith("help") for word in words):
         with pytest.raises(SystemExit) as stopped:
             cli(*words)
@@ -122,7 +122,7 @@ def _shrunk(words: list[str], run: Path, weights: dict[str, Path], tmp_path: Pat
     if words[0] == "validate":
         return [*words, "--model.denoiser.weights", str(weights["denoiser"])]
     if any("image_folder" in word or "rebuffi" in word for word in words):
-        words += [*FASTEST, *attack(Path(words[words.index("-c") + 1]), tmp_path / "attack", **FASTEST_ATTACK)]
+        words += [*FASTEST, *attack(_attack_of(words), tmp_path / "attack", **FASTEST_ATTACK)]
         words += ["--data.num_workers", "0"]
         if any("image_folder" in word for word in words):
             return words + _mine(tmp_path, purified=any("diffpure" in word for word in words))
@@ -132,10 +132,7 @@ def _shrunk(words: list[str], run: Path, weights: dict[str, Path], tmp_path: Pat
         return [*words, "--data.test_subset", "null"]
     words += FASTEST
     if "--model.attack" not in words:
-        recipe = Choice(Path(words[words.index("-c") + 1]))
-        words += attack(recipe.parts()["attack"], tmp_path / "attack", **FASTEST_ATTACK)
-    elif any("square" in word for word in words):
-        words += ["--model.attack.num_queries", "4", "--model.attack.eot", "2"]
+        words += attack(_attack_of(words), tmp_path / "attack", **FASTEST_ATTACK)
     if any("cifar10" in word for word in words):
         subset = tmp_path / "subset.txt"
         subset.write_text("7\n3\n11\n0\n")
@@ -150,10 +147,12 @@ def _shrunk(words: list[str], run: Path, weights: dict[str, Path], tmp_path: Pat
         words += ["--model.purifier.reference.file", str(tmp_path / "reference" / "reference.json")]
     elif any("diffpure" in word for word in words):
         words += ["--model.purifier.denoiser.weights", str(weights["denoiser"]), "--model.purifier.num_steps", "2"]
-    elif any("gnsp" in word for word in words):
-        words += ["--model.purifier.denoiser.weights", str(weights["denoiser"])]
-        words += ["--model.purifier.rounds", "[[30,1],[50,1]]"]
     return words
+
+
+def _attack_of(words: list[str]) -> dict[str, Any]:
+    """The attack of the recipe that is named."""
+    return Choice(Path(words[words.index("-c") + 1])).parts()["attack"]
 
 
 def _mine(tmp_path: Path, purified: bool) -> list[str]:
