@@ -55,9 +55,10 @@ from lightning_modules import LustralModule
 from lightning_modules.checks import check_checkpoint
 from yaml import YAMLError
 
+from lustral.choices import check_choices, resets
 from lustral.complaints import plain, surprising
 from lustral.networks.importing.command import run_command as import_weights
-from lustral.recipes import check_folder, check_recipes, forget_weights, imported, resets, run_folder
+from lustral.recipes import check_folder, forget_weights, imported, run_folder
 from lustral.reporting.command import run_command as report
 from lustral.reporting.table_command import run_command as table
 
@@ -87,7 +88,7 @@ class LustralCLI(LightningCLI):
         named = any(word.partition("=")[0] in ("-c", "--config", "-h") or "help" in word for word in words)
         if words[0] in self.subcommands() and not named:
             raise ValueError(f"No recipe is named: python cli.py {words[0]} -c configs/.../RECIPE.yaml.")
-        check_recipes(words)
+        check_choices(words, {"trainer": "lightning.pytorch.Trainer"})
         super().parse_arguments(parser, [*words, *resets(words)])
 
     def _parse_ckpt_path(self) -> None:

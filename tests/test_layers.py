@@ -29,7 +29,8 @@ BOTTOM = {"noise", "rows", "votes", "threat", "ratio", "describe", "environment"
 # networks and purifiers do not know each other.
 ALLOWED: dict[str, set[str]] = {
     **dict.fromkeys(BOTTOM, BOTTOM),
-    "recipes": {"complaints"},  # aids of the command line, which the science neither needs nor knows
+    "recipes": set(),  # aids of the command line, which the science neither needs nor knows
+    "choices": {"recipes"},
     "complaints": set(),
     "diffusion": BOTTOM,
     "networks": BOTTOM | {"diffusion"},

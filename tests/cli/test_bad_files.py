@@ -251,7 +251,7 @@ def test_the_traceback_is_shown_on_demand(
     [
         (["--trainer.devices", "99999"], "cores"),
         (["--trainer.devices", "abc"], "trainer.devices is 'abc'"),
-        (["--model.protocol", "null"], "null was given"),
+        (["--model.protocol", "null"], "must be given protocol: --model.protocol configs/protocol/FILE.yaml."),
         (["--data.num_test", "x"], "'x' is no int"),
         (["--trainer.callbacks", "nope"], "'nope' is no list"),
     ],

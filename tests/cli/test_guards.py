@@ -37,7 +37,11 @@ BAD = [
     (["--trainer.use_distributed_sampler", "true"], "repeated samples"),
     (["--trainer.inference_mode", "true"], "trainer.inference_mode"),
     (["--trainer.precision", "bf16-mixed"], "32-true"),
-    (["--model.protocol.target", "best"], "no option protocol.target"),
+    (
+        ["--model.protocol.target", "best"],
+        "model.protocol: Protocol has no option target; its options are",
+    ),
+    (["--trainer.devicez", "2"], "Trainer has no option devicez; did you mean devices?"),
     (["--model.rows", "0"], "rows"),
     (["-c", "configs/eval/nowhere.yaml"], "nowhere.yaml"),
 ]

@@ -13,9 +13,9 @@ from lightning.pytorch import LightningDataModule, LightningModule
 
 from lightning_modules import RobustnessEvaluation
 from lustral.attacks import Attack
+from lustral.choices import resets
 from lustral.purifiers import Purifier, Variant
 from lustral.ratio import parse_ratio
-from lustral.recipes import resets
 from lustral.tables import Choice, PaperTable, Row, fits, read_tables
 from lustral.threat import ThreatModel
 from tests.cli.evaluations import evaluate, fastest

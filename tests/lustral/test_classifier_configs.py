@@ -12,11 +12,11 @@ import torch
 import yaml
 
 import lustral.networks
+from lustral.choices import resets
 from lustral.diffusion import Denoiser
 from lustral.networks import Classifier, load_classifier, with_new_head
 from lustral.networks.importing import FORMATS
 from lustral.networks.importing.command import option_names
-from lustral.recipes import resets
 
 CONFIGS = sorted(Path("configs/classifier").glob("*.yaml"))
 TRAIN = sorted(Path("configs/train").glob("*.yaml"))

@@ -65,25 +65,45 @@ def test_what_nobody_foresaw_is_told_honestly(error: Exception, told: str) -> No
     assert surprising(error) == f"This looks like a bug of Lustral or of a class of yours: {told}"
 
 
-@pytest.mark.parametrize(
-    ("class_path", "names", "told"),
-    [
-        (
-            "lightning_modules.RobustnessEvaluation",
-            "purifier, threat",
-            "model: RobustnessEvaluation must be given purifier, threat: --model.purifier configs/purifier/FILE.yaml "
-            "--model.threat configs/threat/FILE.yaml.",
-        ),
-        ("lustral.attacks.PGD", "num_steps", "model: PGD must be given num_steps."),
-        ("elsewhere.Wrapper", "purifier", "model: Wrapper must be given purifier."),
-    ],
-)
-def test_what_must_be_given_is_told_with_the_option_that_gives_it(class_path: str, names: str, told: str) -> None:
-    error = ValueError(
-        f"Parser key \"model\":\n  - Problem with given class_path '{class_path}':\n"
-        f"      the following arguments are required: {names}\n  - Expected a <class 'NoneType'>"
-    )
-    assert plain(error) == told
+UNION = """Parser key "model":
+  Does not validate against any of the Union subtypes
+  Subtypes: [<class 'lightning.pytorch.core.module.LightningModule'>, <class 'NoneType'>]
+  Errors:
+    - Problem with given class_path 'lightning_modules.ClassifierTraining':
+        {}
+    - Expected a <class 'NoneType'>
+  Given value type: <class 'jsonargparse._util.NestedArg'>
+  Given value: NestedArg(key='a.b', val='x')"""
+VALUES = [
+    ("Parser key \"a.b\":\n Expected a <class 'int'>. Got value: x", "model.a.b: 'x' is no int."),
+    ("Parser key \"a\":\n Expected a typing.Literal['b', 'c']. Got value: x", "model.a: x is not among 'b', 'c'."),
+    (
+        "Parser key \"a\":\n Errors:\n - Expected a <class 'int'>\n - Expected a typing.Literal['b']\n"
+        "- Expected a typing.Literal['c', 'd']\n Given value: x",
+        "model.a: 'x' is no int, nor among 'b', 'c', 'd'.",
+    ),
+    (
+        'Parser key "a":\n - Expected a path but x either not accessible or invalid\n'
+        " - Expected a dot import path string: x",
+        "model.a: x is no class: give its whole dotted name, as in torch.optim.AdamW.",
+    ),
+    (
+        'Parser key "a":\n Type typing.Callable[[x.y], z] expects a function or a callable class: Parser key "b":\n'
+        " - Expected a path but x either not accessible or invalid\n - Expected a <class 'float'>\n"
+        " - Expected a dot import path string: x\n Given value: x. Got value: Namespace(class_path='C')",
+        "model.a.b: 'x' is no float.",
+    ),
+    (
+        "Parser key \"a\":\n Unable to load config '3'\n - Parser key \"a\": Unable to load config '3'",
+        "model.a: Unable to load config '3'",
+    ),
+    ("the following arguments are required: a", "model: the following arguments are required: a"),
+]
+
+
+@pytest.mark.parametrize(("report", "told"), VALUES, ids=[told for _, told in VALUES])
+def test_a_report_on_a_value_is_one_sentence(report: str, told: str) -> None:
+    assert plain(ValueError(UNION.format(report))) == told
 
 
 def test_endless_recursion_is_no_bug_report() -> None:

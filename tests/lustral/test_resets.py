@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lustral.recipes import resets
+from lustral.choices import resets
 
 PURIFIERS = "configs/purifier"
 ODE, DDPM = f"{PURIFIERS}/cifar10_diffpure_ode.yaml", f"{PURIFIERS}/cifar10_diffpure_ddpm.yaml"
