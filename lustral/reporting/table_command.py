@@ -4,6 +4,7 @@ import re
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lustral.command_line import Parser
@@ -11,12 +12,13 @@ from lustral.reporting.beside import Measured, beside
 from lustral.reporting.build import write_report
 from lustral.reporting.markdown import markdown
 from lustral.reporting.runs import load_runs
-from lustral.tables import HAVE_A_CARD, Job, PaperTable, call, make_jobs, missing, read_table
+from lustral.tables import HAVE_A_CARD, SET_BY_JOBS, Job, PaperTable, call, fits, make_jobs, missing, read_table
 
 STOPPED = (130, 143)
 """Exit codes of a process that was told to stop."""
 _PIECE = re.compile(r"^(\d+)(?:-(\d+))?$")
-_OURS = ("--trainer.default_root_dir", "--model.seed")
+_MANY = 10_000
+"""More rows or seeds than anybody means."""
 
 _HELP = """A paper's table: every row is an evaluation, with what was published of it beside. Rows that ended are not
 run again, one that was interrupted goes on where it stopped. Options of `cli.py test` may follow after --, and hold
@@ -63,9 +65,9 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     words = list(words)
     at = words.index("--") if "--" in words else len(words)
     own, more = words[:at], words[at + 1 :]
-    for option in _OURS:
+    for option in (f"--{name}" for name in SET_BY_JOBS):
         if any(word.partition("=")[0] == option for word in more):
-            better = "--output" if option == _OURS[0] else "--seeds"
+            better = "--output" if option.endswith("_dir") else "--seeds"
             raise ValueError(f"{option} is set for each row by itself: give {better} to `cli.py table` instead.")
     return own, more
 
@@ -78,6 +80,8 @@ def _numbers(text: str) -> list[int]:
         last = int(match[2] or match[1]) if match else -1
         if match is None or last < int(match[1]):
             raise ArgumentTypeError(f"{text!r} are no numbers, such as 3,5 or 2-7")
+        if last - int(match[1]) >= _MANY:
+            raise ArgumentTypeError(f"{text!r} are too many numbers")
         numbers += range(int(match[1]), last + 1)
     return list(dict.fromkeys(numbers))
 
@@ -126,10 +130,22 @@ def _report(table: PaperTable, jobs: Sequence[Job], folder: Path) -> None:
     for row in table.rows:
         folders = [job.folder.resolve() for job in jobs if job.row is row]
         rows.append((row, [runs[folder] for folder in folders if folder in runs]))
-    print(markdown([beside(rows, key="table", title=table.title)]))
+    shown = beside(rows, key="table", title=table.title)
+    print(markdown([replace(shown, notes=[*shown.notes, *_other_settings(rows)])]))
     if finished:
         for path in write_report(finished, folder / "report"):
             print(path, file=sys.stderr)
+
+
+def _other_settings(rows: Sequence[Measured]) -> list[str]:
+    """A note on rows whose runs are not what they choose: run with options after ``--``, or before the file changed."""
+    others = [
+        row.name
+        for row, runs in rows
+        if not all(fits(row.choice, run.card.get("provenance", {}).get("config", {})) for run in runs)
+    ]
+    told = "measured with other settings than the table chooses (options after --, or files that have changed since). "
+    return [f"{', '.join(others)}: {told}What was published is not of that evaluation."] if others else []
 
 
 def _finished(jobs: Sequence[Job]) -> list[Path]:

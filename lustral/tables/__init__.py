@@ -1,6 +1,6 @@
 """The papers' tables: what each row evaluates, and what was published of it."""
 
-from lustral.tables.choice import GROUPS, Choice
+from lustral.tables.choice import GROUPS, SET_BY_JOBS, Choice
 from lustral.tables.fits import fits
 from lustral.tables.jobs import HAVE_A_CARD, Job, call, make_jobs, missing
 from lustral.tables.table import EVIDENCE, PaperTable, Published, Row, read_table, read_tables
@@ -9,6 +9,7 @@ __all__ = [
     "EVIDENCE",
     "GROUPS",
     "HAVE_A_CARD",
+    "SET_BY_JOBS",
     "Choice",
     "Job",
     "PaperTable",

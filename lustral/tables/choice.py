@@ -18,6 +18,8 @@ GROUPS = {
     "protocol": "model.protocol",
 }
 """The groups of ``configs/`` that a row may pick a file of, with the option that takes it."""
+SET_BY_JOBS = ("trainer.default_root_dir", "model.seed")
+"""Options that every job is given by itself, so that neither a row nor a user may set them."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ they are, and the bounds that every image has."""
 def fits(choice: Choice, config: Mapping[str, Any]) -> bool:
     """Whether a run's resolved configuration (``provenance.config`` of its card) is what ``choice`` chooses: data,
     classifier, purifier, attack and threat have the same classes and options, those that are left out being the
-    classes' defaults. Weights are compared by their file's name; how many images are tested, the protocol, the seed
+    classes' defaults. Weights are compared by their file's name, with its folder where it is one that
+    all have that are made here; how many images are tested, the protocol, the seed
     and the rows of a call are free."""
     model = (config.get("model") or {}).get("init_args") or {}
     given = {"data": config.get("data"), **{name: model.get(name) for name in _COMPARED}}
@@ -28,6 +29,8 @@ def fits(choice: Choice, config: Mapping[str, Any]) -> bool:
     return all(_equal(parts[name], given[name], _FREE.get(name, ())) for name in ("data", *_COMPARED))
 
 
+_MADE_HERE = ("weights.safetensors", "reference.json")
+"""Names that every training and every reference gives to its file."""
 _COMPARED = ("classifier", "purifier", "attack", "threat")
 
 
@@ -54,7 +57,11 @@ def _equal(chosen: Any, given: Any, free: tuple[str, ...] = ()) -> bool:
 
 
 def _same_file(one: Any, other: Any) -> bool:
-    return one == other or (one is not None and other is not None and Path(one).name == Path(other).name)
+    return one == other or (one is not None and other is not None and _name(Path(one)) == _name(Path(other)))
+
+
+def _name(file: Path) -> str:
+    return f"{file.parent.name}/{file.name}" if file.name in _MADE_HERE else file.name
 
 
 def _same_number(one: Any, other: Any) -> bool:

@@ -17,8 +17,6 @@ FINISHED = "table_row.json"
 """Written into a job's folder when its evaluation has ended: the command that made it."""
 HAVE_A_CARD = (0, 3)
 """Exit codes of an evaluation that ended; 3 says that samples met NaN."""
-STOPPED = 128 + signal.SIGTERM
-"""The exit code of a process that was ended by SIGTERM."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +85,9 @@ def missing(needs: Mapping[str, str]) -> dict[str, str]:
 
 
 def call(cli: Path, words: Sequence[str]) -> int:
-    """Run ``cli.py`` with ``words`` in a process of its own; returns its exit code, or 143 if this process was told to
-    stop meanwhile. SIGTERM is handed on, and the process tidies up. (Ctrl-C reaches both without help.)"""
+    """Run ``cli.py`` with ``words`` in a process of its own; returns its exit code, or 143 (130 after Ctrl-C) if this
+    process was told to stop meanwhile. SIGTERM is handed on, Ctrl-C reaches both without help; then the process tidies
+    up, which is waited for."""
     told: list[int] = []
     with subprocess.Popen([sys.executable, str(cli), *words]) as process:
 
@@ -98,7 +97,12 @@ def call(cli: Path, words: Sequence[str]) -> int:
 
         before = signal.signal(signal.SIGTERM, stop)
         try:
-            code = process.wait()
+            code: int | None = None
+            while code is None:
+                try:
+                    code = process.wait()
+                except KeyboardInterrupt:
+                    told.append(signal.SIGINT)
         finally:
             signal.signal(signal.SIGTERM, before)
-    return STOPPED if told else code
+    return 128 + told[0] if told else code

@@ -32,7 +32,8 @@ from typing import Any
 
 import yaml
 
-from lustral.tables.choice import GROUPS, Choice
+from lustral.evaluation import all_rules
+from lustral.tables.choice import GROUPS, SET_BY_JOBS, Choice
 
 EVIDENCE = {
     "seed": "read in a paper at hand",
@@ -46,10 +47,22 @@ _ROW_KEYS = ("name", "defence", "dataset", "classifier", "threat", "attack", "ch
 _MERGED = ("choose", "options", "published")
 _PUBLISHED_KEYS = ("clean", "robust", "verdict", "source", "evidence", "note")
 _NUMBER = re.compile(r"^(\d+(?:\.\d+)?)(?: *(?:±|\+-) *(\d+(?:\.\d+)?))?$")
-_NAME = re.compile(r"^[A-Za-z0-9][\w.+-]*$")
+_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
+_TAKEN = re.compile(r"report|.*-seed\d+")
+"""Names of folders that a table makes beside those of its rows."""
 
 Value = tuple[float, float | None]
 """A printed accuracy in per cent and its own +-; None: not printed."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML would keep the last without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 @dataclass(frozen=True)
@@ -128,7 +141,7 @@ def read_table(path: str | Path) -> PaperTable:
     if not path.is_file():
         raise FileNotFoundError(f"There is no table {path} (looked in {Path.cwd()}); see configs/tables.")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} is no table: {getattr(error, 'problem', None) or 'it is no YAML'}.") from error
     _check_keys(path, "the table", content, _TABLE_KEYS, ("title", "source", "recipe", "rows"))
@@ -167,8 +180,19 @@ def _row(path: Path, number: int, given: Any, everywhere: Mapping[str, Any], rec
     missing = [key for key in ("defence", "dataset", "classifier", "threat", "attack") if key not in merged]
     if missing:
         raise ValueError(f"{path}: {where} says no {missing[0]}: give it there, or in `all`.")
-    if not _NAME.match(str(merged["name"])):
+    if not isinstance(merged["name"], (str, int)) or not _NAME.fullmatch(str(merged["name"])):
         raise ValueError(f"{path}: {where} is called {merged['name']!r}, which cannot name a folder.")
+    if _TAKEN.fullmatch(str(merged["name"])):
+        raise ValueError(
+            f"{path}: {where} is called {merged['name']}, as a folder that the table makes besides: choose another."
+        )
+    for option in merged["options"]:
+        if not isinstance(option, str) or option.startswith("-"):
+            raise ValueError(
+                f"{path}: {where} has an option {option!r}; it must be dotted, as in model.purifier.t_star."
+            )
+        if option in SET_BY_JOBS:
+            raise ValueError(f"{path}: {where} sets {option}, which `cli.py table` sets for each row by itself.")
     _check_keys(path, f"choose of {where}", merged["choose"], tuple(GROUPS))
     _check_keys(path, f"published of {where}", merged["published"], _PUBLISHED_KEYS)
     choice = Choice(
@@ -190,10 +214,13 @@ def _published(path: Path, where: str, given: Mapping[str, Any], source: str) ->
     if clean is None and robust is None:
         return None
     evidence = given.get("evidence")
-    if evidence not in EVIDENCE:
+    if not isinstance(evidence, str) or evidence not in EVIDENCE:
         raise ValueError(f"{path}: the evidence of {where} is {evidence!r}; it may be {', '.join(EVIDENCE)}.")
     if "verdict" not in given:
         raise ValueError(f"{path}: {where} does not say under which verdict rule its numbers were published.")
+    rules = [rule.name for rule in all_rules(1)]
+    if given["verdict"] not in rules:
+        raise ValueError(f"{path}: the verdict of {where} is {given['verdict']!r}; it may be {', '.join(rules)}.")
     told = str(given.get("source", source)), str(evidence), str(given.get("note", ""))
     return Published(clean, robust, str(given["verdict"]), *told)
 

@@ -141,6 +141,17 @@ def test_seeds_give_mean_and_deviation(bench: Bench) -> None:
     assert line.count("±") == 2, "the clean and the robust number"
 
 
+def test_a_run_with_other_settings_than_the_row_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Options after ``--`` may change what a row is, and a file may have changed since its row was run."""
+    monkeypatch.setattr(table_command, "fits", lambda choice, config: True)
+    _, out, _ = bench("--rows", "1-2")
+    assert "other settings" not in out
+    monkeypatch.setattr(table_command, "fits", lambda choice, config: False)
+    _, out, _ = bench("--report")
+    (note,) = [line for line in out.splitlines() if "other settings" in line]
+    assert note.startswith("first, second: measured with other settings than the table chooses (")
+
+
 def test_what_is_needed_is_made_first_and_once(bench: Bench) -> None:
     needed = bench.folder / "reference.json"
     bench.write(needs={str(needed): f"make {needed}"})
@@ -197,6 +208,7 @@ def test_a_row_that_was_told_to_stop_stops_the_table(code: int, bench: Bench) ->
         (["--rows", "0"], "small has no row 0: its rows are 1 to 3."),
         (["--rows", "one"], "argument --rows"),
         (["--rows", "3-1"], "argument --rows"),
+        (["--rows", "1-99999999999"], "are too many numbers"),
         (["--rows", ""], "argument --rows"),
         (["--seeds", "x"], "argument --seeds"),
         (["--", "--trainer.default_root_dir", "x"], "give --output to `cli.py table` instead"),

@@ -29,7 +29,7 @@ def config() -> Config:
         "forward_schedule": "denoiser",
     }
     attack = {"num_steps": 20, "eot": 8, "gradient": "exact", "restarts": 1, "surrogate": None, "random_start": True}
-    classifier = {"weights": "mine/weights.safetensors"}
+    classifier = {"weights": "mine/digits_classifier/weights.safetensors"}
     parts = {
         "classifier": {"class_path": "lustral.networks.load_classifier", "init_args": classifier},
         "purifier": {"class_path": "lustral.purifiers.DiffPure", "init_args": purifier},
@@ -66,7 +66,9 @@ FREE: dict[str, Callable[[Config], Any]] = {
     "a default written out": lambda c: _part(c, "attack")["init_args"].update(finalists=3),
     "a class without options": lambda c: _part(c, "purifier")["init_args"]["solver"].update(init_args={}),
     "a class path alone": lambda c: _part(c, "purifier")["init_args"].update(solver="lustral.diffusion.EulerMaruyama"),
-    "weights of another folder": lambda c: _part(c, "classifier")["init_args"].update(weights="x/weights.safetensors"),
+    "weights of another place": lambda c: _part(c, "classifier")["init_args"].update(
+        weights="x/digits_classifier/weights.safetensors"
+    ),
     "a number as text": lambda c: _part(c, "threat").update(eps="0.15"),
 }
 OTHER: dict[str, Callable[[Config], Any]] = {
@@ -80,6 +82,9 @@ OTHER: dict[str, Callable[[Config], Any]] = {
     "the class": lambda c: _part(c, "purifier").update(class_path="lustral.purifiers.GDMP"),
     "an inner class": lambda c: _part(c, "purifier")["init_args"].update(solver="lustral.diffusion.FlowEuler"),
     "weights of another name": lambda c: _part(c, "classifier")["init_args"].update(weights="x/other.safetensors"),
+    "weights of another training": lambda c: _part(c, "classifier")["init_args"].update(
+        weights="runs/train/digits_adversarial/weights.safetensors"
+    ),
     "no weights": lambda c: _part(c, "classifier")["init_args"].update(weights=None),
     "the data": lambda c: _part(c, "data").update(class_path="datamodules.StreetDigits"),
     "validation images": lambda c: _part(c, "data")["init_args"].update(test_on="validation"),

@@ -100,6 +100,19 @@ def test_sigterm_is_handed_on_and_ends_with_143(ends: str, tmp_path: Path) -> No
     assert call(path, []) == 143
 
 
+def test_ctrl_c_is_waited_for_and_ends_with_130(tmp_path: Path) -> None:
+    """It reaches both, and the process takes its time to tidy up."""
+    path = tmp_path / "waits.py"
+    path.write_text(
+        "import os, pathlib, signal, time\n"
+        "os.kill(os.getppid(), signal.SIGINT)\n"
+        "time.sleep(0.6)\n"
+        "pathlib.Path(__file__).with_name('tidied').write_text('')\n"
+    )
+    assert call(path, []) == 130
+    assert (tmp_path / "tidied").exists()
+
+
 def test_the_handler_of_signals_is_put_back(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     path = tmp_path / "five.py"

@@ -62,6 +62,16 @@ REFUSED = [
     ({"rows": [ONE, TWO, {**TWO, "name": "one"}]}, "has two rows one: each needs a folder of its own."),
     (_one(name="a/b"), "row 1 is called 'a/b', which cannot name a folder."),
     (_one(name="../up"), "row 1 is called '../up', which cannot name a folder."),
+    (_one(name=None), "row 1 is called None, which cannot name a folder."),
+    (_one(name="one\n"), "row 1 is called 'one\\n', which cannot name a folder."),
+    (_one(name="report"), "row 1 is called report, as a folder that the table makes besides"),
+    (_one(name="one-seed1"), "row 1 is called one-seed1, as a folder that the table makes besides"),
+    (_one(options={"model.seed": 3}), "row 1 sets model.seed, which `cli.py table` sets for each row by itself."),
+    (_one(options={"trainer.default_root_dir": "x"}), "row 1 sets trainer.default_root_dir, which"),
+    (_one(options={"--model.rows": 3}), "row 1 has an option '--model.rows'; it must be dotted"),
+    (_one(options={3: 3}), "row 1 has an option 3; it must be dotted"),
+    (_one(published={"clean": 90, "evidence": ["seed"]}), "the evidence of row 1 is ['seed']; it may be seed"),
+    (_one(published={"clean": 90, "verdict": "vote"}), "the verdict of row 1 is 'vote'; it may be one_shot, "),
     (_one(defense="x"), "row 1 has no defense; did you mean defence?"),
     (_one(choose={"purifer": "x.yaml"}), "choose of row 1 has no purifer; did you mean purifier?"),
     (_one(choose={"purifier": "x.yaml"}), "x.yaml, and there is no such file."),
@@ -99,6 +109,14 @@ def test_what_is_no_table_is_refused(text: bytes, tmp_path: Path) -> None:
     path = tmp_path / "no.yaml"
     path.write_bytes(text)
     with pytest.raises(ValueError, match=r"no\.yaml"):
+        read_table(path)
+
+
+def test_a_key_that_is_given_twice_is_refused(write_table: Write) -> None:
+    """YAML would keep the last, and lose a number."""
+    path = write_table()
+    path.write_text(path.read_text(encoding="utf-8") + "rows: []\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="is no table: rows is given twice"):
         read_table(path)
 
 
