@@ -5,7 +5,7 @@ import difflib
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import UnionType
@@ -53,7 +53,7 @@ def resets(words: Sequence[str]) -> list[str]:
 
     The parser keeps the first choice's options and hands them to the second where their names agree, without a word: a
     purifier with another one's noise level, say. So options that the second choice leaves out are given their defaults
-    here. A layer that names the class which is there already (or none) only changes options, and resets nothing.
+    here. A layer that writes out the class which is there already (or none) only changes options, and resets nothing.
 
     Raises:
         ValueError: if an option has no default that could be written down; it names both files and what to do.
@@ -62,29 +62,34 @@ def resets(words: Sequence[str]) -> list[str]:
     given = {key for key, _ in options}
     chosen: dict[str, Part] = {}
     found: dict[str, Any] = {}
-    for recipe in (value for key, value in options if key == "config"):
-        for part in parts_of(Path(recipe)):
+    for key, value in options:  # in the parser's order
+        for part, whole in _chosen_by(key, value):
             before = chosen.get(part.key, part)
             if part.class_path is None:
                 part = replace(part, class_path=before.class_path)
-            elif before.class_path != part.class_path:
-                found |= _in_the_place_of(before, part)
-                before = part
-            if part.class_path is not None:
-                chosen[part.key] = replace(part, options=before.options | part.options)
-            for name in part.options:
-                found.pop(f"{part.key}.{name}", None)
-    for key, value in options:
-        for part in walk(_value(value), key, Path(), _WORDS) if key.startswith(("model", "data")) else ():
-            before = chosen.get(part.key, part)
-            if part.class_path is None or value == before.class_path:
+            if part.class_path is None:
                 continue
-            named = {name for name in before.options if f"{part.key}.{name}" in given}
-            found |= _in_the_place_of(replace(before, options=before.options - named), part)
-            chosen[part.key] = part
+            if whole or before.class_path != part.class_path:
+                named = {name for name in before.options if f"{part.key}.{name}" in given}
+                found |= _in_the_place_of(replace(before, options=before.options - named), part)
+                before = part
+            chosen[part.key] = replace(part, options=before.options | part.options)
             for name in part.options:
                 found.pop(f"{part.key}.{name}", None)
     return [word for key, default in found.items() if key not in given for word in (f"--{key}", _in_yaml(default))]
+
+
+def _chosen_by(key: str, value: str) -> Iterator[tuple[Part, bool]]:
+    """The parts that an option of the command line chooses, and whether each is to take the whole place of what was
+    there: unless a layer names its class only to change options of it, or a word repeats the class. (The parser
+    exchanges lists as a whole by itself.)"""
+    if key == "config":
+        found = ((part, part.source != Path(value)) for part in parts_of(Path(value)))
+    elif key.startswith(("model", "data")):
+        found = ((part, value != part.class_path) for part in walk(_value(value), key, Path(), _WORDS))
+    else:
+        return
+    yield from ((part, whole) for part, whole in found if "[" not in part.key)
 
 
 def _in_the_place_of(before: Part, part: Part) -> dict[str, Any]:

@@ -10,10 +10,13 @@ import numpy as np
 from lustral.evaluation import Rate, bootstrap
 from lustral.reporting.runs import Run
 from lustral.reporting.tables import Column, Table, percent, status_cells
-from lustral.tables import EVIDENCE, PaperTable, Row, fits, read_tables
+from lustral.tables import EVIDENCE, PaperTable, Published, Row, fits, read_tables, same_draws
 
 TABLES = Path(__file__).resolve().parents[2] / "configs" / "tables"
 _PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
+
+ONE_DRAW = ("one_shot", "expected")
+"""Rules whose accuracy is that of a single draw, however many are stored."""
 
 Measured = tuple[Row, Sequence[Run]]
 """A row with its runs, one a seed; none if it was not evaluated."""
@@ -26,10 +29,20 @@ def paper_tables() -> tuple[PaperTable, ...]:
 
 
 def published_beside(runs: Sequence[Run]) -> list[Measured]:
-    """The rows with published numbers that chose what a run evaluated, each beside that run."""
-    rows = [row for table in paper_tables() for row in table.rows if row.published is not None]
+    """The rows with published numbers that chose what a run evaluated, each beside that run. Where the rule counts or
+    averages several draws (`ONE_DRAW` has the others), they are as many."""
+    rows = [row for table in paper_tables() for row in table.rows]
     configs = {run.folder: run.card.get("provenance", {}).get("config", {}) for run in runs}
-    return [(row, [run]) for run in runs for row in rows if fits(row.choice, configs[run.folder])]
+
+    def belongs(row: Row, published: Published, config: dict) -> bool:
+        return fits(row.choice, config) and (published.verdict in ONE_DRAW or same_draws(row.choice, config))
+
+    return [
+        (row, [run])
+        for run in runs
+        for row in rows
+        if row.published is not None and belongs(row, row.published, configs[run.folder])
+    ]
 
 
 def beside(rows: Sequence[Measured], key: str = "published", title: str = "Published numbers") -> Table:
@@ -57,7 +70,9 @@ def beside(rows: Sequence[Measured], key: str = "published", title: str = "Publi
         rule = _rule(row, runs)
         cells = [_name(row, runs), row.defence, row.dataset, row.classifier, row.threat, row.attack, rule]
         cells.append(str(runs[0].card["n"]) if runs else "-")
-        cells += [_measured(runs, rule, kind) for kind in ("clean", "robust")]
+        measured, problem = _cells(runs, rule)
+        cells += measured
+        notes += [f"{row.name}: {problem}"] if problem else []
         cells += ["-" if published is None else _printed(getattr(published, kind)) for kind in ("clean", "robust")]
         lines.append([*cells, told, " ".join(dict.fromkeys(status[run.name] for run in runs)) or "-"])
     if lines:
@@ -74,6 +89,14 @@ def _rule(row: Row, runs: Sequence[Run]) -> str:
     if row.published is not None:
         return row.published.verdict
     return runs[0].target if runs else "-"
+
+
+def _cells(runs: Sequence[Run], rule: str) -> tuple[list[str], str]:
+    """The measured accuracies, or dashes and the reason in a sentence: one row must not cost the others' report."""
+    try:
+        return [_measured(runs, rule, kind) for kind in ("clean", "robust")], ""
+    except ValueError as error:
+        return ["-", "-"], str(error)
 
 
 def _measured(runs: Sequence[Run], rule: str, kind: str) -> str:

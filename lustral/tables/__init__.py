@@ -1,7 +1,7 @@
 """The papers' tables: what each row evaluates, and what was published of it."""
 
 from lustral.tables.choice import GROUPS, SET_BY_JOBS, Choice
-from lustral.tables.fits import fits
+from lustral.tables.fits import fits, same_draws
 from lustral.tables.jobs import HAVE_A_CARD, Job, call, make_jobs, missing
 from lustral.tables.table import EVIDENCE, PaperTable, Published, Row, read_table, read_tables
 
@@ -21,4 +21,5 @@ __all__ = [
     "missing",
     "read_table",
     "read_tables",
+    "same_draws",
 ]

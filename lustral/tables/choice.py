@@ -58,7 +58,7 @@ class Choice:
         """
         whole: dict[str, Any] = {}
         for path in (self.recipe, *self.layers):
-            _lay(whole, _followed(_read(path), path.parent))
+            _lay(whole, _read(path), path.parent)
         model = whole.get("model", {}).get("init_args", {})
         parts = {group: whole.get("data") if group == "data" else model.get(group) for group in GROUPS}
         parts |= {group: _followed(_read(path), path.parent) for group, path in self.groups.items()}
@@ -104,14 +104,16 @@ def _followed(value: Any, folder: Path) -> Any:
     return [_followed(inner, folder) for inner in value] if isinstance(value, list) else value
 
 
-def _lay(below: dict[str, Any], above: Mapping[str, Any]) -> None:
-    """Put a layer on what is there already."""
+def _lay(below: dict[str, Any], above: Mapping[str, Any], folder: Path) -> None:
+    """Put a layer, whose files are relative to ``folder``, on what is there already. A file that it picks takes the
+    whole place of what was there, and so does another class; options of the same class are changed one by one."""
     for name, value in above.items():
         there = below.get(name)
         if isinstance(there, dict) and isinstance(value, dict) and _same_class(there, value):
-            _lay(there, value)
+            below[name] = dict(there)
+            _lay(below[name], value, folder)
         else:
-            below[name] = value
+            below[name] = _followed(value, folder)
 
 
 def _same_class(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

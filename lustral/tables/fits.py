@@ -20,13 +20,20 @@ they are, and the bounds that every image has."""
 def fits(choice: Choice, config: Mapping[str, Any]) -> bool:
     """Whether a run's resolved configuration (``provenance.config`` of its card) is what ``choice`` chooses: data,
     classifier, purifier, attack and threat have the same classes and options, those that are left out being the
-    classes' defaults. Weights are compared by their file's name, with its folder where it is one that
-    all have that are made here; how many images are tested, the protocol, the seed
-    and the rows of a call are free."""
+    classes' defaults, and so has ``merge``. Weights are compared by their file's name, with its folder where all files
+    made here have that name. How many images are tested, the protocol, the seed and the rows of a call are free."""
     model = (config.get("model") or {}).get("init_args") or {}
     given = {"data": config.get("data"), **{name: model.get(name) for name in _COMPARED}}
     parts = choice.parts()
+    if model.get("merge", "mean") != choice.options.get("model.merge", "mean"):
+        return False
     return all(_equal(parts[name], given[name], _FREE.get(name, ())) for name in ("data", *_COMPARED))
+
+
+def same_draws(choice: Choice, config: Mapping[str, Any]) -> bool:
+    """Whether a run's verdicts take as many draws as ``choice`` says."""
+    protocol = ((config.get("model") or {}).get("init_args") or {}).get("protocol") or {}
+    return (choice.parts()["protocol"] or {}).get("verdict_draws") == protocol.get("verdict_draws")
 
 
 _MADE_HERE = ("weights.safetensors", "reference.json")

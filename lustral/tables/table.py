@@ -221,7 +221,7 @@ def _published(path: Path, where: str, given: Mapping[str, Any], source: str) ->
     rules = [rule.name for rule in all_rules(1)]
     if given["verdict"] not in rules:
         raise ValueError(f"{path}: the verdict of {where} is {given['verdict']!r}; it may be {', '.join(rules)}.")
-    told = str(given.get("source", source)), str(evidence), str(given.get("note", ""))
+    told = str(given.get("source", source)), str(evidence), str(given.get("note") or "")
     return Published(clean, robust, str(given["verdict"]), *told)
 
 

@@ -135,3 +135,27 @@ def test_words_that_are_no_parts_are_left_alone() -> None:
     assert resets([*RECIPE, *more]) == []
     with pytest.raises(ValueError, match=r"the command line picks nowhere.yaml for model.attack, and there is no such"):
         resets([*RECIPE, "--model.attack", "nowhere.yaml"])
+
+
+def test_a_layer_after_an_option_comes_after_it(layer: Callable[..., str]) -> None:
+    """The parser goes through the words in their order, and so must the resets."""
+    ode, ddpm = (layer(name, str(Path(file).resolve())) for name, file in (("ode", ODE), ("ddpm", DDPM)))
+    base = ("test", "-c", "configs/eval/cifar10.yaml")
+    network = {f"{KEY}.denoiser.labels": "continuous", f"{KEY}.denoiser.schedule_type": "null"}
+    assert _pairs(*base, KEY, DDPM, "-c", ode) == network
+    assert _pairs(*base, KEY, ODE, "-c", ddpm) == {f"{KEY}.forward_schedule": "denoiser"}
+
+
+def test_a_file_that_a_layer_picks_takes_the_whole_place_too(layer: Callable[..., str]) -> None:
+    """Options that a layer writes out for the class that is there change these alone; a file is a choice."""
+    ode, ddpm = (layer(name, str(Path(file).resolve())) for name, file in (("ode", ODE), ("ddpm", DDPM)))
+    base = ("test", "-c", "configs/eval/cifar10.yaml")
+    assert _pairs(*base, "-c", ode, "-c", ddpm) == {f"{KEY}.forward_schedule": "denoiser"}
+    written = layer("written", {"class_path": "lustral.purifiers.DiffPure", "init_args": {"t_star": 50}})
+    assert _pairs(*base, "-c", ode, "-c", written) == {}
+
+
+@pytest.mark.parametrize("other", ["apgd_t", "autoattack_rand"])
+def test_lists_are_exchanged_as_they_are(other: str) -> None:
+    words = ("test", "-c", "configs/eval/digits.yaml", "--model.attack", "configs/attack/digits_ssni_ensemble.yaml")
+    assert not [word for word in resets([*words, "--model.attack", f"configs/attack/{other}.yaml"]) if "[" in word]

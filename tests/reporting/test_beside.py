@@ -112,8 +112,10 @@ def test_over_seeds_in_closed_form() -> None:
 
 def test_seeds_of_other_images_have_no_mean(make_run: MakeRun) -> None:
     runs = load_runs([make_run("a", indices=range(20)), make_run("b", indices=range(30))])
-    with pytest.raises(ValueError, match=r"a and b are not of the same images, .* the same --data.num_test, and keep"):
-        beside([(_row(), runs)])
+    other = load_runs([make_run("c", robust=0.5)])
+    table = beside([(_row(), runs), (_row(2), other)])
+    assert "row1: a and b are not of the same images" in "".join(table.notes), "and the other row is reported"
+    assert [line[8] for line in table.rows] == ["-", percent(other[0].card["verdicts"]["one_shot"]["clean"])]
     with pytest.raises(ValueError, match="not of the same images"):
         over_seeds(runs[:1], "one_shot", "robust")
 
@@ -143,6 +145,22 @@ def test_a_report_finds_the_rows_that_a_run_is_of(make_run: MakeRun) -> None:
     measured = load_runs([run])
     found = published_beside(measured)
     assert [(each.name, runs) for each, runs in found] == [(row.name, measured)]
+
+
+@pytest.mark.parametrize(("draws", "num_found"), [(10, 1), (16, 0)])
+def test_a_number_of_a_vote_stands_beside_a_vote_of_as_many_draws(
+    draws: int, num_found: int, make_run: MakeRun
+) -> None:
+    table = read_table("configs/tables/lee_kim_cifar10.yaml")
+    row = next(row for row in table.rows if row.name == "gnsp_pgd")
+    assert row.published is not None
+    assert row.published.verdict == "majority"
+    run = _chooses(make_run("gnsp"), row.choice)
+    card = json.loads((run / "card.json").read_text())
+    card["provenance"]["config"]["model"]["init_args"]["protocol"]["verdict_draws"] = draws
+    (run / "card.json").write_text(json.dumps(card))
+    found = [each for each, _ in published_beside(load_runs([run])) if each.published == row.published]
+    assert len(found) == num_found
 
 
 def test_nothing_is_said_where_nothing_was_published(make_run: MakeRun) -> None:

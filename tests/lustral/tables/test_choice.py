@@ -99,3 +99,20 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     path.write_text("a: [")
     with pytest.raises(ValueError, match=r"bad.yaml cannot be read .*: mend it, or choose another"):
         Choice(path).parts()
+
+
+def test_a_file_that_a_layer_picks_replaces_a_part_and_options_written_in_it_change_them(tmp_path: Path) -> None:
+    ode, ddpm = (CONFIGS / "purifier" / f"cifar10_diffpure_{name}.yaml" for name in ("ode", "ddpm"))
+    whole, some = tmp_path / "whole.yaml", tmp_path / "some.yaml"
+    whole.write_text(f"model:\n  init_args:\n    purifier: {ddpm.resolve()}\n")
+    some.write_text(
+        "model:\n  init_args:\n    purifier: {class_path: lustral.purifiers.DiffPure, init_args: {t_star: 50}}\n"
+    )
+    first = tmp_path / "first.yaml"
+    first.write_text(f"model:\n  init_args:\n    purifier: {ode.resolve()}\n")
+    base = CONFIGS / "eval" / "cifar10.yaml"
+    chosen = Choice(base, groups={"purifier": ddpm}).parts()["purifier"]
+    assert Choice(base, (first, whole)).parts()["purifier"] == chosen
+    changed = Choice(base, (first, some)).parts()["purifier"]["init_args"]
+    assert changed["t_star"] == 50
+    assert changed["forward_schedule"] == "discrete"

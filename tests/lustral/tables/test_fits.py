@@ -86,6 +86,7 @@ OTHER: dict[str, Callable[[Config], Any]] = {
         weights="runs/train/digits_adversarial/weights.safetensors"
     ),
     "no weights": lambda c: _part(c, "classifier")["init_args"].update(weights=None),
+    "a vote of views": lambda c: c["model"]["init_args"].update(merge="vote"),
     "the data": lambda c: _part(c, "data").update(class_path="datamodules.StreetDigits"),
     "validation images": lambda c: _part(c, "data")["init_args"].update(test_on="validation"),
 }
