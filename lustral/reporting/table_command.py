@@ -156,8 +156,8 @@ def _exit_code(codes: Mapping[str, int]) -> int:
     failed = [folder for folder, code in codes.items() if code not in HAVE_A_CARD]
     for folder in failed:
         print(
-            f"error: {folder} failed with exit code {codes[folder]}; its reason is above. (If the row was changed after "
-            "its folder was made, move that away, or choose others with --output.)",
+            f"error: {folder} failed with exit code {codes[folder]}; its reason is above. (If the row was changed "
+            "after its folder was made, move that away, or choose others with --output.)",
             file=sys.stderr,
         )
     return 1 if failed else max(codes.values(), default=0)
