@@ -118,16 +118,15 @@ def test_fused_is_what_the_public_code_computes(rounds: int) -> None:
 
 
 def test_noise_in_one_go_is_in_law_that_of_all_steps() -> None:
-    schedule, x, z = (
-        LinearSchedule(),
-        torch.full((1, 1, 1, 1), 0.7, dtype=torch.float64),
-        torch.ones(1, 1, 1, 1, dtype=torch.float64),
-    )
+    def of(value: float) -> Tensor:
+        return torch.tensor(value, dtype=torch.float64)
+
     mean, variance = 0.7, 0.0
     for t in range(101, 111):
         keep = alpha_bar("discrete", t) / alpha_bar("discrete", t - 1)
         mean, variance = keep**0.5 * mean, keep * variance + 1 - keep
-    found = noised_further(schedule, x, *(torch.tensor(t, dtype=torch.float64) for t in (100.0, 110.0)), z)
+    image, noise = of(0.7).view(1, 1, 1, 1), of(1.0).view(1, 1, 1, 1)
+    found = noised_further(LinearSchedule(), image, of(100.0), of(110.0), noise)
     assert float(found) == pytest.approx(mean + variance**0.5, abs=1e-12)
 
 
