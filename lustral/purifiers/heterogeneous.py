@@ -52,8 +52,8 @@ class HeterogeneousNoise(Purifier):
             the two are equal there is no stage 1, and the process is DiffPure's with the DDIM solver.
         num_steps: even reverse steps from t_large; or [steps of stage 1, steps of stage 2].
         compose: when the outside is set to the noised input: "after" each reverse step of stage 1 (the paper) or
-            "before" it (the code). After it, the outside enters stage 2 with the noise of t_small. Before it, the whole
-            image was generated once more.
+            "before" it (the code). After the last one the outside has the noise of t_small, to which one_hop adds some
+            that it removes again; before it, that of the step's larger time.
         resample: of each step of stage 1: "multi_step", "one_hop" (the paper) or "fused" (the code); see `plan` in
             `lustral.purifiers.resampling`.
         num_resamples: U, not negative; 0 does not resample. multi_step makes 1 + U network calls a step, one_hop 2, and
