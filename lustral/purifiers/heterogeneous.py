@@ -61,7 +61,7 @@ class HeterogeneousNoise(Purifier):
         jump_length: the noising steps that each of the U rounds of one_hop and fused adds; theirs is 1. multi_step goes
             back a step of the grid instead.
         eta: of the DDIM steps, in [0, 1]: 0 adds no noise (the code), 1 is DDPM (the paper's algorithm 1).
-        allow_inert: accept a grid with fewer than 4 steps in stage 1, on which the mask has next to no effect; for
+        allow_inert: accept a grid with fewer than 4 steps in stage 1, on which the mask has little effect or none; for
             attacks on a cheaper or a uniform process.
         resize_to: resize images to this side in pixels, the denoiser's (256 for ImageNet images of 224), and back after
             purification; None keeps their size. The mask is made at the larger size, of the victim's own images.
@@ -201,7 +201,7 @@ class HeterogeneousNoise(Purifier):
         if steps < _FEWEST and not self.allow_inert:
             raise ValueError(
                 f"Only {steps} of the reverse steps end at t_small = {self.t_small} or above, and with fewer than "
-                f"{_FEWEST} the mask has next to no effect: raise num_steps, or set allow_inert to true for an attack "
+                f"{_FEWEST} the mask has little effect or none: raise num_steps, or set allow_inert to true for an attack "
                 "on this cheaper process."
             )
 

@@ -263,7 +263,7 @@ def test_to_the_exact_gradient_a_hard_mask_is_a_constant() -> None:
         {"surrogate": Variant({"mask.rounding": False})},
         {"surrogate": Variant({"mask.rounding": "straight_through"})},
         {"surrogate": Variant({"t_small": 200, "allow_inert": True})},
-        {"surrogate": Variant({"num_steps": 2, "allow_inert": True})},
+        {"surrogate": Variant({"num_steps": 2, "compose": "before", "resample": "fused", "allow_inert": True})},
         {"context": "clean"},
     ],
     ids=["relaxed", "straight_through", "uniform", "published", "frozen"],
