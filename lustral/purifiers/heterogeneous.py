@@ -201,8 +201,8 @@ class HeterogeneousNoise(Purifier):
         if steps < _FEWEST and not self.allow_inert:
             raise ValueError(
                 f"Only {steps} of the reverse steps end at t_small = {self.t_small} or above, and with fewer than "
-                f"{_FEWEST} the mask has little effect or none: raise num_steps, or set allow_inert to true for an attack "
-                "on this cheaper process."
+                f"{_FEWEST} the mask has little effect or none: raise num_steps, or set allow_inert to true for an "
+                "attack on this cheaper process."
             )
 
 

@@ -96,12 +96,8 @@ def test_the_defence_of_a_row_purifies_in_all_its_steps(case: Case) -> None:
     assert purified.isfinite().all()
     surrogate = getattr(attack, "surrogate", None)
     if isinstance(surrogate, Variant):
-        assert {name.rpartition(".")[2] for name in surrogate.changes} <= {
-            "rounds",
-            "num_steps",
-            "layout",
-            "allow_inert",
-        }
+        plain = {"rounds", "num_steps", "layout", "compose", "resample", "eta", "allow_inert"}
+        assert {name.rpartition(".")[2] for name in surrogate.changes} <= plain
         assert network_calls(surrogate.of(purifier)) < network_calls(purifier)
 
 
