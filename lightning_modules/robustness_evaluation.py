@@ -19,7 +19,7 @@ from lustral.evaluation import Dealing, Defence, Evaluator, Fingerprint, Key, Pr
 from lustral.evaluation.portions import portions
 from lustral.networks import Classifier
 from lustral.noise import NoiseStream
-from lustral.purifiers import Purifier, RoundPurifier
+from lustral.purifiers import Purifier
 from lustral.threat import ThreatModel
 
 
@@ -136,7 +136,7 @@ class RobustnessEvaluation(LustralModule):
         self.dealing = None
         datamodule = getattr(self.trainer, "datamodule", None)
         parts = [module for purifier in self._purifiers.values() for module in purifier.modules()]
-        resized = [m.denoiser for m in parts if isinstance(m, RoundPurifier) and m.resize_to is not None]
+        resized = [m.denoiser for m in parts if getattr(m, "resize_to", None) is not None]
         denoisers = [m for m in parts if isinstance(m, Denoiser) and not any(m is other for other in resized)]
         check_fit(datamodule, [("classifier", self.defence.classifier), *(("denoiser", m) for m in denoisers)])
         if datamodule is not None:

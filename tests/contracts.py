@@ -11,7 +11,7 @@ from lustral.attacks import Attack, Cases, Judged
 from lustral.diffusion import Denoiser, NoiseSchedule
 from lustral.diffusion.perturbation import PerturbationScore
 from lustral.evaluation import Defence, Evaluator, Protocol
-from lustral.networks import Classifier
+from lustral.networks import Classifier, Stage
 from lustral.noise import NoiseStream
 from lustral.purifiers import Context, GradientMode, Purified, Purifier, StoredScores
 from lustral.purifiers.reference import write_scores
@@ -90,6 +90,13 @@ class ToyClassifier(Classifier):
 
     def logits(self, x: Tensor) -> Tensor:
         return self.head(torch.tanh(self.conv(x)).flatten(1))
+
+
+class SeenClassifier(ToyClassifier):
+    """One that names its feature map, before and after the activation."""
+
+    def named_stages(self) -> dict[str, Stage]:
+        return {"linear": Stage(self.conv), "conv": Stage(self.conv, torch.tanh)}
 
 
 def stored_scores(denoiser: Denoiser, statistic: PerturbationScore, scores: Sequence[float]) -> StoredScores:

@@ -1,14 +1,17 @@
 """Purifiers: one method per file."""
 
 from lustral.diffusion import Context
+from lustral.purifiers.attention import AttentionMask
 from lustral.purifiers.base import GradientMode, Purified, Purifier
 from lustral.purifiers.diffpure import DiffPure
 from lustral.purifiers.gdmp import GDMP
 from lustral.purifiers.gnsp import GNSP
 from lustral.purifiers.guidance import Guidance, MSEGuidance, SSIMGuidance, Step
+from lustral.purifiers.heterogeneous import HeterogeneousNoise
 from lustral.purifiers.identity import Identity
 from lustral.purifiers.langevin import LangevinPurifier
 from lustral.purifiers.levels import FixedLevels, LevelRule, LinearLevels, MeanLevels, ShuffledLevels, SigmoidLevels
+from lustral.purifiers.masks import ConstantMask, InvertedMask, Mask, RandomMask
 from lustral.purifiers.reference import StoredScores
 from lustral.purifiers.rounds import Round, RoundPurifier
 from lustral.purifiers.ssni import SSNI
@@ -18,19 +21,25 @@ __all__ = [
     "GDMP",
     "GNSP",
     "SSNI",
+    "AttentionMask",
+    "ConstantMask",
     "Context",
     "DiffPure",
     "FixedLevels",
     "GradientMode",
     "Guidance",
+    "HeterogeneousNoise",
     "Identity",
+    "InvertedMask",
     "LangevinPurifier",
     "LevelRule",
     "LinearLevels",
     "MSEGuidance",
+    "Mask",
     "MeanLevels",
     "Purified",
     "Purifier",
+    "RandomMask",
     "Round",
     "RoundPurifier",
     "SSIMGuidance",

@@ -109,21 +109,21 @@ class RoundPurifier(Purifier, ABC):
         step and the image at the start of the round, noised to the same level with the round's forward noise. It is
         summed over the steps that a row takes, and divided by the number of steps of all rounds at their t_star.
         """
-        state = to_diffusion(_resized(x, self.resize_to))
+        state = to_diffusion(resized(x, self.resize_to))
         followed = self.follow(state)
         trace: dict[str, Tensor] = {}
         for number in range(len(self.rounds)):
             at = None if levels is None else levels[:, number]
             noised = self._noise(state, number, at, noise)
             if number == 0 and "noised" in wants:
-                trace["noised"] = _resized(from_diffusion(noised).detach(), x.shape[-1])
+                trace["noised"] = resized(from_diffusion(noised).detach(), x.shape[-1])
             if "deviation" in wants:
                 state, total = self._reverse_measured(noised, number, at, noise, followed, state)
                 found = total.double().flatten(1).mean(1) / sum(len(grid) - 1 for grid in self.grids)
                 trace["deviation"] = trace["deviation"] + found if number else found
             else:
                 state = self._reverse(noised, number, at, noise, followed)
-        return Purified(_resized(self.finish(from_diffusion(state)), x.shape[-1])[None], trace)
+        return Purified(resized(self.finish(from_diffusion(state)), x.shape[-1])[None], trace)
 
     def finish(self, x: Tensor) -> Tensor:
         """Postprocess the purified image, in [0, 1] space, before it is classified; by default nothing is done."""
@@ -198,7 +198,7 @@ def _levels(context: Context, rows: Tensor, like: Tensor) -> Tensor:
     return context[_LEVEL][rows] if _LEVEL in context else like.new_zeros(())
 
 
-def _resized(x: Tensor, size: int | None) -> Tensor:
+def resized(x: Tensor, size: int | None) -> Tensor:
     """``x`` resized to ``size`` pixels, bilinear and without antialiasing as in DiffPure; the attack's gradient passes
     through."""
     if size is None or size == x.shape[-1]:

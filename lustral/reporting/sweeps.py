@@ -10,7 +10,7 @@ from typing import Any
 from lustral.ratio import parse_ratio
 from lustral.reporting.runs import Run
 
-DERIVED = ("sigma", "network_calls", "mean_level", "pull")
+DERIVED = ("sigma", "sigma_small", "network_calls", "mean_level", "pull")
 """The derived quantities in a purifier's description (`Purifier.derived`), which follow from its arguments."""
 
 _RATIO = re.compile(r"[\d.]+\s*/\s*[\d.]+$")

@@ -6,7 +6,6 @@ from typing import Any
 
 from lustral.diffusion.schedules import make_schedule
 from lustral.purifiers import SSNI, Purifier
-from lustral.purifiers.rounds import RoundPurifier
 from lustral.recipes import imported
 from tests.cli.shrunk import followed
 from tests.contracts import VariedDenoiser, stored_scores
@@ -37,17 +36,16 @@ def built(value: Any) -> Any:
 
 def _denoiser(part: dict[str, Any]) -> VariedDenoiser:
     """On the schedule of the network that a part describes."""
+    asked = part["init_args"].get("schedule_type")
     if part["class_path"].rpartition(".")[2].startswith("load_"):  # what a training recipe writes
         recipe = Path("configs/train") / f"{Path(part['init_args']['weights']).parent.name}.yaml"
         part = followed(recipe)["model"]["init_args"]["denoiser"]
     parameters = inspect.signature(imported(part["class_path"])).parameters
     given = {name: parameters[name].default for name in ("schedule_type", "preconditioning")} | part["init_args"]
-    schedule = make_schedule(given["schedule_type"] or given["preconditioning"])
+    schedule = make_schedule(asked or given["schedule_type"] or given["preconditioning"])
     return VariedDenoiser(schedule, (3, PIXELS, PIXELS)).float()
 
 
 def network_calls(purifier: Purifier) -> float:
     """Of a purification at the full levels."""
-    inner = purifier.purifier if isinstance(purifier, SSNI) else purifier
-    assert isinstance(inner, RoundPurifier)
-    return inner.derived()["network_calls"]
+    return purifier.derived()["network_calls"]

@@ -277,7 +277,9 @@ def whole(part: Any) -> Part:
 def _fewest(given: Part, most: int) -> dict[str, Any]:
     """A purifier's steps and rounds, ``most`` of each, at its own levels."""
     small: dict[str, Any] = {}
-    if "num_steps" in given:
+    if "t_small" in given:
+        small["num_steps"] = [4, 1]  # with fewer in its first stage it refuses to be built
+    elif "num_steps" in given:
         small["num_steps"] = min(most, int(given.get("t_star", most)))
     if "num_rounds" in given:
         small["num_rounds"] = min(most, given["num_rounds"])

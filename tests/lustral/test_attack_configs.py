@@ -12,9 +12,9 @@ from lustral.attacks import PGD, Attack, Cases, Engine, Ensemble, MeanLogitCross
 from lustral.diffusion import EulerMaruyama, VPSchedule
 from lustral.diffusion.perturbation import EPS
 from lustral.evaluation import Defence
-from lustral.purifiers import GNSP, SSNI, DiffPure, Purifier, SigmoidLevels, Variant
+from lustral.purifiers import GNSP, SSNI, AttentionMask, DiffPure, HeterogeneousNoise, Purifier, SigmoidLevels, Variant
 from lustral.threat import ThreatModel
-from tests.contracts import SmoothDenoiser, ToyClassifier, images, stored_scores, stream
+from tests.contracts import SeenClassifier, SmoothDenoiser, images, stored_scores, stream
 
 CONFIGS = sorted(Path("configs/attack").glob("*.yaml"))
 SMALL = {"base_channels": 8, "multipliers": [1, 2], "blocks": 1, "weights": None}
@@ -47,10 +47,13 @@ def _built(path: Path, weights: Path, fewer: dict[str, int]) -> Attack:
 
 
 def _purifier(attack: Attack, shape: tuple[int, int, int]) -> Purifier:
-    """SSNI with levels between a tenth and all of t*, or what is in it, if that is what the attack varies."""
+    """SSNI with levels between a tenth and all of t*; or what is in it, or heterogeneous noise, if the attack varies
+    that."""
     surrogate = getattr(attack, "surrogate", None)
     varied = surrogate.changes.keys() if isinstance(surrogate, Variant) else set()
     denoiser = SmoothDenoiser(VPSchedule(), shape).float()
+    if {"mask.rounding", "allow_inert"} & varied:
+        return HeterogeneousNoise(denoiser, AttentionMask(["conv"]), num_steps=(4, 1))
     purifier = (
         GNSP(denoiser, [(100.0, 2)])
         if {"rounds", "purifier.rounds"} & varied
@@ -67,7 +70,7 @@ def _purifier(attack: Attack, shape: tuple[int, int, int]) -> Purifier:
 def test_an_attack_config_runs_against_a_purifier_with_levels(path: Path, digit_weights: dict[str, Path]) -> None:
     attack = _built(path, digit_weights["denoiser"], FEWER)
     chosen = Cases(images(2, (1, 8, 8)), torch.tensor([0, 2]), stream(2).index)
-    defence = Defence(ToyClassifier(5, (1, 8, 8)), _purifier(attack, (1, 8, 8)))
+    defence = Defence(SeenClassifier(5, (1, 8, 8)), _purifier(attack, (1, 8, 8)))
     if isinstance(defence.purifier, SSNI):
         levels = defence(chosen.images, stream(2), wants=["levels"]).trace["levels"]
         assert 10 < levels.amin() < levels.amax() < 104

@@ -29,18 +29,24 @@ from lustral.purifiers import (
     GDMP,
     GNSP,
     SSNI,
+    AttentionMask,
+    ConstantMask,
     Context,
     DiffPure,
     FixedLevels,
     GradientMode,
+    HeterogeneousNoise,
     Identity,
+    InvertedMask,
     LangevinPurifier,
     LevelRule,
     LinearLevels,
+    Mask,
     MeanLevels,
     MSEGuidance,
     Purified,
     Purifier,
+    RandomMask,
     RoundPurifier,
     ShuffledLevels,
     SigmoidLevels,
@@ -50,8 +56,8 @@ from tests.closed_form import SCHEDULES
 from tests.contracts import (
     NoisyPurifier,
     Reveal,
+    SeenClassifier,
     SmoothDenoiser,
-    ToyClassifier,
     VariedDenoiser,
     central_differences,
     images,
@@ -107,6 +113,17 @@ def _gnsp(schedule: str = "discrete", layout: str = "clock") -> GNSP:
     return GNSP(denoiser, [(60, 2), (120, 3)], layout=layout)  # type: ignore[arg-type]
 
 
+def _seen(**options: Any) -> AttentionMask:
+    """A quarter to three quarters of the pixels; none is so close to the threshold that a difference crosses it."""
+    return AttentionMask(["linear", "conv"], **{"tau": 0.6, **options})
+
+
+def _heterogeneous(mask: Mask, schedule: str = "vp", **options: Any) -> HeterogeneousNoise:
+    denoiser = SmoothDenoiser(SCHEDULES[schedule](), (1, 6, 6) if "resize_to" in options else SHAPE)
+    given: dict[str, Any] = {"num_steps": (4, 2), "num_resamples": 2, "eta": 0.5, **options}
+    return HeterogeneousNoise(denoiser, mask, 200, 60, **given)
+
+
 PURIFIERS: dict[str, Callable[[], Purifier]] = {
     "diffpure_flow": lambda: _diffpure(FlowEuler()),
     "diffpure_heun": lambda: _diffpure(Heun()),
@@ -132,6 +149,19 @@ PURIFIERS: dict[str, Callable[[], Purifier]] = {
     "ssni_half": lambda: _ssni(_diffpure(EulerMaruyama()), FixedLevels(0.5)),
     "ssni_mean": lambda: _ssni(_diffpure(EulerMaruyama()), MeanLevels(SigmoidLevels(5.0, 40.0))),
     "ssni_shuffled": lambda: _ssni(_diffpure(EulerMaruyama()), ShuffledLevels(SigmoidLevels(5.0, 40.0))),
+    "heterogeneous": lambda: _heterogeneous(_seen()),
+    "heterogeneous_fused": lambda: _heterogeneous(_seen(), "discrete", compose="before", resample="fused", eta=0.0),
+    "heterogeneous_multi_step": lambda: _heterogeneous(_seen(area=0.3, tau=None), "discrete", resample="multi_step"),
+    "heterogeneous_relaxed": lambda: _heterogeneous(_seen(rounding=False, root=True), compose="before"),
+    "heterogeneous_relaxed_area": lambda: _heterogeneous(
+        _seen(rounding=False, area=0.3, tau=None, normaliser="softmax", power=1.0)
+    ),
+    "heterogeneous_straight_through": lambda: _heterogeneous(_seen(rounding="straight_through")),
+    "heterogeneous_resized": lambda: _heterogeneous(_seen(), resize_to=6),
+    "heterogeneous_random_mask": lambda: _heterogeneous(RandomMask(_seen(rounding=False))),
+    "heterogeneous_moved_mask": lambda: _heterogeneous(RandomMask(_seen(), keep_shape=True)),
+    "heterogeneous_inverted_mask": lambda: _heterogeneous(InvertedMask(_seen())),
+    "heterogeneous_no_mask": lambda: _heterogeneous(ConstantMask(False), num_resamples=0),
     "identity": Identity,
     "diffpure_euler_maruyama": lambda: _diffpure(EulerMaruyama()),
     "diffpure_published_forward": lambda: _diffpure(EulerMaruyama(), forward="discrete"),
@@ -153,7 +183,7 @@ def name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def purifier(name: str) -> Purifier:
     built = PURIFIERS[name]().float()
-    built.bind(ToyClassifier(shape=SHAPE))
+    built.bind(SeenClassifier(shape=SHAPE))
     return built
 
 
@@ -233,7 +263,8 @@ def _loss(out: Tensor) -> Tensor:
 
 def test_the_exact_gradient_agrees_with_central_differences(name: str, purifier: Purifier) -> None:
     purifier, x = copy.deepcopy(purifier).double(), images(2, SHAPE, dtype=torch.float64)
-    if name == "ssni_straight_through":  # which is, on purpose, not the derivative of what is computed
+    purifier.bind(SeenClassifier(shape=SHAPE).double())
+    if name.endswith("straight_through"):  # which is, on purpose, not the derivative of what is computed
         return
 
     def loss(x: Tensor) -> Tensor:

@@ -16,12 +16,12 @@ from lustral.evaluation import Evaluator, Protocol
 from lustral.evaluation.records import Record
 from lustral.evaluation.selfcheck import self_check
 from lustral.evaluation.verdicts import Expected
-from lustral.networks.classifier import Stage
 from lustral.noise import NoiseStream
 from lustral.purifiers import Context, DiffPure, Purified, Purifier, Variant
 from lustral.threat import ThreatModel
 from tests.contracts import (
     Reveal,
+    SeenClassifier,
     SmoothDenoiser,
     ToyClassifier,
     central_differences,
@@ -39,13 +39,6 @@ from tests.toys.transfer import DistributionTransfer, SameAnswer
 
 SHAPE = (1, 4, 4)
 THREAT = ThreatModel("linf", "24/255")
-
-
-class SeenClassifier(ToyClassifier):
-    """One that names its feature map."""
-
-    def named_stages(self) -> dict[str, Stage]:
-        return {"conv": Stage(self.conv, torch.tanh)}
 
 
 def _denoiser() -> SmoothDenoiser:

@@ -10,7 +10,7 @@ import pytest
 
 from lustral.diffusion import EulerMaruyama, LinearSchedule, VPSchedule
 from lustral.diffusion.perturbation import EPS
-from lustral.purifiers import GDMP, SSNI, DiffPure, MSEGuidance, SigmoidLevels
+from lustral.purifiers import GDMP, SSNI, ConstantMask, DiffPure, HeterogeneousNoise, MSEGuidance, SigmoidLevels
 from lustral.reporting import load_runs
 from lustral.reporting.runs import Run
 from lustral.reporting.sweeps import DERIVED, find_sweeps
@@ -124,7 +124,9 @@ def test_what_purifiers_derive_is_known() -> None:
     score = EPS(3, 10.0)
     ssni = SSNI(gdmp, SigmoidLevels(5.0, 4.0), stored_scores(gdmp.denoiser, score, [280.0, 310.0]), score)
     diffpure = DiffPure(SmoothDenoiser(VPSchedule()).float(), EulerMaruyama(), 100, 5)
-    assert ssni.derived().keys() | diffpure.derived().keys() == set(DERIVED)
+    heterogeneous = HeterogeneousNoise(diffpure.denoiser, ConstantMask())
+    found = [purifier.derived().keys() for purifier in (ssni, diffpure, heterogeneous)]
+    assert set().union(*found) == set(DERIVED)
 
 
 @pytest.mark.parametrize(
