@@ -1,39 +1,55 @@
 """Purifiers: one method per file."""
 
 from lustral.diffusion import Context
+from lustral.purifiers.answers import AnswerOfInput, AnswerOfTransformed, AnswerOfUnguided, ReferenceAnswer
 from lustral.purifiers.base import GradientMode, Purified, Purifier
 from lustral.purifiers.diffpure import DiffPure
+from lustral.purifiers.distribution_transfer import DistributionTransfer
 from lustral.purifiers.gdmp import GDMP
 from lustral.purifiers.gnsp import GNSP
 from lustral.purifiers.guidance import Guidance, MSEGuidance, SSIMGuidance, Step
 from lustral.purifiers.identity import Identity
+from lustral.purifiers.jpeg import JPEG
 from lustral.purifiers.langevin import LangevinPurifier
 from lustral.purifiers.levels import FixedLevels, LevelRule, LinearLevels, MeanLevels, ShuffledLevels, SigmoidLevels
+from lustral.purifiers.output_guidance import EntropyGuidance, JointGuidance, OutputGuidance
 from lustral.purifiers.reference import StoredScores
 from lustral.purifiers.rounds import Round, RoundPurifier
 from lustral.purifiers.ssni import SSNI
+from lustral.purifiers.transforms import BitDepth, GaussianBlur
 from lustral.purifiers.variant import Variant
 
 __all__ = [
-    "GDMP",
-    "GNSP",
-    "SSNI",
+    "AnswerOfInput",
+    "AnswerOfTransformed",
+    "AnswerOfUnguided",
+    "BitDepth",
     "Context",
     "DiffPure",
+    "DistributionTransfer",
+    "EntropyGuidance",
     "FixedLevels",
+    "GDMP",
+    "GNSP",
+    "GaussianBlur",
     "GradientMode",
     "Guidance",
     "Identity",
+    "JPEG",
+    "JointGuidance",
     "LangevinPurifier",
     "LevelRule",
     "LinearLevels",
     "MSEGuidance",
     "MeanLevels",
+    "OutputGuidance",
     "Purified",
     "Purifier",
+    "ReferenceAnswer",
     "Round",
     "RoundPurifier",
     "SSIMGuidance",
+    "SSNI",
     "ShuffledLevels",
     "SigmoidLevels",
     "Step",
