@@ -15,7 +15,7 @@ def straight_through(x: Tensor) -> Tensor:
 
 def soft(x: Tensor) -> Tensor:
     """round(x) + (x - round(x))^3, differentiable almost everywhere with a derivative of 3 (x - round(x))^2 (Shin and
-    Song, "JPEG-resistant adversarial images", 2017). It is up to 0.375 away from the rounded value, and flat at whole
+    Song, "JPEG-resistant adversarial images", 2017). It is at most 0.125 away from the rounded value, and flat at whole
     numbers."""
     whole = x.detach().round()
     return whole + (x - whole) ** 3
