@@ -20,6 +20,10 @@ from lustral.purifiers.transforms import BitDepth, GaussianBlur
 from lustral.purifiers.variant import Variant
 
 __all__ = [
+    "GDMP",
+    "GNSP",
+    "JPEG",
+    "SSNI",
     "AnswerOfInput",
     "AnswerOfTransformed",
     "AnswerOfUnguided",
@@ -29,13 +33,10 @@ __all__ = [
     "DistributionTransfer",
     "EntropyGuidance",
     "FixedLevels",
-    "GDMP",
-    "GNSP",
     "GaussianBlur",
     "GradientMode",
     "Guidance",
     "Identity",
-    "JPEG",
     "JointGuidance",
     "LangevinPurifier",
     "LevelRule",
@@ -49,7 +50,6 @@ __all__ = [
     "Round",
     "RoundPurifier",
     "SSIMGuidance",
-    "SSNI",
     "ShuffledLevels",
     "SigmoidLevels",
     "Step",

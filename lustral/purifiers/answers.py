@@ -50,8 +50,8 @@ class AnswerOfTransformed(ReferenceAnswer):
         views = self.transform(x, noise, mode).images
         if len(views) > 1:
             raise ValueError(
-                f"{type(self.transform).__name__} makes {len(views)} views of an image, and y_ref is the answer at one: "
-                "choose a transform of one view."
+                f"{type(self.transform).__name__} makes {len(views)} views of an image, and y_ref is the answer at "
+                "one: choose a transform of one view."
             )
         return views[0]
 

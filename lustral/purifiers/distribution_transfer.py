@@ -29,8 +29,8 @@ class DistributionTransfer(GuidedRounds):
         denoiser: the diffusion model, on any schedule.
         guidance: JointGuidance, OutputGuidance, or any other; None for the unguided process.
         t_star: the noise level in noising steps out of 1000 of ``level_schedule``.
-        level_schedule: on which schedule t_star counts: "cosine" (level k of 4000 is t = k / 4), "linear" (DDPM's 1000),
-            or "denoiser". The denoiser starts at its own time of the same sigma / alpha (on a table: the nearest).
+        level_schedule: on which schedule t_star counts: "cosine" (level k of 4000 is t = k / 4), "linear" (DDPM's
+            1000), or "denoiser". The denoiser starts at its own time of that sigma / alpha (on a table: the nearest).
         num_steps: reverse steps, evenly spaced over the denoiser's own levels; fewer than all of them are respaced.
         scale: s, positive.
         budget: the perturbation size in s_t; it belongs to the purifier and is independent of the attacker's eps

@@ -1,7 +1,7 @@
 """How far a classifier's answer is from another one, and how undecided it is: one value an image.
 
-They are computed in float64, since the last bits of a float32 exponential depend on its place in the batch, and returned
-in the type of the logits.
+They are computed in float64, since the last bits of a float32 exponential depend on its place in the batch, and
+returned in the type of the logits.
 """
 
 from collections.abc import Callable

@@ -64,7 +64,8 @@ class JPEG(Purifier):
             raise ValueError(f"quality is {quality}; it lies in 1..100.")
         if rounding not in ("codec", *STANDS):
             raise ValueError(f"rounding is {rounding!r}; it may be codec, {', '.join(get_args(Stand))}.")
-        self.quality, self.rounding = quality, rounding
+        self.quality = quality
+        self.rounding: Rounding = rounding
         if rounding == "codec":
             self.gradient_modes = ("bpda", "detached")
             self.instead = (
@@ -75,9 +76,9 @@ class JPEG(Purifier):
     def run(self, x: Tensor, context: Context, noise: NoiseStream, wants: Collection[str]) -> Purified:
         if x.shape[1] not in (1, 3):
             raise ValueError(f"JPEG is of 1 or 3 channels, and these images have {x.shape[1]}: choose another.")
-        if self.rounding == "codec":
-            return Purified(self._coded(x)[None])
-        return Purified(stand_in(x, self.quality, STANDS[self.rounding])[None])
+        rounded = STANDS.get(self.rounding)  # type: ignore[arg-type]
+        made = self._coded(x) if rounded is None else stand_in(x, self.quality, rounded)
+        return Purified(made[None])
 
     def _coded(self, x: Tensor) -> Tensor:
         levels = (x.detach() * 255.0).round().clamp(0, 255).to("cpu", torch.uint8).movedim(1, -1).numpy()

@@ -71,7 +71,9 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 def test_guided_steps_are_known_on_gaussian_data(look_at: Any) -> None:
     """The mean of q(x_s | x_t), plus s_t times the variance times the gradient: of the squared distance to the input
     noised with the forward noise, and of KL through a linear victim (p - p_ref) and the affine posterior mean."""
-    joint = JointGuidance(OutputGuidance(AnswerOfInput(), "kl", look_at, clip=False), MSEGuidance("shared", 1), 0.3, 0.8)
+    joint = JointGuidance(
+        OutputGuidance(AnswerOfInput(), "kl", look_at, clip=False), MSEGuidance("shared", 1), 0.3, 0.8
+    )
     purifier = DistributionTransfer(
         GaussianDenoiser(LinearSchedule()), joint, 60, "denoiser", 3, 30.0, "24/255", clip=False
     )
@@ -182,7 +184,9 @@ def test_output_guidance_leads_to_the_reference(divergence: Any, look_at: Any) -
     x, y_ref = images(16), _victim()(images(16, seed=9))
     far = []
     for weight in (0.0, 0.05):
-        purifier = _built(JointGuidance(OutputGuidance(AnswerOfInput(), divergence, look_at), MSEGuidance(), weight, 0.0))
+        purifier = _built(
+            JointGuidance(OutputGuidance(AnswerOfInput(), divergence, look_at), MSEGuidance(), weight, 0.0)
+        )
         with torch.no_grad():
             found = purifier(x, stream(16), context={ANSWER: y_ref}).images[0]
         far.append(DIVERGENCES[divergence](_victim()(found), y_ref).mean())

@@ -170,7 +170,11 @@ PURIFIERS: dict[str, Callable[[], Purifier]] = {
     "transfer_entropy": lambda: _transfer(EntropyGuidance(), MSEGuidance("noised", 1)),
     "transfer_constant": lambda: _transfer(OutputGuidance(AnswerOfInput()), guidance_gradient="constant"),
     "transfer_resized": lambda: DistributionTransfer(
-        SmoothDenoiser(LinearSchedule(), (1, 6, 6)), OutputGuidance(AnswerOfInput()), num_steps=2, scale=5.0, resize_to=6
+        SmoothDenoiser(LinearSchedule(), (1, 6, 6)),
+        OutputGuidance(AnswerOfInput()),
+        num_steps=2,
+        scale=5.0,
+        resize_to=6,
     ),
     "gdmp_answered": lambda: GDMP(SmoothDenoiser(LinearSchedule()), OutputGuidance(AnswerOfInput()), 60, 3, 2, 0.5),
     "ssni_n_transfer": lambda: _ssni(_transfer(OutputGuidance(AnswerOfInput()), t_star=200), SigmoidLevels(5.0, 40.0)),

@@ -44,9 +44,7 @@ def test_jpeg_is_the_codec(shape: tuple[int, int, int]) -> None:
     [((1, 8, 8), 0.5, 1.0), ((1, 28, 30), 0.5, 1.0), ((3, 32, 32), 1.0, 2.5), ((3, 28, 30), 1.0, 2.5)],
     ids=["digits", "gray", "colour", "odd"],
 )
-def test_the_stand_in_is_near_the_codec(
-    quality: int, shape: tuple[int, int, int], smooth: float, noisy: float
-) -> None:
+def test_the_stand_in_is_near_the_codec(quality: int, shape: tuple[int, int, int], smooth: float, noisy: float) -> None:
     """In 256ths of the pixel range on average: a tenth or less of what the codec itself changes on noise. Soft rounding
     is further away, but nearer than the image is."""
     for x, bound in ((_smooth(16, shape), smooth), (torch.rand(16, *shape, generator=generator()), noisy)):
@@ -81,9 +79,7 @@ def test_blur_is_a_gaussian_window() -> None:
     line = (-0.5 * (at / 0.7) ** 2).exp()
     window = torch.outer(line, line) / line.sum() ** 2
     padded = F.pad(x, (2, 2, 2, 2), mode="reflect")
-    expected = sum(
-        window[i, j] * padded[..., i : i + 9, j : j + 9] for i in range(5) for j in range(5)
-    )
+    expected = sum(window[i, j] * padded[..., i : i + 9, j : j + 9] for i in range(5) for j in range(5))
     torch.testing.assert_close(_purified(GaussianBlur(0.7, 2), x), torch.as_tensor(expected))
 
 
