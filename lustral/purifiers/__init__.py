@@ -13,6 +13,7 @@ from lustral.purifiers.jpeg import JPEG
 from lustral.purifiers.langevin import LangevinPurifier
 from lustral.purifiers.levels import FixedLevels, LevelRule, LinearLevels, MeanLevels, ShuffledLevels, SigmoidLevels
 from lustral.purifiers.output_guidance import EntropyGuidance, JointGuidance, OutputGuidance
+from lustral.purifiers.perceptual import LPIPSGuidance
 from lustral.purifiers.reference import StoredScores
 from lustral.purifiers.rounds import Round, RoundPurifier
 from lustral.purifiers.ssni import SSNI
@@ -38,6 +39,7 @@ __all__ = [
     "Guidance",
     "Identity",
     "JointGuidance",
+    "LPIPSGuidance",
     "LangevinPurifier",
     "LevelRule",
     "LinearLevels",

@@ -73,7 +73,7 @@ class Guidance(ABC):
         """
 
 
-class _Likeness(Guidance):
+class Likeness(Guidance):
     """Guidance towards the input image.
 
     Args:
@@ -102,7 +102,7 @@ class _Likeness(Guidance):
         return denoise.schedule.perturb(image, step.t, own.normal(image.shape[1:], dtype=image.dtype))
 
 
-class MSEGuidance(_Likeness):
+class MSEGuidance(Likeness):
     """The gradient of minus the mean squared error over the pixels of one image, in closed form.
 
     Args:
@@ -119,7 +119,7 @@ class MSEGuidance(_Likeness):
         return 2.0 / (pixels * self.reference_batch)
 
 
-class SSIMGuidance(_Likeness):
+class SSIMGuidance(Likeness):
     """The gradient of the structural similarity (`ssim`).
 
     Args:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+from torchvision.models import squeezenet1_1
 
 from lustral.attacks import PGD, CrossEntropy, Engine, MoveReference
 from lustral.defence import Defence
@@ -25,6 +28,7 @@ from lustral.purifiers import (
     GaussianBlur,
     Guidance,
     JointGuidance,
+    LPIPSGuidance,
     MSEGuidance,
     OutputGuidance,
     Step,
@@ -153,10 +157,16 @@ def test_with_shared_noise_the_first_step_has_no_distance() -> None:
         assert bool((direction == 0).all()) is same
 
 
+class Loud(SmoothDenoiser):
+    """Its estimates leave the range of images."""
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        return 3.0 * x_t
+
+
 def test_clip_keeps_images_in_range() -> None:
-    x = torch.rand(4, *SHAPE, generator=generator()).round()
     for clip in (True, False):
-        found = _built(MSEGuidance("shared", 1), scale=200.0, clip=clip)(x, stream(4)).images
+        found = DistributionTransfer(Loud(LinearSchedule()), None, num_steps=2, clip=clip)(images(4), stream(4)).images
         assert bool(((found >= 0) & (found <= 1)).all()) is clip
 
 
@@ -238,6 +248,33 @@ def test_guidance_and_solver_share_their_network_call() -> None:
     with torch.no_grad():
         purifier(images(3), stream(3))
     assert len(calls) == 4
+
+
+def test_lpips_takes_weights_that_are_at_hand_and_downloads_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its direction is torchmetrics' gradient, and differentiated; random weights stand for torchvision's."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(ValueError, match=r"needs torchvision's weights at .*squeezenet1_1.*: get them from https"):
+        LPIPSGuidance("squeeze")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = squeezenet1_1()
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(network.state_dict(), tmp_path / "checkpoints" / "squeezenet1_1-b8a52dc0.pth")
+    guidance = LPIPSGuidance("squeeze")
+    measure = LearnedPerceptualImagePatchSimilarity("squeeze")
+    x, y = (2.0 * images(1, (3, 32, 32), seed) - 1.0 for seed in (0, 1))
+    t = torch.tensor(10.0, dtype=torch.float64)
+    purifier = DistributionTransfer(SmoothDenoiser(LinearSchedule(), (3, 32, 32)).float(), guidance, num_steps=1)
+    leaf = x.clone().requires_grad_()
+    direction = guidance(Step(leaf, t, t, 0, stream(1), {REFERENCE: y}), RememberedDenoiser(purifier.denoiser))
+    expected = torch.autograd.grad(-measure(leaf, y), leaf)[0]
+    torch.testing.assert_close(direction, expected)
+    assert torch.autograd.grad(direction.square().sum(), leaf)[0].abs().max() > 0
+    assert any(name.startswith("_parts") for name, _ in purifier.named_parameters())
+    with pytest.raises(ValueError, match="images of 32 pixels or more"):
+        _built(guidance)(images(2), stream(2))
 
 
 # Attacks ------------------------------------------------------------------------------------------------------
