@@ -13,6 +13,11 @@ def straight_through(x: Tensor) -> Tensor:
     return x.detach().round() + (x - x.detach())  # the second term is exactly 0
 
 
+def clamp_straight_through(x: Tensor, low: float, high: float) -> Tensor:
+    """``x`` clamped, with a derivative of 1 outside of the bounds too."""
+    return x.detach().clamp(low, high) + (x - x.detach())
+
+
 def soft(x: Tensor) -> Tensor:
     """round(x) + (x - round(x))^3, differentiable almost everywhere with a derivative of 3 (x - round(x))^2 (Shin and
     Song, "JPEG-resistant adversarial images", 2017). It is at most 0.125 away from the rounded value, and flat at whole

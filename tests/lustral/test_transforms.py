@@ -63,6 +63,17 @@ def test_the_stand_in_without_rounding_changes_a_gray_image_by_nothing() -> None
     torch.testing.assert_close(gradient[:, :, :8], weights[:, :, :8])  # the lower blocks are filled with copies
 
 
+def test_a_clamped_background_keeps_its_gradient_straight_through() -> None:
+    """Without it, attacks on digits were weaker than those on the bare classifier."""
+    x = torch.zeros(1, 1, 8, 8)
+    x[..., 2:6, 3:5] = 1.0
+    leaf = x.requires_grad_()
+    out = JPEG(30, "straight_through")(leaf, stream(1)).images
+    assert ((out == 0) | (out == 1)).float().mean() > 0.1
+    (gradient,) = torch.autograd.grad((out * images(1, (1, 8, 8))).sum(), leaf)
+    torch.testing.assert_close(gradient, images(1, (1, 8, 8)))
+
+
 @pytest.mark.parametrize("bits", [1, 3, 8])
 def test_bit_depth_is_exact(bits: int) -> None:
     x = torch.cat((images(3), torch.linspace(0, 1, 16).view(1, 1, 4, 4)))
