@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from lustral.attacks.objectives import Objective, mean_over_draws
+from lustral.attacks.objectives import Objective, margin, mean_over_draws
 
 _NOTHING: Mapping[str, Tensor] = {}
 
@@ -34,13 +34,13 @@ class SteeredObjective(Objective):
         return self.objective.plain
 
     @abstractmethod
-    def term(self, trace: Mapping[str, Tensor]) -> Tensor:
-        """(N, B): the term of each draw."""
+    def term(self, trace: Mapping[str, Tensor], y: Tensor) -> Tensor:
+        """(N, B): the term of each draw; ``y`` (B,) are the true labels."""
 
     def __call__(
         self, logits: Tensor, y: Tensor, trace: Mapping[str, Tensor] = _NOTHING, given: Mapping[str, Tensor] = _NOTHING
     ) -> Tensor:
-        steering = self.weight * mean_over_draws(self.term(trace))
+        steering = self.weight * mean_over_draws(self.term(trace, y))
         return self.objective(logits, y, trace, given) + steering.to(logits.dtype)
 
     def wrongness(self, logits: Tensor, y: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class WithScore(SteeredObjective):
 
     needs = ("score",)
 
-    def term(self, trace: Mapping[str, Tensor]) -> Tensor:
+    def term(self, trace: Mapping[str, Tensor], y: Tensor) -> Tensor:
         return trace["score"].log()
 
 
@@ -82,5 +82,23 @@ class Deviation(SteeredObjective):
 
     needs = ("deviation",)
 
-    def term(self, trace: Mapping[str, Tensor]) -> Tensor:
+    def term(self, trace: Mapping[str, Tensor], y: Tensor) -> Tensor:
         return trace["deviation"]
+
+
+class MoveReference(SteeredObjective):
+    """``objective`` + ``weight`` * margin of y_ref: against `DistributionTransfer`, whose reverse process is led by
+    y_ref, the victim's answer at another image. A positive weight makes y_ref wrong too.
+
+    Where y_ref is the answer at a rounded image (JPEG, bit depth), it has no gradient, and the attack is refused: use a
+    `Variant` of the transformation's rounding as the surrogate.
+
+    Args:
+        objective: the loss of the logits.
+        weight: of y_ref's margin (largest wrong logit - true logit), finite and not 0.
+    """
+
+    needs = ("reference_logits",)
+
+    def term(self, trace: Mapping[str, Tensor], y: Tensor) -> Tensor:
+        return margin(trace["reference_logits"], y)

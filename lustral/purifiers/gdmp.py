@@ -1,23 +1,20 @@
 """GDMP: ancestral sampling that is guided towards the input (Wang et al., "Guided diffusion model for adversarial
 purification", 2022). docs/gdmp.md."""
 
-import itertools
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lustral.diffusion import Ancestral, Context, Denoiser, RememberedDenoiser
+from lustral.diffusion import Ancestral, Denoiser
 from lustral.diffusion.schedules import MAX_TIME
 from lustral.diffusion.solvers import Variance
-from lustral.purifiers.guidance import REFERENCE, Guidance, MSEGuidance, Step
-from lustral.purifiers.rounds import Round, RoundPurifier
+from lustral.purifiers.guidance import Guidance
+from lustral.purifiers.guided import GuidedRounds
+from lustral.purifiers.rounds import Round
 from lustral.purifiers.slots import Layout
-from lustral.ratio import Ratio, parse_ratio
+from lustral.ratio import Ratio
 
 
-class GDMP(RoundPurifier):
+class GDMP(GuidedRounds):
     """Rounds of DDPM sampling whose mean is pulled towards the input: mean + variance * s_t * grad of D(x_t, input).
 
     The variance is that of the reverse step (option ``variance``). D is chosen by ``guidance``: minus the mean squared
@@ -48,8 +45,6 @@ class GDMP(RoundPurifier):
         ValueError: if an option is out of its range.
     """
 
-    solver: Ancestral
-
     def __init__(
         self,
         denoiser: Denoiser,
@@ -68,19 +63,15 @@ class GDMP(RoundPurifier):
         super().__init__()
         if num_rounds < 1:
             raise ValueError(f"num_rounds is {num_rounds}; it must be at least 1.")
-        if scale <= 0 or parse_ratio(budget, "budget") <= 0 or noise_offset < 0:
-            raise ValueError(
-                f"scale = {scale} and budget = {budget} must be positive, noise_offset {noise_offset} not negative."
-            )
+        if noise_offset < 0:
+            raise ValueError(f"noise_offset is {noise_offset}; it cannot be negative.")
         if respacing is not None and not num_steps <= respacing <= MAX_TIME:
             raise ValueError(f"respacing is {respacing}; it lies in num_steps = {num_steps} .. {MAX_TIME}.")
-        self.t_star, self.num_steps, self.num_rounds, self.guidance = t_star, num_steps, num_rounds, guidance
-        self.scale, self.budget = scale, budget
+        self.t_star, self.num_steps, self.num_rounds = t_star, num_steps, num_rounds
         self.noise_offset, self.respacing, self.layout = noise_offset, respacing, layout
         self.variance = variance
-        self._slowness = 2.0 * parse_ratio(budget, "budget") / (3.0 * scale)  # m
-        rounds = [(t_star, num_steps)] * num_rounds
-        self.prepare_rounds(denoiser, Ancestral(variance, clip_denoised=True), rounds, resize_to)
+        solver, rounds = Ancestral(variance, clip_denoised=True), [(t_star, num_steps)] * num_rounds
+        self.prepare_guided(denoiser, solver, rounds, guidance, scale, budget, resize_to)
 
     def grid(self, of: Round) -> Tensor:
         if self.respacing is None:
@@ -89,48 +80,8 @@ class GDMP(RoundPurifier):
         indices = torch.arange(of.num_steps, dtype=torch.float64) * ((MAX_TIME - 1) / (self.respacing - 1))
         return torch.cat((indices.round().flip(0) + 1, torch.zeros(1, dtype=torch.float64)))
 
-    def derived(self) -> dict[str, float]:
-        """Also ``pull``, the strength of MSE guidance: the sum over one round's steps of the factor of (input - x_t).
-        Where the variance is learned, it is computed with the largest variance, beta."""
-        if not isinstance(self.guidance, MSEGuidance):
-            return super().derived()
-        pixels = torch.Size(self.denoiser.image_shape).numel()
-        grid = self.grids[0]
-        pull = 0.0
-        for t, s in itertools.pairwise(grid):
-            _, variance = self.solver.span(self.denoiser.schedule, t, s, self._before(t))
-            pull += float(variance * self._strength(t)) * 2.0 / (pixels * self.guidance.reference_batch)
-        return {**super().derived(), "pull": round(pull, 6)}
-
     def noised_at(self, t: Tensor) -> Tensor:
         return (t + self.noise_offset).clamp_max(MAX_TIME)
 
-    def follow(self, x: Tensor) -> Context:
-        return {} if self.guidance is None else {REFERENCE: x}
-
-    def reverse(self, step: Step) -> Tensor:
-        if self.guidance is None:
-            return super().reverse(step)
-        denoise = RememberedDenoiser(self.denoiser)
-        # Without gradients the guidance comes first: it may need a graph of its own, and the solver reuses its network
-        # call. With gradients both share one graph, and gradients are summed in the order in which it was built.
-        direction = None if torch.is_grad_enabled() else self.guidance(step, denoise)
-        with sdpa_kernel(SDPBackend.MATH) if self.guidance.denoises else nullcontext():
-            transition = self.solver.transition(denoise, step.x_t, step.t, step.s, self._before(step.t))
-        direction = self.guidance(step, denoise) if direction is None else direction
-        return transition.draw(self.drawn(step)) + transition.guided(self._strength(step.t)) * direction
-
     def finish(self, x: Tensor) -> Tensor:
         return x.clamp(0.0, 1.0)
-
-    def _strength(self, t: Tensor) -> Tensor:
-        """s_t: the gradient of D is multiplied by this and by the variance of the step."""
-        return self.denoiser.schedule.noise_ratio(t) / self._slowness
-
-    def _before(self, t: Tensor) -> Tensor:
-        """The time at which the preceding step, which led to ``t``, began; used where ``t`` is the last time before the
-        clean image. It is the third lowest time of the grid, and at least 2 t (rows on a grid of their own may start
-        higher, and a round may have a single step)."""
-        doubled = 2.0 * t.double()
-        above = self.grids[0][-3].to(t.device) if len(self.grids[0]) > 2 else doubled
-        return torch.maximum(doubled, above).clamp_max(MAX_TIME)

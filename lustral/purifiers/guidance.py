@@ -1,16 +1,19 @@
 """Guidance of a reverse step by a direction of ascent at x_t, with GDMP's two (Wang et al. 2022, equations 5 to 9)."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple, get_args
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lustral.diffusion import Context, RememberedDenoiser
 from lustral.diffusion.inner import inner_gradient
 from lustral.noise import NoiseStream
 from lustral.purifiers.similarity import ssim
 
-Reference = Literal["noised", "clean"]
+Reference = Literal["noised", "shared", "clean"]
+Unguided = Callable[[Tensor, NoiseStream], Tensor]
+"""The purifier without its guidance: images (B, C, H, W) in [0, 1] and B rows of noise to purified images."""
 REFERENCE = "reference"
 """The name of the context entry with the purifier's input image, (B, C, H, W) in diffusion space."""
 
@@ -40,9 +43,26 @@ class Guidance(ABC):
     Attributes:
         denoises: whether the guidance calls ``denoise``. The network call that it shares with the solver then runs
             attention in its unfused math form, as `inner_gradient` does, whichever of the two calls first.
+        holds: the names of what `prepare` finds, which becomes context of the purifier and of every step.
+        offers: those of them that are entries of the purifier's trace too, with a sentence each.
+        parts: the modules that the guidance works with; the purifier registers them.
     """
 
     denoises: bool = True
+    holds: frozenset[str] = frozenset()
+    offers: Mapping[str, str] = {}
+    parts: tuple[nn.Module, ...] = ()
+
+    def bind(self, classifier: nn.Module) -> None:  # noqa: B027  (most do not look at it)
+        """Show the victim to a guidance that looks at it. Called before any image is purified."""
+
+    def prepare(self, x: Tensor, noise: NoiseStream, unguided: Unguided) -> Context:
+        """What images ``x`` (B, C, H, W) in [0, 1] alone decide, by the names in `holds`; differentiable in ``x``."""
+        return {}
+
+    def pull(self, pixels: int) -> float:
+        """The factor of (input - x_t) in the direction, for images of that many values; 0 if it is no such pull."""
+        return 0.0
 
     @abstractmethod
     def __call__(self, step: Step, denoise: RememberedDenoiser) -> Tensor:
@@ -53,12 +73,12 @@ class Guidance(ABC):
         """
 
 
-class _Likeness(Guidance):
+class Likeness(Guidance):
     """Guidance towards the input image.
 
     Args:
-        reference: whether x_t is compared with the input image "noised" to the same level (CIFAR-10) or "clean"
-            (ImageNet).
+        reference: whether x_t is compared with the input image "noised" to the same level with noise of its own
+            (CIFAR-10), noised with the noise of the forward process ("shared"), or "clean" (ImageNet).
         reference_batch: the divisor of the guidance, at least 1. The reference implementation also averages over the
             batch, so its strength depends on the batch size: 100 for its CIFAR-10 numbers; 1 is the paper's formula.
     """
@@ -78,30 +98,33 @@ class _Likeness(Guidance):
         image = step.context[REFERENCE]
         if self.reference == "clean":
             return image
-        noise = step.noise.fork("guide").normal(image.shape[1:], dtype=image.dtype)
-        return denoise.schedule.perturb(image, step.t, noise)
+        own = step.noise.at(step=0).fork("forward") if self.reference == "shared" else step.noise.fork("guide")
+        return denoise.schedule.perturb(image, step.t, own.normal(image.shape[1:], dtype=image.dtype))
 
 
-class MSEGuidance(_Likeness):
+class MSEGuidance(Likeness):
     """The gradient of minus the mean squared error over the pixels of one image, in closed form.
 
     Args:
-        reference: whether x_t is compared with the input image "noised" to the same level (CIFAR-10) or "clean"
-            (ImageNet).
+        reference: whether x_t is compared with the input image "noised" to the same level with noise of its own
+            (CIFAR-10), noised with the noise of the forward process ("shared"), or "clean" (ImageNet).
         reference_batch: the divisor of the guidance, at least 1: 100 for the published CIFAR-10 runs, 1 for the
             paper's formula.
     """
 
     def __call__(self, step: Step, denoise: RememberedDenoiser) -> Tensor:
-        return (self.target(step, denoise) - step.x_t) * (2.0 / (step.x_t[0].numel() * self.reference_batch))
+        return (self.target(step, denoise) - step.x_t) * self.pull(step.x_t[0].numel())
+
+    def pull(self, pixels: int) -> float:
+        return 2.0 / (pixels * self.reference_batch)
 
 
-class SSIMGuidance(_Likeness):
+class SSIMGuidance(Likeness):
     """The gradient of the structural similarity (`ssim`).
 
     Args:
-        reference: whether x_t is compared with the input image "noised" to the same level (CIFAR-10) or "clean"
-            (ImageNet).
+        reference: whether x_t is compared with the input image "noised" to the same level with noise of its own
+            (CIFAR-10), noised with the noise of the forward process ("shared"), or "clean" (ImageNet).
         reference_batch: the divisor of the guidance, at least 1: 100 for the published CIFAR-10 runs, 1 for the
             paper's formula.
     """

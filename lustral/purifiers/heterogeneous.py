@@ -26,7 +26,7 @@ from lustral.purifiers.resampling import (
     plan,
     two_stage_grid,
 )
-from lustral.purifiers.rounds import resized
+from lustral.purifiers.sizes import resized
 
 _IMAGE = "image"
 _FEWEST = 4

@@ -5,7 +5,6 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lustral.diffusion import Context, Denoiser, NoiseSchedule, Solver, from_diffusion, to_diffusion
@@ -13,6 +12,7 @@ from lustral.diffusion.schedules import coefficient
 from lustral.noise import NoiseStream
 from lustral.purifiers.base import Purified, Purifier
 from lustral.purifiers.guidance import Step
+from lustral.purifiers.sizes import resized
 from lustral.purifiers.slots import Layout, Slot, clock, own_grid, shared
 from lustral.rows import selected
 
@@ -99,19 +99,28 @@ class RoundPurifier(Purifier, ABC):
         return step.noise.fork("reverse").normal(step.x_t.shape[1:], dtype=step.x_t.dtype)
 
     def run(self, x: Tensor, context: Context, noise: NoiseStream, wants: Collection[str]) -> Purified:
-        return self.walk(x, None, noise, wants)
+        return self.walk(x, None, noise, wants, context)
 
-    def walk(self, x: Tensor, levels: Tensor | None, noise: NoiseStream, wants: Collection[str]) -> Purified:
+    def walk(
+        self,
+        x: Tensor,
+        levels: Tensor | None,
+        noise: NoiseStream,
+        wants: Collection[str],
+        context: Context | None = None,
+    ) -> Purified:
         """Purify images ``x`` (B, C, H, W) in [0, 1], each at its own ``levels`` (B, number of rounds), which are in
-        noising steps out of 1000 and differentiable; None takes each round's t_star.
+        noising steps out of 1000 and differentiable; None takes each round's t_star. What ``context`` lacks of the
+        entries in `holds` is prepared from ``x``; every step is given them.
 
         The trace entry "deviation" is the squared distance, averaged over pixels, between the state after a reverse
         step and the image at the start of the round, noised to the same level with the round's forward noise. It is
         summed over the steps that a row takes, and divided by the number of steps of all rounds at their t_star.
         """
         state = to_diffusion(resized(x, self.resize_to))
-        followed = self.follow(state)
-        trace: dict[str, Tensor] = {}
+        held = self.complete(x, noise, dict(context or {}))
+        followed = {**self.follow(state), **held}
+        trace = {name: held[name] for name in wants if name in held}
         for number in range(len(self.rounds)):
             at = None if levels is None else levels[:, number]
             noised = self._noise(state, number, at, noise)
@@ -196,11 +205,3 @@ _LEVEL, _ORIGIN = "own level", "origin of the round"
 
 def _levels(context: Context, rows: Tensor, like: Tensor) -> Tensor:
     return context[_LEVEL][rows] if _LEVEL in context else like.new_zeros(())
-
-
-def resized(x: Tensor, size: int | None) -> Tensor:
-    """``x`` resized to ``size`` pixels, bilinear and without antialiasing as in DiffPure; the attack's gradient passes
-    through."""
-    if size is None or size == x.shape[-1]:
-        return x
-    return F.interpolate(x, (size, size), mode="bilinear", align_corners=False)

@@ -24,7 +24,7 @@ def built(value: Any) -> Any:
     made_by, given = imported(value["class_path"]), value.get("init_args") or {}
     options: dict[str, Any] = {}
     for name, part in given.items():
-        if name != "reference":
+        if name != "reference" or made_by is not SSNI:  # whose stored scores are made below
             options[name] = _denoiser(part) if name in ("denoiser", "scorer") else built(part)
     if "resize_to" in options and options["resize_to"] is not None:
         options["resize_to"] = PIXELS

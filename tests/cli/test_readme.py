@@ -72,6 +72,7 @@ def test_a_command_of_the_readme_runs(
         words = [str(tmp_path / Path(word).name) if word.startswith("runs/") else word for word in words]
         assert cli(*words) == 0
     elif words[0] == "table":  # whose rows are run in test_table_rows.py
+        words = [word.replace("$SLURM_ARRAY_TASK_ID", "3") for word in words]
         own = words[: words.index("--")] if "--" in words else words
         assert cli(*own, *([] if "--list" in own else ["--list"]), *words[len(own) :]) == 0
     elif any(word.endswith("help") for word in words):
@@ -133,6 +134,8 @@ def _shrunk(words: list[str], run: Path, weights: dict[str, Path], tmp_path: Pat
     words += FASTEST
     if "--model.attack" not in words:
         words += attack(_attack_of(words), tmp_path / "attack", **FASTEST_ATTACK)
+    elif any("square" in word for word in words):
+        words += ["--model.attack.num_queries", "4", "--model.attack.eot", "2"]
     if any("cifar10" in word for word in words):
         subset = tmp_path / "subset.txt"
         subset.write_text("7\n3\n11\n0\n")
@@ -147,6 +150,9 @@ def _shrunk(words: list[str], run: Path, weights: dict[str, Path], tmp_path: Pat
         words += ["--model.purifier.reference.file", str(tmp_path / "reference" / "reference.json")]
     elif any("diffpure" in word for word in words):
         words += ["--model.purifier.denoiser.weights", str(weights["denoiser"]), "--model.purifier.num_steps", "2"]
+    elif any("gnsp" in word for word in words):
+        words += ["--model.purifier.denoiser.weights", str(weights["denoiser"])]
+        words += ["--model.purifier.rounds", "[[30,1],[50,1]]"]
     return words
 
 

@@ -77,7 +77,9 @@ def test_a_purifier_stands_before_the_classifier_of_its_base_recipe(
     purifier: Path, cli: Callable[..., int], tmp_path: Path, shrinker: Shrinker
 ) -> None:
     recipe = CONFIGS / "eval" / f"{purifier.stem.partition('_')[0]}.yaml"
-    choice = Choice(recipe, groups={"purifier": purifier})
+    named = re.search(r"configs/(attack/\S+\.yaml)", purifier.read_text())  # where the recipe's has no gradient
+    attack = {} if named is None else {"attack": CONFIGS / named[1]}
+    choice = Choice(recipe, groups={"purifier": purifier, **attack})
     evaluate(cli, "predict", tmp_path, *choice.words(), *fastest(shrinker, choice, tmp_path / "attack"))
     assert len((tmp_path / "predictions-rank0.csv").read_text().splitlines()) == 2
 

@@ -36,14 +36,22 @@ class Case(NamedTuple):
     parts: dict[str, Any]
 
     def of(self, *names: str) -> str:
-        """Some of its parts, to be compared."""
-        return json.dumps([self.parts[name] for name in names], sort_keys=True)
+        """Some of its parts, to be compared: 5 and 5.0 are one number."""
+        return json.dumps([_in_floats(self.parts[name]) for name in names], sort_keys=True)
 
     @property
     def files(self) -> tuple[Path, ...]:
         """Which purifier and attack it picks."""
         choice = self.row.choice
         return tuple(choice.groups.get(group, choice.recipe) for group in ("purifier", "attack"))
+
+
+def _in_floats(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _in_floats(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_in_floats(inner) for inner in value]
+    return float(value) if type(value) is int else value
 
 
 CASES = [Case(table, row, row.choice.parts()) for table in TABLES for row in table.rows]
@@ -95,10 +103,13 @@ def test_the_defence_of_a_row_purifies_in_all_its_steps(case: Case) -> None:
     purified = purifier(images(1, (3, PIXELS, PIXELS)), stream(1), "detached").images
     assert purified.isfinite().all()
     surrogate = getattr(attack, "surrogate", None)
-    if isinstance(surrogate, Variant) and "surrogate" in case.row.attack:
-        plain = {"rounds", "num_steps", "layout", "compose", "resample", "eta", "allow_inert"}
-        assert {name.rpartition(".")[2] for name in surrogate.changes} <= plain
-        assert network_calls(surrogate.of(purifier)) < network_calls(purifier)
+    if isinstance(surrogate, Variant):
+        changed = {name.rpartition(".")[2] for name in surrogate.changes}
+        if changed <= {"rounds", "num_steps", "layout", "compose", "resample", "eta", "allow_inert"}:
+            assert network_calls(surrogate.of(purifier)) < network_calls(purifier)
+        else:
+            assert changed <= {"guidance_gradient", "rounding"}
+            assert network_calls(surrogate.of(purifier)) == network_calls(purifier)
 
 
 def _resolved(words: list[str]) -> dict[str, Any]:
@@ -140,7 +151,7 @@ def test_the_words_of_a_row_are_those_of_its_parts(case: Case) -> None:
     threat = ThreatModel(**parts["threat"])
     assert (norm, parse_ratio(eps)) == (threat.norm, parse_ratio(threat.eps))
     data = parts["data"]["class_path"].rpartition(".")[2].lower()
-    assert re.sub(r"\W", "", row.dataset).lower().endswith(data)
+    assert re.sub(r"\W", "", row.dataset.partition(" (")[0]).lower().endswith(data)
     victim = Path(parts["classifier"]["init_args"]["weights"]).stem
     if row.classifier in VICTIMS and victim != "weights":
         assert victim.endswith(f"_{VICTIMS[row.classifier]}")

@@ -8,11 +8,26 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
-from lustral.attacks import PGD, Attack, Cases, Engine, Ensemble, MeanLogitCrossEntropy
+from lustral.attacks import PGD, Attack, Cases, Engine, Ensemble, MeanLogitCrossEntropy, surrogates
 from lustral.diffusion import EulerMaruyama, VPSchedule
 from lustral.diffusion.perturbation import EPS
 from lustral.evaluation import Defence
-from lustral.purifiers import GNSP, SSNI, AttentionMask, DiffPure, HeterogeneousNoise, Purifier, SigmoidLevels, Variant
+from lustral.purifiers import (
+    GNSP,
+    JPEG,
+    SSNI,
+    AnswerOfTransformed,
+    AttentionMask,
+    DiffPure,
+    DistributionTransfer,
+    HeterogeneousNoise,
+    JointGuidance,
+    MSEGuidance,
+    OutputGuidance,
+    Purifier,
+    SigmoidLevels,
+    Variant,
+)
 from lustral.threat import ThreatModel
 from tests.contracts import SeenClassifier, SmoothDenoiser, images, stored_scores, stream
 
@@ -47,10 +62,12 @@ def _built(path: Path, weights: Path, fewer: dict[str, int]) -> Attack:
 
 
 def _purifier(attack: Attack, shape: tuple[int, int, int]) -> Purifier:
-    """SSNI with levels between a tenth and all of t*; or what is in it, or heterogeneous noise, if the attack varies
-    that."""
-    surrogate = getattr(attack, "surrogate", None)
-    varied = surrogate.changes.keys() if isinstance(surrogate, Variant) else set()
+    """SSNI with levels between a tenth and all of t*; or the method that the attack varies."""
+    changes = [each.changes for each in surrogates(attack) if isinstance(each, Variant)]
+    varied = {name for each in changes for name in each}
+    if varied & {"guidance_gradient", "guidance.output.reference.transform.rounding"}:
+        joint = JointGuidance(OutputGuidance(AnswerOfTransformed(JPEG())), MSEGuidance("shared", 1))
+        return DistributionTransfer(SmoothDenoiser(VPSchedule(), shape).float(), joint, num_steps=2, scale=20.0)
     denoiser = SmoothDenoiser(VPSchedule(), shape).float()
     if {"mask.rounding", "allow_inert"} & varied:
         return HeterogeneousNoise(denoiser, AttentionMask(["conv"]), num_steps=(4, 1))
@@ -70,7 +87,7 @@ def _purifier(attack: Attack, shape: tuple[int, int, int]) -> Purifier:
 def test_an_attack_config_runs_against_a_purifier_with_levels(path: Path, digit_weights: dict[str, Path]) -> None:
     attack = _built(path, digit_weights["denoiser"], FEWER)
     chosen = Cases(images(2, (1, 8, 8)), torch.tensor([0, 2]), stream(2).index)
-    defence = Defence(SeenClassifier(5, (1, 8, 8)), _purifier(attack, (1, 8, 8)))
+    defence = Defence(SeenClassifier(5, (1, 8, 8)), _purifier(attack, (1, 8, 8))).requires_grad_(False)
     if isinstance(defence.purifier, SSNI):
         levels = defence(chosen.images, stream(2), wants=["levels"]).trace["levels"]
         assert 10 < levels.amin() < levels.amax() < 104
