@@ -13,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from lustral.recipes import Part, imported, options_of, parts_of, walk
+from lustral.recipes import Part, imported, in_yaml, options_of, parts_of, walk
 
 _GROUPS = ("classifier", "purifier", "attack", "threat", "protocol")  # folders of configs/ with parts of an evaluation
 _WORDS = Path("the command line")
@@ -76,7 +76,7 @@ def resets(words: Sequence[str]) -> list[str]:
             chosen[part.key] = replace(part, options=before.options | part.options)
             for name in part.options:
                 found.pop(f"{part.key}.{name}", None)
-    return [word for key, default in found.items() if key not in given for word in (f"--{key}", _in_yaml(default))]
+    return [word for key, default in found.items() if key not in given for word in (f"--{key}", in_yaml(default))]
 
 
 def _chosen_by(key: str, value: str) -> Iterator[tuple[Part, bool]]:
@@ -105,10 +105,6 @@ def _in_the_place_of(before: Part, part: Part) -> dict[str, Any]:
             )
         defaults[f"{part.key}.{name}"] = default
     return defaults
-
-
-def _in_yaml(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n").removesuffix("\n...")
 
 
 def _value(word: str) -> Any:

@@ -74,6 +74,11 @@ class Part:
     source: Path
 
 
+def in_yaml(value: Any) -> str:
+    """A value as one word of the command line, which is read as YAML."""
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n").removesuffix("\n...")
+
+
 def imported(class_path: str) -> Any:
     """The class or function of a dotted name."""
     module, _, name = class_path.rpartition(".")

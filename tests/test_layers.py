@@ -41,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "defence": BOTTOM | {"diffusion", "networks", "purifiers", "attacks"},
     "training": BOTTOM | {"diffusion", "networks", "purifiers", "detectors", "attacks", "defence"},
     "evaluation": BOTTOM | {"diffusion", "networks", "purifiers", "detectors", "attacks", "defence"},
-    "tables": BOTTOM | {"evaluation"},
+    "tables": BOTTOM | {"evaluation", "recipes"},
     "reporting": BOTTOM
     | {"diffusion", "networks", "purifiers", "detectors", "attacks", "defence", "evaluation", "tables"},
 }

@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from lustral.recipes import in_yaml
+
 GROUPS = {
     "data": "data",
     "classifier": "model.classifier",
@@ -75,9 +77,7 @@ class Choice:
 
 def in_one_line(value: Any) -> str:
     """A value as the command line takes it."""
-    if isinstance(value, str):
-        return value
-    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n").removesuffix("\n...")
+    return value if isinstance(value, str) else in_yaml(value)
 
 
 def _from_here(path: Path) -> str:

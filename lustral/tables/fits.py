@@ -2,11 +2,11 @@
 
 import inspect
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from lustral.ratio import parse_ratio
+from lustral.recipes import imported
 from lustral.tables.choice import Choice
 
 _FREE = {
@@ -81,9 +81,8 @@ def _same_number(one: Any, other: Any) -> bool:
 
 def _defaults(class_path: str) -> dict[str, Any]:
     """The default arguments of a class or function; none if there is no such thing here."""
-    module, _, name = class_path.rpartition(".")
     try:
-        parameters = inspect.signature(getattr(import_module(module), name)).parameters
+        parameters = inspect.signature(imported(class_path)).parameters
     except (ImportError, AttributeError, ValueError, TypeError):
         return {}
     return {key: value.default for key, value in parameters.items() if value.default is not value.empty}
