@@ -1,5 +1,6 @@
 """Data modules: every data set as batches of (image in [0, 1], label, index)."""
 
+from datamodules.arrays import Arrays
 from datamodules.base import ImageDataModule
 from datamodules.cifar import CIFAR10
 from datamodules.digits import Digits
@@ -8,4 +9,4 @@ from datamodules.imagenet import ImageNet
 from datamodules.streetdigits import StreetDigits
 from datamodules.svhn import SVHN
 
-__all__ = ["CIFAR10", "SVHN", "Digits", "ImageDataModule", "ImageFolder", "ImageNet", "StreetDigits"]
+__all__ = ["CIFAR10", "SVHN", "Arrays", "Digits", "ImageDataModule", "ImageFolder", "ImageNet", "StreetDigits"]

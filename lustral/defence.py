@@ -3,9 +3,10 @@
 from collections.abc import Collection
 from typing import Literal, final, get_args
 
+import torch
 from torch import Tensor, nn
 
-from lustral.attacks import Judged
+from lustral.attacks import Judged, VictimModule
 from lustral.attacks.objectives import mean_over_draws
 from lustral.diffusion import Context
 from lustral.networks import Classifier
@@ -88,6 +89,12 @@ class Defence(nn.Module):
         device = next((parameter.device for parameter in self.classifier.parameters()), None)
         exchanged.purifier.to(device).eval().runtime = self.runtime
         return exchanged
+
+    def as_module(self, seed: int = 0, gradient: GradientMode = "exact") -> VictimModule:
+        """This defence as a plain module (B, C, H, W) -> (B, K) for other libraries: fresh noise at every call,
+        gradients at the input. Freezes the parameters and sets eval mode."""
+        noise = NoiseStream(seed, torch.zeros(0, dtype=torch.int64)).fork("module")
+        return VictimModule(self.eval().requires_grad_(False), noise, gradient)
 
     def prepare(self, x: Tensor, noise: NoiseStream) -> Context:
         """The context of images ``x`` (B, C, H, W) that an attack may hand to the purifier (see `Purifier.prepare`)."""

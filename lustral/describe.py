@@ -150,6 +150,14 @@ def foreign_source(kind: type) -> dict[str, str]:
     return {"source_sha256": digest.hexdigest()}
 
 
+def function_source(function: Any) -> dict[str, str]:
+    """The name of a function, or of the class of a callable object, and a hash of its code."""
+    named = function if hasattr(function, "__qualname__") else type(function)
+    code = getattr(function, "__code__", None)
+    digest = _code_sha256(type(function)) if code is None else hashlib.sha256(_compiled(code)).hexdigest()
+    return {"name": f"{named.__module__}.{named.__qualname__}", "code_sha256": digest}
+
+
 def _is_foreign(module: ModuleType) -> bool:
     if module.__name__.partition(".")[0] in _OWN:
         return False

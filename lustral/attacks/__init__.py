@@ -6,6 +6,7 @@ from lustral.attacks.engine import Answer, Engine
 from lustral.attacks.ensemble import Ensemble, gradient_attacks, surrogates
 from lustral.attacks.fab import FAB
 from lustral.attacks.first_order import FirstOrderAttack, GradientAttack, State
+from lustral.attacks.foreign import ForeignAttack
 from lustral.attacks.objectives import (
     CrossEntropy,
     DifferenceOfLogitsRatio,
@@ -21,6 +22,7 @@ from lustral.attacks.random_directions import RandomDirections
 from lustral.attacks.square import Square
 from lustral.attacks.steering import Deviation, MoveReference, SteeredObjective, WithScore
 from lustral.attacks.victim import Cases, Judged, Victim
+from lustral.attacks.victim_module import VictimModule
 
 __all__ = [
     "APGD",
@@ -37,6 +39,7 @@ __all__ = [
     "Engine",
     "Ensemble",
     "FirstOrderAttack",
+    "ForeignAttack",
     "GradientAttack",
     "Judged",
     "Margin",
@@ -51,6 +54,7 @@ __all__ = [
     "SteeredObjective",
     "TargetedDifferenceOfLogitsRatio",
     "Victim",
+    "VictimModule",
     "WithScore",
     "gradient_attacks",
     "surrogates",

@@ -10,6 +10,7 @@ from lustral.networks.shufflenet_v2 import ShuffleNetV2
 from lustral.networks.song_unet import SongUNet, SongUNetDenoiser
 from lustral.networks.swish_wide_resnet import SwishWideResNet
 from lustral.networks.timm_classifier import TimmClassifier
+from lustral.networks.torch_classifier import TorchClassifier, WrappedClassifier
 from lustral.networks.transfer import with_new_head
 from lustral.networks.unet import UNetDenoiser
 from lustral.networks.weights import load_classifier, load_denoiser, load_network, save_network
@@ -28,8 +29,10 @@ __all__ = [
     "Stage",
     "SwishWideResNet",
     "TimmClassifier",
+    "TorchClassifier",
     "UNetDenoiser",
     "WideResNet",
+    "WrappedClassifier",
     "load_classifier",
     "load_denoiser",
     "load_network",

@@ -95,6 +95,8 @@ def attack_in_short(attack: Description) -> str:
     if "attacks" in attack:
         members = dict.fromkeys(attack_in_short(member) for member in attack["attacks"])
         return f"{attack['class']} of {' + '.join(members)}"
+    if "function" in attack:
+        return f"{attack['class']} {attack['function']['name'].rpartition('.')[2]}, {attack['gradient']}"
     if not {"num_steps", "gradient"} <= attack.keys():
         return component_in_short({key: value for key, value in attack.items() if key != "threat"})
     words = f"{attack['class']} {attack['num_steps']}"

@@ -14,7 +14,7 @@ import yaml
 import lustral.networks
 from lustral.choices import resets
 from lustral.diffusion import Denoiser
-from lustral.networks import Classifier, load_classifier, with_new_head
+from lustral.networks import Classifier, TorchClassifier, load_classifier, with_new_head
 from lustral.networks.importing import FORMATS
 from lustral.networks.importing.command import option_names
 
@@ -49,7 +49,7 @@ def test_a_classifier_config_builds(path: Path) -> None:
             assert Path(f"configs/train/{run[1]}.yaml").is_file(), "no recipe trains it"
         return
     assert isinstance(_built(name, options), Classifier)
-    assert path in IMPORTED
+    assert path in IMPORTED or name == TorchClassifier.__name__, "nothing writes its weights"
     assert "weights" in options
 
 
