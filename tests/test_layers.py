@@ -44,6 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     "tables": BOTTOM | {"evaluation", "recipes"},
     "reporting": BOTTOM
     | {"diffusion", "networks", "purifiers", "detectors", "attacks", "defence", "evaluation", "tables"},
+    "api": BOTTOM | {"diffusion", "networks", "purifiers", "attacks", "defence", "evaluation", "reporting"},
 }
 FRAMEWORKS = {"lightning", "pytorch_lightning", "lightning_fabric", "tensorboard", "jsonargparse"}
 ONLY_IN_NETWORKS = {"diffusers", "timm"}
