@@ -47,7 +47,7 @@ def test_there_are_few_evaluation_recipes() -> None:
 
 @pytest.mark.parametrize("recipe", [path for path in EVAL if path not in AUDITED], ids=lambda path: path.stem)
 def test_evaluation_recipes_write_a_card(
-    recipe: Path, cli: Callable[..., int], tmp_path: Path, shrinker: Shrinker
+    recipe: Path, cli: Callable[..., int], tmp_path: Path, shrinker: Shrinker, brief_check: None
 ) -> None:
     """A base runs with the purifier that its first line names."""
     choice = purifier_of(recipe)
