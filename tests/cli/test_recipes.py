@@ -126,8 +126,10 @@ def test_references_are_of_held_out_images(recipe: Path, shrinker: Shrinker) -> 
     assert len(record["scores"]) == (130 if recipe.stem.startswith("digits") else 5)
 
 
-@pytest.mark.parametrize("recipe", TRAIN, ids=lambda path: path.stem)
-@pytest.mark.parametrize("trainer", ["ddp", "slurm"])
+CLUSTERS = [(recipe, "slurm") for recipe in TRAIN] + [(TRAIN[0], "ddp")]
+
+
+@pytest.mark.parametrize(("recipe", "trainer"), CLUSTERS, ids=[f"{trainer}-{path.stem}" for path, trainer in CLUSTERS])
 def test_training_recipes_take_a_cluster_as_a_second_layer(
     recipe: Path, trainer: str, cli: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:

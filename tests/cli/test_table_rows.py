@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, set_loader
 from lightning.pytorch import LightningDataModule, LightningModule
 
+import cli as front_door
 from lightning_modules import RobustnessEvaluation
 from lustral.attacks import Attack, Cases, Engine
 from lustral.choices import resets
@@ -200,6 +201,7 @@ def test_the_attack_of_a_row_is_built_and_a_surrogate_is_cheaper_than_the_defenc
 
 def _resolved(words: list[str]) -> dict[str, Any]:
     """The configuration that the front door's parser makes of words, without the trainer's part."""
+    set_loader("yaml", front_door._value)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("-c", "--config", action="config")
     parser.add_subclass_arguments(LightningModule, "model")
@@ -219,8 +221,9 @@ def test_a_row_is_what_its_command_chooses_and_no_other_is(case: Case, monkeypat
     monkeypatch.setattr(Choice, "parts", lambda choice: known[id(choice)])  # nobody changes them
     config = _resolved(case.row.choice.words())
     assert config["model"]["class_path"].endswith(RobustnessEvaluation.__name__)
+    own = case.of(*COMPARED)
     for other in CASES:
-        assert fits(other.row.choice, config) == (other.of(*COMPARED) == case.of(*COMPARED)), other.row
+        assert fits(other.row.choice, config) == (other.of(*COMPARED) == own), other.row
 
 
 VICTIMS = {
