@@ -19,6 +19,10 @@ Every option of a recipe can be changed on the command line: --data.num_test 100
 Recipes: configs/train and configs/eval. A second -c varies one: -c configs/trainer/ddp.yaml. See README.md.
 """
 
+import gc
+
+gc.disable()  # a fifth of the start would go into looking for garbage among what is imported, which stays
+
 from lustral import environment  # noqa: F401, I001  (before torch and torchvision are used)
 
 import logging
@@ -62,6 +66,9 @@ from lustral.recipes import check_folder, forget_weights, imported, run_folder
 from lustral.reporting.command import run_command as report
 from lustral.reporting.table_command import run_command as table
 
+gc.freeze()
+gc.enable()
+
 BASE = Path(__file__).parent / "configs" / "base.yaml"
 SUSPECT_EXIT_CODE = 3
 
@@ -74,6 +81,10 @@ class LustralCLI(LightningCLI):
     def __init__(self, stopping: Stopping, *args: Any, **options: Any) -> None:
         self.stopping = stopping
         super().__init__(*args, **options)
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Each is a parser of all options of a trainer, and a command needs one."""
+        return _subcommands(self.stopping.words)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -150,6 +161,12 @@ class LustralCLI(LightningCLI):
     def after_test(self) -> None:
         if _asked(type(self.model)).makes_card and self.trainer.is_global_zero:
             self.card = finish_evaluation(self.trainer, self.model, self.datamodule, self.stopping.advice())
+
+
+def _subcommands(words: Sequence[str]) -> dict[str, set[str]]:
+    """Lightning's subcommand that a command line starts with; all of them if it is another word."""
+    known = LightningCLI.subcommands()
+    return {name: known[name] for name in (known.keys() & set(words[:1]) or known)}
 
 
 def _asked(made_by: Any) -> type[LustralModule]:
@@ -235,7 +252,7 @@ def _run(stopping: Stopping, words: Sequence[str], typed: bool) -> dict[str, Any
         save_config_kwargs={"save_to_log_dir": False, "overwrite": True},
         trainer_defaults=defaults,
         seed_everything_default=0,
-        parser_kwargs={"exit_on_error": False, **dict.fromkeys(LightningCLI.subcommands(), stage)},
+        parser_kwargs={"exit_on_error": False, **dict.fromkeys(_subcommands(words), stage)},
         subclass_mode_model=True,
         subclass_mode_data=True,
         auto_configure_optimizers=False,

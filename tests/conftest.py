@@ -1,8 +1,11 @@
 """Shared set-up: the environment before torch, one thread, and small real components."""
 
+import gc
+
+gc.disable()  # until all is imported
+
 from lustral import environment  # noqa: F401, I001  (must come before torchvision and lightning)
 
-import gc
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -19,6 +22,7 @@ def pytest_collection_finish() -> None:
     """What was imported stays: a million objects need not be looked through at every collection of garbage."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -187,6 +187,18 @@ def central_differences(function: Callable[[Tensor], Tensor], x: Tensor, h: floa
     return found.view_as(x)
 
 
+def differences_at_once(function: Callable[[Tensor, Tensor], Tensor], x: Tensor, h: float = 1e-5) -> Tensor:
+    """The same of a ``function`` of images and of the rows of ``x`` that they are, (N, ...), (N,) -> (N,), which is
+    asked for everything in one batch."""
+    assert x.dtype == torch.float64
+    batch, size = len(x), x[0].numel()
+    steps = torch.cat((h * torch.eye(size), -h * torch.eye(size))).to(x.dtype).view(-1, 1, *x.shape[1:])
+    rows = torch.arange(batch).repeat(2 * size)
+    with torch.no_grad():
+        above, below = function((x + steps).flatten(0, 1), rows).view(2, size, batch)
+    return ((above - below) / (2 * h)).T.reshape(x.shape)
+
+
 def relative_error(found: Tensor, expected: Tensor) -> float:
     """Largest difference in units of the largest expected value."""
     return float((found - expected).abs().max() / expected.abs().max())

@@ -7,6 +7,7 @@ import pytest
 
 import cli as front_door
 from callbacks import Panels
+from lustral.evaluation import selfcheck
 from tests.cli.shrunk import Shrinker
 
 
@@ -16,6 +17,14 @@ def _small_sheets() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(front_door, "Panels", lambda: Panels(num_images=2, levels=(0.5,)))
         yield
+
+
+@pytest.fixture
+def brief_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A self-check in two orders instead of three or four, in which images still change their rows and neighbours;
+    `tests/lustral/test_selfcheck.py` has all of them."""
+    orders = selfcheck._orders
+    monkeypatch.setattr(selfcheck, "_orders", lambda look, few=False: orders(look, few=True))
 
 
 @pytest.fixture(scope="session")

@@ -178,10 +178,7 @@ class Shrinker:
         """The purifier's own in the fewest steps, or another purifier."""
         if not part["class_path"].endswith(".Variant"):
             return self.purifier(part, key)
-        changes = dict[str, Any]()
-        for name, value in part["init_args"]["changes"].items():
-            changes[name] = _fewest({name.rpartition(".")[2]: value}, 1).get(name.rpartition(".")[2], value)
-        return {f"{key}.changes": changes}
+        return {f"{key}.changes": _fewer_changes(part["init_args"]["changes"])}
 
     def reference(self, name: str) -> Path:
         """``reference.json`` of the recipe ``name``, made by its own command."""
@@ -275,6 +272,24 @@ def followed(path: Path) -> Part:
 def whole(part: Any) -> Part:
     """A part that may be a class path alone as a dict."""
     return {"class_path": part} if isinstance(part, str) else part
+
+
+def fewer(part: Any, **options: Any) -> Any:
+    """A part of a choice, and all that is in it, in few steps and with those of the options that it has."""
+    if isinstance(part, list):
+        return [fewer(each, **options) for each in part]
+    if not isinstance(part, dict) or "class_path" not in part:
+        return part
+    given = {name: fewer(inner, **options) for name, inner in (part.get("init_args") or {}).items()}
+    if "changes" in given:
+        given["changes"] = _fewer_changes(given["changes"])
+    return {**part, "init_args": {**given, **_fewest(given, 2), **_known(part, options)}}
+
+
+def _fewer_changes(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a variant, whose keys are dotted, in the fewest steps."""
+    last = {name: name.rpartition(".")[2] for name in changes}
+    return {name: _fewest({last[name]: value}, 1).get(last[name], value) for name, value in changes.items()}
 
 
 def _fewest(given: Part, most: int) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def test_there_are_few_evaluation_recipes() -> None:
 
 @pytest.mark.parametrize("recipe", [path for path in EVAL if path not in AUDITED], ids=lambda path: path.stem)
 def test_evaluation_recipes_write_a_card(
-    recipe: Path, cli: Callable[..., int], tmp_path: Path, shrinker: Shrinker
+    recipe: Path, cli: Callable[..., int], tmp_path: Path, shrinker: Shrinker, brief_check: None
 ) -> None:
     """A base runs with the purifier that its first line names."""
     choice = purifier_of(recipe)
@@ -126,8 +126,10 @@ def test_references_are_of_held_out_images(recipe: Path, shrinker: Shrinker) -> 
     assert len(record["scores"]) == (130 if recipe.stem.startswith("digits") else 5)
 
 
-@pytest.mark.parametrize("recipe", TRAIN, ids=lambda path: path.stem)
-@pytest.mark.parametrize("trainer", ["ddp", "slurm"])
+CLUSTERS = [(recipe, "slurm") for recipe in TRAIN] + [(TRAIN[0], "ddp")]
+
+
+@pytest.mark.parametrize(("recipe", "trainer"), CLUSTERS, ids=[f"{trainer}-{path.stem}" for path, trainer in CLUSTERS])
 def test_training_recipes_take_a_cluster_as_a_second_layer(
     recipe: Path, trainer: str, cli: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,8 @@
-"""Every row of every table: it is built at its full size before toy networks, and each kind runs shrunk by `test`."""
+"""Every row of every table.
+
+All are built at their full size before toy networks. Each combination of classes and each purifier is attacked
+in few steps. And so many rows run shrunk by `test` that every class, data set and recipe is among them.
+"""
 
 import json
 import re
@@ -8,20 +12,23 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, set_loader
 from lightning.pytorch import LightningDataModule, LightningModule
 
+import cli as front_door
 from lightning_modules import RobustnessEvaluation
-from lustral.attacks import Attack
+from lustral.attacks import Attack, Cases, Engine
 from lustral.choices import resets
+from lustral.defence import Defence
 from lustral.networks import WideResNet
 from lustral.purifiers import Purifier, Variant
 from lustral.ratio import parse_ratio
 from lustral.tables import Choice, PaperTable, Row, fits, read_tables
+from lustral.tables.choice import GROUPS
 from lustral.threat import ThreatModel
-from tests.cli.evaluations import evaluate, fastest
+from tests.cli.evaluations import FASTEST_ATTACK, evaluate, fastest
 from tests.cli.full_size import PIXELS, built, network_calls
-from tests.cli.shrunk import Shrinker, followed
+from tests.cli.shrunk import Shrinker, fewer, followed
 from tests.contracts import images, stream
 
 TABLES = read_tables("configs/tables")
@@ -39,17 +46,14 @@ class Case(NamedTuple):
         """Some of its parts, to be compared: 5 and 5.0 are one number."""
         return json.dumps([_in_floats(self.parts[name]) for name in names], sort_keys=True)
 
-    @property
-    def classes(self) -> str:
-        """Those of its purifier and of its attack, and of what they are made of, networks apart (every one is in some
+    def classes(self, name: str) -> str:
+        """Those of its purifier or of its attack, and of what that is made of, networks apart (every one is in some
         recipe's test); what is left are numbers."""
-        return json.dumps([_classes(self.parts[name]) for name in ("purifier", "attack")])
+        return json.dumps(_classes(self.parts[name]))
 
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """Which purifier and attack it picks."""
-        choice = self.row.choice
-        return tuple(choice.groups.get(group, choice.recipe) for group in ("purifier", "attack"))
+    def file(self, group: str) -> Path:
+        """Which of a group it picks."""
+        return self.row.choice.groups.get(group, self.row.choice.recipe).resolve()
 
 
 def _classes(value: Any) -> Any:
@@ -60,6 +64,10 @@ def _classes(value: Any) -> Any:
     if isinstance(value, list):
         return [each for each in map(_classes, value) if each]
     return value if isinstance(value, str) and value.startswith("lustral.") else None
+
+
+def _class(part: Any) -> str:
+    return part["class_path"] if isinstance(part, dict) else str(part)
 
 
 def _in_floats(value: Any) -> Any:
@@ -82,12 +90,29 @@ def _firsts(key: Callable[[Case], Hashable]) -> list[Any]:
     return _each({key(case): case for case in reversed(CASES)}.values())
 
 
-def _run() -> list[Any]:
-    """A row of each combination of classes, and one of each table. That the others' files and numbers arrive is held
-    by the tests that build them."""
-    found = {case.classes: case for case in reversed(CASES)}
-    tables = {case.table.name for case in found.values()}
-    return _each([*found.values(), *(case for case in CASES if case.row.number == 1 and case.table.name not in tables)])
+def _cover(*keys: Callable[[Case], Hashable]) -> list[Case]:
+    """A few rows that together have every value of every key."""
+    of = [{(number, key(case)) for number, key in enumerate(keys)} for case in CASES]
+    missing, found = set[Any]().union(*of), list[int]()
+    while missing:
+        found.append(max(range(len(CASES)), key=lambda n: len(of[n] & missing)))
+        missing -= of[found[-1]]
+    return [CASES[number] for number in sorted(found)]
+
+
+RUN = _cover(
+    lambda case: case.classes("purifier"),
+    lambda case: case.classes("attack"),
+    lambda case: (_class(case.parts["data"]), _class(case.parts["classifier"])),
+    lambda case: (case.row.choice.recipe, case.row.choice.layers),
+    lambda case: case.parts["threat"]["norm"],
+)
+ATTACKED = _cover(lambda case: (case.classes("purifier"), case.classes("attack")), lambda case: case.file("purifier"))
+PARSED = _cover(
+    *(lambda case, group=group: case.file(group) for group in GROUPS),
+    lambda case: (case.row.choice.recipe, case.row.choice.layers),
+    lambda case: (case.classes("purifier"), *case.row.choice.options),
+)
 
 
 def test_no_table_is_empty_and_each_names_its_command() -> None:
@@ -97,7 +122,26 @@ def test_no_table_is_empty_and_each_names_its_command() -> None:
         assert f"python cli.py table {path}" in Path(path).read_text()
 
 
-@pytest.mark.parametrize("case", _run())
+def test_every_class_and_every_purifier_and_attack_of_a_table_is_run() -> None:
+    """Those that no table picks run in `test_recipes.py`, and every file of an attack in `test_attack_configs.py`."""
+    for group in ("purifier", "attack", "data"):
+        assert _named([case.parts[group] for case in RUN]) == _named([case.parts[group] for case in CASES])
+    combinations = {(case.classes("purifier"), case.classes("attack")) for case in CASES}
+    assert {(case.classes("purifier"), case.classes("attack")) for case in ATTACKED} == combinations
+    assert {case.file("purifier") for case in ATTACKED} == {case.file("purifier") for case in CASES}
+    for group in GROUPS:
+        assert {case.file(group) for case in PARSED} == {case.file(group) for case in CASES}
+
+
+def _named(value: Any) -> set[str]:
+    """The classes of parts, networks and all."""
+    if isinstance(value, (dict, list)):
+        return set[str]().union(*map(_named, value.values() if isinstance(value, dict) else value))
+    return {value} if isinstance(value, str) and value.startswith(("lustral.", "datamodules.")) else set()
+
+
+@pytest.mark.parametrize("case", _each(RUN))
+@pytest.mark.usefixtures("brief_check")
 def test_a_row_of_each_kind_runs(case: Case, cli: Callable[..., int], tmp_path: Path, shrinker: Shrinker) -> None:
     """And is known again by its card."""
     row = case.row
@@ -117,15 +161,34 @@ def test_a_row_of_each_kind_runs(case: Case, cli: Callable[..., int], tmp_path: 
     assert fits(chosen, card["provenance"]["config"])
 
 
-@pytest.mark.parametrize("case", _firsts(lambda case: case.of("purifier", "attack")))
+@pytest.mark.parametrize("case", _each(ATTACKED))
+def test_a_defence_and_an_attack_of_each_kind_run(case: Case) -> None:
+    """In few steps, before toy networks."""
+    purifier = built(fewer(case.parts["purifier"], num_times=2))
+    attack = built(fewer(case.parts["attack"], num_targets=1, **FASTEST_ATTACK))
+    defence = Defence(WideResNet(10, 1, image_size=PIXELS), purifier).eval().requires_grad_(False)
+    x, noise, threat = images(1, (3, PIXELS, PIXELS)), stream(1), ThreatModel(**case.parts["threat"])
+    result = attack(Engine(defence, 2), Cases(x, defence(x, noise).logits.argmax(-1), noise.index), threat, noise)
+    assert not result.failed.any()
+    assert result.images.isfinite().all()
+    assert (result.distance <= parse_ratio(threat.eps) * (1 + 1e-4)).all()
+
+
+@pytest.mark.parametrize("case", _firsts(lambda case: case.of("purifier")))
 def test_the_defence_of_a_row_purifies_in_all_its_steps(case: Case) -> None:
-    """Before a toy diffusion model; and the row's attack is built as it stands."""
-    purifier, attack = built(case.parts["purifier"]), built(case.parts["attack"])
+    """Before a toy diffusion model."""
+    purifier = built(case.parts["purifier"])
     assert isinstance(purifier, Purifier)
     purifier.bind(WideResNet(10, 1, image_size=PIXELS))
-    assert isinstance(attack, Attack)
     purified = purifier(images(1, (3, PIXELS, PIXELS)), stream(1), "detached").images
     assert purified.isfinite().all()
+
+
+@pytest.mark.parametrize("case", _firsts(lambda case: case.of("purifier", "attack")))
+def test_the_attack_of_a_row_is_built_and_a_surrogate_is_cheaper_than_the_defence(case: Case) -> None:
+    purifier, attack = built(case.parts["purifier"]), built(case.parts["attack"])
+    purifier.bind(WideResNet(10, 1, image_size=PIXELS))
+    assert isinstance(attack, Attack)
     surrogate = getattr(attack, "surrogate", None)
     if isinstance(surrogate, Variant):
         changed = {name.rpartition(".")[2] for name in surrogate.changes}
@@ -138,6 +201,7 @@ def test_the_defence_of_a_row_purifies_in_all_its_steps(case: Case) -> None:
 
 def _resolved(words: list[str]) -> dict[str, Any]:
     """The configuration that the front door's parser makes of words, without the trainer's part."""
+    set_loader("yaml", front_door._value)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("-c", "--config", action="config")
     parser.add_subclass_arguments(LightningModule, "model")
@@ -151,12 +215,15 @@ def _plain(value: Any) -> Any:
     return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
-@pytest.mark.parametrize("case", _firsts(lambda case: (*case.files, *case.row.choice.options)))
-def test_a_row_is_what_its_command_chooses_and_no_other_is(case: Case) -> None:
+@pytest.mark.parametrize("case", _each(PARSED))
+def test_a_row_is_what_its_command_chooses_and_no_other_is(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {id(other.row.choice): other.parts for other in CASES}
+    monkeypatch.setattr(Choice, "parts", lambda choice: known[id(choice)])  # nobody changes them
     config = _resolved(case.row.choice.words())
     assert config["model"]["class_path"].endswith(RobustnessEvaluation.__name__)
+    own = case.of(*COMPARED)
     for other in CASES:
-        assert fits(other.row.choice, config) == (other.of(*COMPARED) == case.of(*COMPARED)), other.row
+        assert fits(other.row.choice, config) == (other.of(*COMPARED) == own), other.row
 
 
 VICTIMS = {

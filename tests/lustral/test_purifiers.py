@@ -19,7 +19,7 @@ from tests.contracts import (
     NoisyPurifier,
     Reveal,
     SeenClassifier,
-    central_differences,
+    differences_at_once,
     images,
     relative_error,
     stream,
@@ -90,11 +90,11 @@ def test_the_global_generator_is_neither_read_nor_moved(purifier: Purifier) -> N
 
 
 def test_an_image_does_not_look_at_its_neighbours(purifier: Purifier) -> None:
-    x, noise, order = images(9, SHAPE), stream(9), torch.tensor([4, 0, 8, 2, 6, 1, 7, 3, 5])
+    x, noise, order = images(5, SHAPE), stream(5), torch.tensor([4, 0, 2, 1, 3])
     together = purifier(x, noise).images[0]
     shuffled = purifier(x[order], noise.select(order)).images[0]
     torch.testing.assert_close(shuffled, together[order], rtol=1e-4, atol=1e-5)
-    for b in range(9):
+    for b in range(5):
         row = torch.tensor([b])
         alone = purifier(x[row], noise.select(row)).images[0]
         torch.testing.assert_close(alone, together[row], rtol=1e-4, atol=1e-5)
@@ -103,10 +103,10 @@ def test_an_image_does_not_look_at_its_neighbours(purifier: Purifier) -> None:
 @pytest.mark.parametrize("draws", [1, 3])
 def test_in_padded_chunks_not_a_bit_depends_on_the_batch(purifier: Purifier, draws: int) -> None:
     """Any batch size and order, draws folded into rows: the engine's promise, kept by the purifier."""
-    x, noise = images(9, SHAPE), stream(9)
+    x, noise = images(5, SHAPE), stream(5)
     engine = Engine(Reveal(purifier), rows=4)
     together = engine.logits(x, noise, draws)
-    for order in (torch.tensor([4, 0, 8, 2, 6, 1, 7, 3, 5]), torch.tensor([7, 2]), torch.tensor([5])):
+    for order in ([4, 0, 2, 1, 3], [3, 2], [1])[: 3 if draws == 1 else 2]:
         assert torch.equal(engine.logits(x[order], noise.select(order), draws), together[:, order])
 
 
@@ -125,15 +125,15 @@ def test_the_exact_gradient_agrees_with_central_differences(name: str, purifier:
             purifier(x, stream(2))
         return
 
-    def loss(x: Tensor) -> Tensor:
-        return _loss(purifier(x, stream(2)).images.mean(0))
+    def loss(x: Tensor, rows: Tensor) -> Tensor:
+        return _loss(purifier(x, stream(2).select(rows)).images.mean(0))
 
     leaf = x.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(loss(leaf).sum(), leaf)
+    (gradient,) = torch.autograd.grad(loss(leaf, torch.arange(2)).sum(), leaf)
     assert gradient.isfinite().all()
     assert gradient.flatten(1).abs().amax(1).min() > 1e-3
     h = 1e-6 if name == "jpeg_soft" else 1e-5  # whose third derivative is 6 * 255^3
-    assert relative_error(gradient, central_differences(loss, x, h)) < 1e-6
+    assert relative_error(gradient, differences_at_once(loss, x, h)) < 1e-6
 
 
 def test_the_gradient_does_not_depend_on_the_budget(purifier: Purifier) -> None:
