@@ -2,6 +2,8 @@
 
 from lustral.defence import Defence
 from lustral.evaluation.card import make_card, write_card
+from lustral.evaluation.corrupted import CorruptionEvaluator, CorruptionRecord, check_corruptions
+from lustral.evaluation.corruption_card import make_corruption_card
 from lustral.evaluation.dealing import Dealing
 from lustral.evaluation.defence_evaluator import DefenceEvaluator
 from lustral.evaluation.evaluator import Evaluator
@@ -13,6 +15,8 @@ from lustral.evaluation.selfcheck import self_check
 from lustral.evaluation.verdicts import Expected, Majority, MeanLogit, OneShot, VerdictRule, Worst, all_rules
 
 __all__ = [
+    "CorruptionEvaluator",
+    "CorruptionRecord",
     "Dealing",
     "Defence",
     "DefenceEvaluator",
@@ -32,8 +36,10 @@ __all__ = [
     "Worst",
     "all_rules",
     "bootstrap",
+    "check_corruptions",
     "compare",
     "make_card",
+    "make_corruption_card",
     "read_records",
     "self_check",
     "wilson",

@@ -8,14 +8,16 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from lustral.reporting.beside import beside, published_beside
+from lustral.reporting.corruptions import corruption_rows, corruption_tables
 from lustral.reporting.curves import sweep_curve
 from lustral.reporting.data import csv_text, json_text, robustness_rows
 from lustral.reporting.figures import accuracy_bars, budget_curve, draws_histogram
 from lustral.reporting.frontier import frontier, frontiers
+from lustral.reporting.heatmap import corruption_figures
 from lustral.reporting.latex import latex, latex_figures
 from lustral.reporting.levels import level_histogram, levels_of, score_curve
 from lustral.reporting.markdown import markdown, markdown_figures
-from lustral.reporting.runs import ROBUSTNESS, Run, load_runs, of_kind
+from lustral.reporting.runs import CORRUPTIONS, ROBUSTNESS, Run, load_runs, of_kind
 from lustral.reporting.style import save
 from lustral.reporting.sweeps import find_sweeps
 from lustral.reporting.tables import Table, all_tables
@@ -181,5 +183,8 @@ def _many_runs(runs: Sequence[Run]) -> dict[str, tuple[Figure, str]]:
     return figures
 
 
-KINDS = {ROBUSTNESS: Kind(_robustness_tables, _robustness_figures, robustness_rows)}
+KINDS = {
+    ROBUSTNESS: Kind(_robustness_tables, _robustness_figures, robustness_rows),
+    CORRUPTIONS: Kind(corruption_tables, corruption_figures, corruption_rows),
+}
 """By the kind of evaluation, in the order in which a report has them."""

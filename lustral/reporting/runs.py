@@ -9,6 +9,7 @@ from typing import Any
 
 from lustral.evaluation import Key, Rate, Record, VerdictRule, all_rules, bootstrap, read_records
 from lustral.evaluation.card import SCHEMA, verdicts
+from lustral.evaluation.corruption_card import KIND, SIDES
 from lustral.evaluation.dependence import dependences
 from lustral.evaluation.doubts import audited_records
 from lustral.evaluation.levels import mean
@@ -16,6 +17,7 @@ from lustral.ratio import parse_ratio
 
 Card = dict[str, Any]
 
+CORRUPTIONS = KIND
 ROBUSTNESS = "robustness"
 """The kind of an evaluation under attack, whose card does not name it."""
 
@@ -173,7 +175,14 @@ def read_card(path: Path) -> Card:
     return card
 
 
-_OTHER_KINDS: Mapping[str, tuple[str, ...]] = {}
+_OTHER_KINDS: Mapping[str, tuple[str, ...]] = {
+    CORRUPTIONS: (
+        *("status", "n", "fingerprint", "data", "cost.calls_per_image", "cost.seconds_per_image"),
+        *("cost.network_calls_per_image", "defence.purifier.class", "defence.classifier.class"),
+        *(f"accuracy.expected.{side}.{what}" for side in SIDES for what in ("mean", "by_severity", "by_type", "cells")),
+        *("accuracy.expected.difference.verdict", "accuracy.expected.draws"),
+    ),
+}
 """The entries, dotted, that a card of another kind must have."""
 _PARTS = {
     "status": str, "n": int, "indices": list, "verdicts": dict, "cost": dict, "audit": dict, "attack": dict,
