@@ -91,7 +91,7 @@ class CorruptionEvaluation(Evaluation):
             check_corruptions(self.evaluator.corruptions, self._few(), self.evaluator.seed)
 
     def judge(self, cases: Cases, replicate: int) -> None:
-        datamodule = getattr(self.trainer, "datamodule", None)
+        datamodule: Any = getattr(self.trainer, "datamodule", None)
         for portion in self._portions(len(cases)):
             some = cases.select(portion.to(cases.index.device))
             self.in_work = len(some)

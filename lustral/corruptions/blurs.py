@@ -24,7 +24,8 @@ def disk(radius: float, edge: float) -> Tensor:
 
 def defocus_blur(x: Tensor, constants: Constants, noise: NoiseStream) -> Tensor:
     """Out of focus: the mean over a disk."""
-    return convolved(x, disk(*constants))
+    radius, edge = constants
+    return convolved(x, disk(radius, edge))
 
 
 def glass_blur(x: Tensor, constants: Constants, noise: NoiseStream) -> Tensor:
@@ -48,7 +49,8 @@ def glass_blur(x: Tensor, constants: Constants, noise: NoiseStream) -> Tensor:
 
 def motion_blur(x: Tensor, constants: Constants, noise: NoiseStream) -> Tensor:
     """Moved while the shutter was open, in a direction of at most 45 degrees."""
-    return motion_blurred(x, *constants, angle(noise, -MOST_DEGREES, MOST_DEGREES))
+    radius, sigma = constants
+    return motion_blurred(x, radius, sigma, angle(noise, -MOST_DEGREES, MOST_DEGREES))
 
 
 def zoom_blur(x: Tensor, constants: Constants, noise: NoiseStream) -> Tensor:

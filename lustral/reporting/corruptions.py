@@ -12,7 +12,7 @@ from rich.table import Table as RichTable
 from lustral.evaluation.corruption_card import SIDES
 from lustral.reporting.runs import Card, Run
 from lustral.reporting.tables import Column, Table, cost_cells, percent, status_cells
-from lustral.reporting.words import classifier_in_short, data_in_short, defence_in_short
+from lustral.reporting.words import classifier_in_short, data_in_short, defence_in_short, method_in_short
 
 RULE = "expected"
 """The verdict rule of tables and figures; the card has all of them."""
@@ -158,11 +158,12 @@ def rich_corruptions(name: str, card: Card) -> RichTable:
     if card["status"] != "ok":
         caption.insert(0, f"This run is {card['status']}.")
     table = RichTable(
-        title=f"{name}: {defence_in_short(card['defence'])} under common corruptions",
+        title=f"{name}: {method_in_short(card['defence'])} under common corruptions",
         caption="\n".join(caption),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        min_width=72,  # for what stands above and below
     )
     table.add_column("images")
     for side in sides:

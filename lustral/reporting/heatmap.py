@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from lustral.reporting.corruptions import RULE, in_words, sides_of
 from lustral.reporting.runs import Card, Run
 from lustral.reporting.style import WIDTH, style
-from lustral.reporting.words import defence_in_short
+from lustral.reporting.words import method_in_short
 
 _COLOURS = "viridis"  # of even steps in lightness, also for colour-blind readers and in print
 _DARK = 0.6
@@ -32,7 +32,7 @@ def accuracies(card: Card, side: str) -> tuple[list[str], list[str], np.ndarray]
 def heat_map(card: Card) -> Figure:
     """Accuracy by type and severity in %, without and with purifier beside each other on one scale from 0 to 100."""
     sides = tuple(reversed(sides_of(card)))
-    words = {"bare": "no purifier", "defended": _short(defence_in_short(card["defence"]))}
+    words = {"bare": "no purifier", "defended": _short(method_in_short(card["defence"]))}
     with style():
         names, _, _ = accuracies(card, sides[0])
         height = 0.85 + 0.2 * len(names)
