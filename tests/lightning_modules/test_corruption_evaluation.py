@@ -74,12 +74,13 @@ def test_a_run_goes_on_and_refuses_another_evaluation(reference: Path, tmp_path:
     _start(tmp_path, _module(), OneOf(7, num_test=14))
     assert _lines(tmp_path) == _lines(reference)
     assert sum(path.read_text().count("\n") for path in (tmp_path / "records").glob("*.jsonl")) == 14
-    for other in (
+    others: tuple[dict[str, Any], ...] = (
         {"corruptions": CommonCorruptions(types=["fog"])},
         {"seed": 1},
         {"protocol": Protocol(2)},
         {"purifier": NoisyPurifier(0.2)},
-    ):
+    )
+    for other in others:
         with pytest.raises(ValueError, match="holds records of another evaluation"):
             _start(tmp_path, _module(**other), OneOf(4, num_test=6))
 

@@ -12,7 +12,6 @@ from lustral.evaluation.corruption_card import mean_right, verdict_table
 from lustral.evaluation.intervals import bootstrap, wilson
 
 CELLS = [CLEAN, ("snow", 1), ("snow", 5), ("fog", 1), ("fog", 5)]
-EXPECTED = 3  # in `all_rules`
 
 
 def record(index: int, defended: list[float], bare: list[float], **options: object) -> CorruptionRecord:

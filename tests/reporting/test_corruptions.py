@@ -91,7 +91,7 @@ def test_a_heat_map_shows_the_cards_numbers_on_one_scale(tmp_path: Path) -> None
     figure = heat_map(run.card)
     bare, defended = figure.axes[:2]
     assert [axes.get_images()[0].get_clim() for axes in (bare, defended)] == [(0, 100)] * 2
-    assert np.allclose(defended.get_images()[0].get_array(), 100 * values)
+    assert np.allclose(np.asarray(defended.get_images()[0].get_array()), 100 * values)
     assert [text.get_text() for text in defended.texts[:6]] == ["100", "100", "100", "20", "20", "68"]
     assert "clean: 100.0 %" in bare.get_title()
     (plain,) = load_runs([_run(tmp_path / "plain", purified=False)])
