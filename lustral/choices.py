@@ -304,4 +304,4 @@ def _must_be_given(part: Part, names: list[str]) -> str:
     class_path = part.class_path or ""
     told = f"{class_path.rpartition('.')[2]} must be given {', '.join(names)}"
     how = " ".join(f"--model.{name} configs/{name}/FILE.yaml" for name in names if name in _GROUPS)
-    return f"{told}: {how}." if how and class_path.endswith(".RobustnessEvaluation") else f"{told}."
+    return f"{told}: {how}." if how and class_path.endswith("Evaluation") else f"{told}."

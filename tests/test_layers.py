@@ -36,14 +36,15 @@ ALLOWED: dict[str, set[str]] = {
     "networks": BOTTOM | {"diffusion"},
     "purifiers": BOTTOM | {"diffusion"},
     "detectors": BOTTOM | {"diffusion"},
+    "corruptions": BOTTOM | {"purifiers"},
     "metrics": BOTTOM | {"diffusion", "networks"},
     "attacks": BOTTOM | {"diffusion", "networks", "purifiers", "detectors"},
     "defence": BOTTOM | {"diffusion", "networks", "purifiers", "attacks"},
     "training": BOTTOM | {"diffusion", "networks", "purifiers", "detectors", "attacks", "defence"},
-    "evaluation": BOTTOM | {"diffusion", "networks", "purifiers", "detectors", "attacks", "defence"},
+    "evaluation": BOTTOM | {"diffusion", "networks", "purifiers", "detectors", "corruptions", "attacks", "defence"},
     "tables": BOTTOM | {"evaluation", "recipes"},
     "reporting": BOTTOM
-    | {"diffusion", "networks", "purifiers", "detectors", "attacks", "defence", "evaluation", "tables"},
+    | {"diffusion", "networks", "purifiers", "detectors", "corruptions", "attacks", "defence", "evaluation", "tables"},
     "api": BOTTOM | {"diffusion", "networks", "purifiers", "attacks", "defence", "evaluation", "reporting"},
 }
 FRAMEWORKS = {"lightning", "pytorch_lightning", "lightning_fabric", "tensorboard", "jsonargparse"}

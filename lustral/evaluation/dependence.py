@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from lustral.evaluation.records import Key, Record
+from lustral.evaluation.records import Key, KeyedRecord
 
 GROUPS = 100
 """The smallest number of random groups that gives a valid interval where a verdict depends on the group
 (specs/evaluation.md)."""
 
 
-def dependences(records: Sequence[Record]) -> list[list[Key]]:
+def dependences(records: Sequence[KeyedRecord]) -> list[list[Key]]:
     """The clusters of ``records`` whose verdicts are not independent, as cluster labels for `bootstrap`: by group, and
     by image where there are several replicates. Empty if images are judged alone."""
     if all(record.group is None for record in records):
@@ -23,7 +23,7 @@ def dependences(records: Sequence[Record]) -> list[list[Key]]:
     return units if _num_replicates(records) == 1 else [*units, [(0, record.index) for record in records]]
 
 
-def group_section(records: Sequence[Record]) -> dict[str, Any]:
+def group_section(records: Sequence[KeyedRecord]) -> dict[str, Any]:
     """The card's entries on groups: ``group_size``, ``groups`` (their number), ``replicates`` if there are several, and
     the sentence ``too_few_groups`` if there are fewer than `GROUPS`. Empty if images are judged alone."""
     if all(record.group is None for record in records):
@@ -42,11 +42,11 @@ def group_section(records: Sequence[Record]) -> dict[str, Any]:
     return section
 
 
-def _num_replicates(records: Sequence[Record]) -> int:
+def _num_replicates(records: Sequence[KeyedRecord]) -> int:
     return len({record.replicate for record in records})
 
 
-def by_group(values: Sequence[float] | np.ndarray, records: Sequence[Record]) -> np.ndarray:
+def by_group(values: Sequence[float] | np.ndarray, records: Sequence[KeyedRecord]) -> np.ndarray:
     """The mean of ``values`` (one per record) over each group, which a statistical test may treat as independent. Where
     images are judged alone, the values themselves."""
     if all(record.group is None for record in records):

@@ -31,8 +31,9 @@ PURIFIED, LOGITS, GRADIENT = "purified pixels", "logits", "gradients"
 _VARIANTS = 12  # number of queries with other noise
 
 
-def self_check(engine: Engine, attack: Attack, cases: Cases, seed: int) -> list[str]:
-    """Query a few ``cases`` (at least one) as the evaluation will, in several orders, and compare the answers.
+def self_check(engine: Engine, attack: Attack | None, cases: Cases, seed: int) -> list[str]:
+    """Query a few ``cases`` (at least one) as the evaluation will, in several orders, and compare the answers; without
+    an attack, no gradient is asked for.
 
     Returns:
         Remarks: sentences on oddities that make no number wrong.
@@ -42,7 +43,7 @@ def self_check(engine: Engine, attack: Attack, cases: Cases, seed: int) -> list[
     """
     cases = _few(cases, engine.group_size)
     noise = NoiseStream(seed, cases.index).fork("check")
-    looks = _gradients(engine, attack)
+    looks = [] if attack is None else _gradients(engine, attack)
     sources = {id(look.engine.defence): look.engine for look in (_Look(engine), *looks)}
     remarks: list[str] = []
     for source in sources.values():
@@ -317,7 +318,7 @@ def _observed(look: _Look, at_hand: int, every_operation: bool) -> Iterator[None
     """
     on_cpu = all(parameter.device.type == "cpu" for parameter in look.defence.parameters())
     watch = Operations(look.engine.rows, at_hand, on_cpu)
-    generators, (buffers, versions) = _generators(), _state(look.defence)
+    before, (buffers, versions) = generators(), _state(look.defence)
     with watch if every_operation else nullcontext():
         yield
     who = _names(look)
@@ -337,7 +338,7 @@ def _observed(look: _Look, at_hand: int, every_operation: bool) -> Iterator[None
             f"{', '.join(batch_norms) or who} normalises with the statistics of the batch ({watch.batch_statistics}), "
             "so an image's answer would depend on those beside it: use running statistics, or normalise each image."
         )
-    drawn = [name for name, state in _generators().items() if state != generators[name]]
+    drawn = [name for name, state in generators().items() if state != before[name]]
     if drawn:
         named = f" ({', '.join(dict.fromkeys(watch.draws))})" if watch.draws else ""
         raise ValueError(
@@ -357,7 +358,7 @@ def _observed(look: _Look, at_hand: int, every_operation: bool) -> Iterator[None
     watch.refuse()
 
 
-def _generators() -> dict[str, Any]:
+def generators() -> dict[str, Any]:
     """The states of all global random generators; reading does not advance them."""
     states: dict[str, Any] = {"torch": torch.get_rng_state().numpy().tobytes()}
     if torch.cuda.is_available() and torch.cuda.is_initialized():

@@ -76,16 +76,18 @@ class JPEG(Purifier):
     def run(self, x: Tensor, context: Context, noise: NoiseStream, wants: Collection[str]) -> Purified:
         if x.shape[1] not in (1, 3):
             raise ValueError(f"JPEG is of 1 or 3 channels, and these images have {x.shape[1]}: choose another.")
-        made = self._coded(x) if self.rounding == "codec" else stand_in(x, self.quality, self.rounding)
+        made = through_codec(x, self.quality) if self.rounding == "codec" else stand_in(x, self.quality, self.rounding)
         return Purified(made[None])
 
-    def _coded(self, x: Tensor) -> Tensor:
-        levels = (x.detach() * 255.0).round().clamp(0, 255).to("cpu", torch.uint8).movedim(1, -1).numpy()
-        decoded = torch.stack([torch.from_numpy(_through_codec(image, self.quality)) for image in levels])
-        return decoded.movedim(-1, 1).to(x.device, x.dtype) / 255.0
+
+def through_codec(x: Tensor, quality: int) -> Tensor:
+    """Images ``x`` (B, 1 or 3, H, W) in [0, 1], rounded to 8 bits, encoded and decoded by Pillow's libjpeg."""
+    levels = (x.detach() * 255.0).round().clamp(0, 255).to("cpu", torch.uint8).movedim(1, -1).numpy()
+    decoded = torch.stack([torch.from_numpy(_coded(image, quality)) for image in levels])
+    return decoded.movedim(-1, 1).to(x.device, x.dtype) / 255.0
 
 
-def _through_codec(image: np.ndarray, quality: int) -> np.ndarray:
+def _coded(image: np.ndarray, quality: int) -> np.ndarray:
     """An image (H, W, 1 or 3) of 8 bits, encoded and decoded."""
     file = io.BytesIO()
     Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, "JPEG", quality=quality)

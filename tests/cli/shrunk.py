@@ -15,7 +15,7 @@ from lustral.networks import TimmClassifier, UNetDenoiser, WideResNet, save_netw
 from lustral.recipes import imported
 from lustral.tables import Choice
 from lustral.tables.choice import in_one_line
-from tests.datamodules.fixtures import write_cifar10, write_image_folder, write_imagenet, write_svhn
+from tests.datamodules.fixtures import write_cifar10, write_cifar10c, write_image_folder, write_imagenet, write_svhn
 
 SMALL_DATA = ["--data.num_val", "5", "--data.batch_size", "4", "--data.num_workers", "0"]
 WIDE_RESNET = ["--model.classifier.depth", "10", "--model.classifier.width", "1"]
@@ -131,7 +131,7 @@ class Shrinker:
         small = self.data(parts["data"]) | self.network(parts["classifier"], "model.classifier")
         if parts["purifier"] is not None:
             small |= self.purifier(whole(parts["purifier"]), "model.purifier")
-        surrogate = (parts["attack"].get("init_args") or {}).get("surrogate")
+        surrogate = ((parts["attack"] or {}).get("init_args") or {}).get("surrogate")
         if surrogate is not None:
             small |= self.surrogate(whole(surrogate), "model.attack.surrogate")
         return as_words("", small)
@@ -148,6 +148,10 @@ class Shrinker:
                 write_cifar10(root, n=20, num_test=20)
                 (root / "subset.txt").write_text("7\n3\n11\n0\n")
             small |= {"data.test_subset": str(root / "subset.txt")} if "test_subset" in given else {}
+        elif name == "CIFAR10C":
+            if not root.exists():
+                write_cifar10c(root)
+            return {"data.root": str(root), "data.batch_size": 4}
         elif name == "SVHN" and not root.exists():
             write_svhn(root)
         elif name == "ImageFolder" and not root.exists():

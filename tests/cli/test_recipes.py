@@ -15,6 +15,7 @@ from tests.cli.shrunk import Shrinker, as_words, attack, purifier_of, training
 CONFIGS = Path("configs")
 TRAIN = sorted((CONFIGS / "train").glob("*.yaml"))
 EVAL = sorted((CONFIGS / "eval").glob("*.yaml"))
+CORRUPTED = [path for path in EVAL if path.stem.endswith("_corruptions")]
 REFERENCE = sorted((CONFIGS / "reference").glob("*.yaml"))
 AUTOATTACK = sorted((CONFIGS / "attack").glob("*autoattack*.yaml"))
 TABLES = read_tables(CONFIGS / "tables")
@@ -45,7 +46,9 @@ def test_there_are_few_evaluation_recipes() -> None:
     assert len(EVAL) <= 30
 
 
-@pytest.mark.parametrize("recipe", [path for path in EVAL if path not in AUDITED], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "recipe", [path for path in EVAL if path not in (*AUDITED, *CORRUPTED)], ids=lambda path: path.stem
+)
 def test_evaluation_recipes_write_a_card(
     recipe: Path, cli: Callable[..., int], tmp_path: Path, shrinker: Shrinker, brief_check: None
 ) -> None:
@@ -63,6 +66,24 @@ def test_evaluation_recipes_write_a_card(
     assert card["cost"]["peak_memory_mib"] > 0
     assert len(list((tmp_path / "records").glob("*.jsonl"))) == 1
     assert (tmp_path / "panels.png").is_file()
+
+
+@pytest.mark.parametrize("recipe", CORRUPTED, ids=lambda path: path.stem)
+def test_corruption_recipes_write_a_card_that_can_be_reported(
+    recipe: Path, cli: Callable[..., int], tmp_path: Path, shrinker: Shrinker
+) -> None:
+    choice, run = purifier_of(recipe), tmp_path / recipe.stem
+    part = "data" if "cifar10c" in recipe.stem else "model.corruptions"
+    few = [f"--{part}.types", "[fog,contrast]", f"--{part}.severities", "[2,5]", "--data.num_test", "2"]
+    few += ["--model.protocol.verdict_draws", "2", "--model.rows", "2"]
+    evaluate(cli, "test", run, *choice.words(), *shrinker.evaluation(choice), *few)
+    card = json.loads((run / "card.json").read_text())
+    assert (card["kind"], card["n"], card["failed_samples"]) == ("corruptions", 2, 0)
+    for side in ("bare", "defended"):
+        assert list(card["accuracy"]["expected"][side]["cells"]) == ["fog", "contrast"]
+        assert 0 <= card["accuracy"]["expected"][side]["mean"]["value"] <= 1
+    assert (run / "corruptions.png").is_file()
+    assert cli("report", run) == 0
 
 
 def _unpicked() -> list[Path]:

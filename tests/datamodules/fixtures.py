@@ -9,6 +9,8 @@ from PIL import Image
 from scipy.io import savemat
 
 from datamodules.cifar import FOLDER, TEST_FILES, TRAIN_FILES
+from datamodules.cifar10c import FOLDER as CORRUPTED
+from lustral.corruptions import TYPES
 
 
 def write_cifar10(root: Path, n: int = 20, num_test: int | None = None) -> Path:
@@ -30,6 +32,20 @@ def write_cifar10(root: Path, n: int = 20, num_test: int | None = None) -> Path:
         (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
     meta = {"label_names": ["airplane", "automobile"], "num_vis": 3072}
     (folder / "batches.meta").write_bytes(pickle.dumps(meta, protocol=2))
+    return root
+
+
+def write_cifar10c(root: Path, n: int = 4, types: Sequence[str] = TYPES) -> Path:
+    """Write CIFAR-10-C's files below ``root``, ``n`` images of each type and severity; label i % 10 of image i.
+
+    Returns ``root``, which is what ``--data.root`` takes.
+    """
+    folder = root / CORRUPTED
+    folder.mkdir(parents=True)
+    for name in types:
+        images = np.random.default_rng(TYPES.index(name)).integers(0, 256, (5 * n, 32, 32, 3), dtype=np.uint8)
+        np.save(folder / f"{name}.npy", images)
+    np.save(folder / "labels.npy", np.tile(np.arange(n, dtype=np.uint8) % 10, 5))
     return root
 
 
