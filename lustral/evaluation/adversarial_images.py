@@ -1,4 +1,4 @@
-"""Where the adversarial images of an evaluation that is no attack come from: made by one, or found in a finished run."""
+"""Where the adversarial images of an evaluation that attacks nobody come from: an attack, or a finished run."""
 
 import json
 from abc import ABC, abstractmethod

@@ -6,8 +6,8 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from lustral.purifiers.perceptual import perceptual_distance
 
 CEILING = 100.0
-"""The PSNR of equal images in dB; their PSNR would be infinite, and so would any mean with them. (An error of half a grey
-level of 255 in every pixel is 54 dB.)"""
+"""The PSNR of equal images in dB; their PSNR would be infinite, and so would any mean with them. (An error of half a
+grey level of 255 in every pixel is 54 dB.)"""
 SIGMA, HALF_WINDOW = 1.5, 5
 """Standard deviation of SSIM's Gaussian window, and the pixels on each side of its middle: 11 x 11 in all."""
 _CUT = 3.5

@@ -65,9 +65,7 @@ def make_quality_card(
         "n": len({record.index for record in records}),
         "indices": list(dict.fromkeys(record.index for record in records)),
         **group_section(records),  # type: ignore[arg-type]
-        "quality": {
-            pair: {name: asdict(mean(values(f"{name} {pair}"), clusters)) for name in names} for pair in PAIRS
-        },
+        "quality": {pair: {name: asdict(mean(values(f"{name} {pair}"), clusters)) for name in names} for pair in PAIRS},
         "right": {kind: asdict(share(values(f"{RIGHT} {kind}"), clusters)) for kind in KINDS},
         CLOSER: asdict(share(values(CLOSER), clusters)),
         ALIGNMENT: asdict(mean(values(ALIGNMENT), clusters)),
