@@ -29,7 +29,7 @@ def make_quality_card(
 ) -> dict[str, Any]:
     """The card of ``records``, as plain data.
 
-    Failed samples have no values; they are counted in "audit", and make the card `suspect`.
+    Failed samples have no values; they are counted, and make the card `suspect`.
 
     Args:
         records: at least one.
@@ -70,7 +70,7 @@ def make_quality_card(
         CLOSER: asdict(share(values(CLOSER), clusters)),
         ALIGNMENT: asdict(mean(values(ALIGNMENT), clusters)),
         "cost": total_cost(costs),
-        "audit": {"num_images": 0, "failed_samples": failed},
+        "failed_samples": failed,
         "attack": {**adversarial["attack"], "threat": adversarial["threat"]},
         "adversarial": {name: value for name, value in adversarial.items() if name not in ("attack", "threat")},
         "defence": decides["defence"],
