@@ -2,8 +2,16 @@
 
 from lightning_modules.classifier_training import ClassifierTraining
 from lightning_modules.diffusion_training import DiffusionTraining
+from lightning_modules.evaluation import Evaluation
 from lightning_modules.module import LustralModule
 from lightning_modules.robustness_evaluation import RobustnessEvaluation
 from lightning_modules.score_reference import ScoreReference
 
-__all__ = ["ClassifierTraining", "DiffusionTraining", "LustralModule", "RobustnessEvaluation", "ScoreReference"]
+__all__ = [
+    "ClassifierTraining",
+    "DiffusionTraining",
+    "Evaluation",
+    "LustralModule",
+    "RobustnessEvaluation",
+    "ScoreReference",
+]
