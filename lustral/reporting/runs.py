@@ -19,6 +19,9 @@ Card = dict[str, Any]
 ROBUSTNESS = "robustness"
 """The kind of an evaluation under attack, whose card does not name it."""
 
+QUALITY = "quality"
+"""The kind of an evaluation of image quality."""
+
 _HOW_TO = "run `python cli.py test -c configs/eval/<recipe>.yaml` first"
 
 
@@ -173,7 +176,13 @@ def read_card(path: Path) -> Card:
     return card
 
 
-_OTHER_KINDS: Mapping[str, tuple[str, ...]] = {}
+_OTHER_KINDS: Mapping[str, tuple[str, ...]] = {
+    QUALITY: (
+        *("status", "n", "quality.adversarial.distance.value", "right.clean.value", "closer.value"),
+        *("alignment.value", "cost.calls_per_image", "attack.class", "attack.threat.eps", "attack.threat.norm"),
+        *("defence.purifier.class", "defence.classifier.class", "data", "fingerprint"),
+    ),
+}
 """The entries, dotted, that a card of another kind must have."""
 _PARTS = {
     "status": str, "n": int, "indices": list, "verdicts": dict, "cost": dict, "audit": dict, "attack": dict,
