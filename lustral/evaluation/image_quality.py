@@ -23,8 +23,9 @@ def psnr(x: Tensor, reference: Tensor) -> Tensor:
 def ssim(x: Tensor, reference: Tensor) -> Tensor:
     """(B,) structural similarity of images (B, C, H, W) in [0, 1], the mean over the windows around every pixel.
 
-    Beyond its edge an image is reflected (torchmetrics' choice). The window is Gaussian, 11 x 11 pixels with a standard deviation of 1.5. In images smaller than that it is the
-    largest odd one that fits, its standard deviation smaller in proportion: 7 x 7 and 0.86 in images of 8 x 8.
+    Beyond its edge an image is reflected (torchmetrics' choice). The window is Gaussian, 11 x 11 pixels with a standard
+    deviation of 1.5. In images smaller than that it is the largest odd one that fits, its standard deviation smaller in
+    proportion: 7 x 7 and 0.86 in images of 8 x 8.
 
     Raises:
         ValueError: if a side is shorter than 3 pixels.

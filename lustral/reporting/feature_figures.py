@@ -133,5 +133,6 @@ def trajectory_figure(trajectories: Sequence[Trajectory]) -> Figure:
             axes.set_title(each.title)
             axes.set_xticks([])
             axes.set_yticks([])
+        figure.supxlabel("class of the clean → of the adversarial → of the purified image", fontsize="medium")
         figure.legend(loc="outside upper right", ncols=4, handletextpad=0.2, columnspacing=1.0)
     return figure

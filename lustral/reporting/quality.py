@@ -14,6 +14,7 @@ from rich.text import Text
 
 from lustral.evaluation.quality import ADVERSARIAL, ALIGNMENT, CLEAN, CLOSER, MEASURES, PAIRS, PURIFIED, REMOVED
 from lustral.ratio import parse_ratio
+from lustral.reporting.quality_pairs import quality_comparisons
 from lustral.reporting.runs import Card, Run
 from lustral.reporting.style import CLEAN as BLUE
 from lustral.reporting.style import INK, WIDTH, style
@@ -79,16 +80,13 @@ def quality_tables(runs: Sequence[Run]) -> list[Table]:
         ]
         for run, word in zip(runs, status, strict=True)
     ]
-    return [
+    notes.append(_CLOSER_NOTE)
+    tables = [
         Table("quality", "Image quality", columns, rows, [_NOTE]),
-        Table(
-            "quality_settings",
-            "Settings of image quality",
-            [*settings, Column("Status")],
-            described,
-            [*notes, _CLOSER_NOTE],
-        ),
+        quality_comparisons(runs),
+        Table("quality_settings", "Settings of image quality", [*settings, Column("Status")], described, notes),
     ]
+    return [table for table in tables if table.rows or table.notes]
 
 
 def quality_figures(runs: Sequence[Run]) -> dict[str, tuple[Figure, str]]:
