@@ -53,7 +53,7 @@ class SquareMask(Mask):
         return mask
 
 
-def purifiers(denoiser: torch.nn.Module) -> dict[tuple[Resample, int], HeterogeneousNoise]:
+def purifiers(denoiser: torch.nn.Module, jump_length: float) -> dict[tuple[Resample, int], HeterogeneousNoise]:
     """The purifier of each method and U; without resampling the methods are one."""
     return {
         (method, rounds): HeterogeneousNoise(
@@ -64,6 +64,7 @@ def purifiers(denoiser: torch.nn.Module) -> dict[tuple[Resample, int], Heterogen
             STEPS,
             resample=method,
             num_resamples=rounds,
+            jump_length=jump_length,
             eta=1.0,
         )
         for rounds in ROUNDS
@@ -76,6 +77,8 @@ def main(words: Sequence[str]) -> None:
     parser = Parser(prog="benchmarks.inpainting", description="Inpainting of digits by two ways of resampling.")
     parser.add_argument("--images", type=int, default=100, help="measured; the first eight are shown")
     parser.add_argument("--output", type=Path, default=Path("runs/figures/inpainting.png"))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--jump_length", type=float, default=1.0, help="noising steps of each of one_hop's U rounds")
     options = parser.parse_args(words)
     torch.set_num_threads(1)
     data = Digits(num_test=options.images)
@@ -86,7 +89,9 @@ def main(words: Sequence[str]) -> None:
     denoiser = load_denoiser("runs/train/digits_diffusion/weights.safetensors").eval()
     rows, captions = _given(images), {}
     print(f"{'resampling':<12}{'U':>3}{'calls':>7}{'ms an image':>13}   PSNR inside, dB        digits known")
-    for (method, rounds), purifier in purifiers(denoiser).items():
+    for (method, rounds), purifier in purifiers(denoiser, options.jump_length).items():
+        if method not in options.methods:
+            continue
         calls = len(purifier.hops)
         start = time.perf_counter()
         with torch.no_grad():

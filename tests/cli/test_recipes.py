@@ -94,7 +94,6 @@ def test_quality_is_measured_on_the_images_of_a_finished_run(
     attacked, recipe = Choice(CONFIGS / "eval" / "digits_undefended.yaml"), CONFIGS / "eval" / "digits_quality.yaml"
     evaluate(cli, "test", tmp_path / "run", *attacked.words(), *fastest(shrinker, attacked, tmp_path / "attack"))
     words = ["-c", recipe, *shrinker.evaluation(Choice(recipe)), "--model.draws", "1", "--model.rows", "2"]
-    words = [word for word in words if "attack" not in str(word)]
     found = ["--model.attack", "null", "--model.threat", "null", "--model.adversarial_from", tmp_path / "run"]
     evaluate(cli, "test", tmp_path / "quality", *words, *found, "--data.num_test", "1")
     record = next((tmp_path / "run" / "records").glob("*.jsonl")).read_text()
