@@ -63,7 +63,7 @@ def attention_panel(
     with torch.no_grad():
         of_clean = purifier(clean, noise, wants={"mask"}).trace["mask"]
         purified = purifier(adversarial, noise, wants=wants)
-        found = defence.classifier(purified.images[0]).argmax(1).tolist()
+        found: list[int] = defence.classifier(purified.images[0]).argmax(1).tolist()
     trace, side = purified.trace, clean.shape[-1]
     rows = {"clean": _coloured(clean), "its mask": overlay(clean, F.interpolate(of_clean, side))}
     rows["adversarial"] = _coloured(adversarial)

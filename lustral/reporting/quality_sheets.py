@@ -79,7 +79,7 @@ def _trajectories(
 ) -> Figure:
     """The ways of the first images that the attack makes the victim misjudge; without enough of them, of others."""
     with torch.no_grad():
-        taken = defence.classifier(attacked).argmax(1).tolist()
+        taken: list[int] = defence.classifier(attacked).argmax(1).tolist()
         fooled = sorted(range(len(attacked)), key=lambda i: taken[i] == records[i].label)[:WAYS]
         rows = torch.tensor(fooled, device=attacked.device)
         purified = defence.purifier(attacked[rows], noise.select(rows), wants={"path"})
