@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lustral.evaluation.image_quality import CEILING, alignment, feature_distance, likeness, psnr, ssim
 from lustral.evaluation.plane import fitted_plane
@@ -106,3 +106,20 @@ def test_a_plane_has_the_directions_of_largest_variance() -> None:
 def test_one_image_spans_no_plane() -> None:
     with pytest.raises(ValueError, match="span no plane: take 2 images or more"):
         fitted_plane(torch.zeros(1, 5))
+
+
+class _Mean(nn.Module):
+    """Stands in for LPIPS: the mean difference of what it is shown."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        assert x.shape[1] == y.shape[1] == 3
+        return (x - y).mean((1, 2, 3), keepdim=True)
+
+
+def test_lpips_is_shown_coloured_images_in_its_own_range() -> None:
+    x, y = torch.full((2, 1, 32, 32), 0.75), torch.full((2, 1, 32, 32), 0.25)
+    found = likeness(x, y, _Mean())
+    assert found["lpips"].tolist() == pytest.approx([1.0, 1.0])  # twice the difference in [0, 1]
+    assert "lpips" not in likeness(x, y)
+    with pytest.raises(ValueError, match="LPIPS compares images of 32 pixels or more, not 8 x 8"):
+        likeness(images(1, (1, 8, 8)), images(1, (1, 8, 8)), _Mean())
