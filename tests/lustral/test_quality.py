@@ -28,10 +28,8 @@ def _attack() -> PGD:
 
 
 def _evaluator(purifier: Purifier, source: AdversarialImages | None = None, **options: Any) -> QualityEvaluator:
-    defence = Defence(ToyClassifier(), purifier)
-    return QualityEvaluator(
-        defence, source or MadeByAttack(_attack(), THREAT), **{"draws": 1, "seed": 0, "rows": 8} | options
-    )
+    chosen: dict[str, Any] = {"draws": 1, "seed": 0, "rows": 8} | options
+    return QualityEvaluator(Defence(ToyClassifier(), purifier), source or MadeByAttack(_attack(), THREAT), **chosen)
 
 
 class Undoing(Purifier):
