@@ -13,13 +13,14 @@ from callbacks.levels_panel import levels_panel
 from lustral.evaluation import Defence, read_records
 from lustral.noise import NoiseStream
 from lustral.purifiers import Identity
-from lustral.reporting import level_histogram, levels_of, load_runs, panel_figure
+from lustral.reporting import attention_panel, level_histogram, levels_of, load_runs, panel_figure
 
 
 class Panels(Callback):
     """Sheets of the same first samples in every run, drawn when the card is made, into TensorBoard and the run folder:
-    ``panels.png``; ``levels.png``, the samples purified at several noise levels; and ``level_histogram.png``, the
-    levels that a sample-specific purifier gave all images.
+    ``panels.png``; ``levels.png``, the samples purified at several noise levels; ``attention.png``, of a purifier that
+    chooses pixels, what it chose; and ``level_histogram.png``, the levels that a sample-specific purifier gave all
+    images.
 
     Args:
         num_images: samples on a sheet, the first of the test subset; of images that are judged in groups, the first of
@@ -52,9 +53,12 @@ class Panels(Callback):
         clean = datamodule.test_images(wanted).to(device)
         adversarial = torch.stack([each.image for each in samples]).to(device)
         figures["panels"] = _panel(defence, clean, adversarial, labels, names, noise, self.num_images)
-        alone = defence.group_size == 1
-        sheet = levels_panel(defence, adversarial, labels, names, noise, self.levels) if self.levels and alone else None
-        return figures if sheet is None else {**figures, "levels": sheet}
+        if defence.group_size == 1:  # images that are purified together could not be shown one by one
+            given = (labels, names, noise)
+            levels_sheet = levels_panel(defence, adversarial, *given, self.levels) if self.levels else None
+            sheets = {"attention": attention_panel(defence, clean, adversarial, *given), "levels": levels_sheet}
+            figures |= {stem: sheet for stem, sheet in sheets.items() if sheet is not None}
+        return figures
 
 
 def _panel(

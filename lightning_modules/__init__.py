@@ -5,6 +5,7 @@ from lightning_modules.corruption_evaluation import CorruptionEvaluation
 from lightning_modules.diffusion_training import DiffusionTraining
 from lightning_modules.evaluation import Evaluation
 from lightning_modules.module import LustralModule
+from lightning_modules.quality_evaluation import QualityEvaluation
 from lightning_modules.robustness_evaluation import RobustnessEvaluation
 from lightning_modules.score_reference import ScoreReference
 
@@ -14,6 +15,7 @@ __all__ = [
     "DiffusionTraining",
     "Evaluation",
     "LustralModule",
+    "QualityEvaluation",
     "RobustnessEvaluation",
     "ScoreReference",
 ]

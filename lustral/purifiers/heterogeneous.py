@@ -114,6 +114,8 @@ class HeterogeneousNoise(Purifier):
             "mask": "(B, 1, H, W), 1 inside, at the purifier's size; differentiable if it is relaxed",
             "area": "(B,) the share of the pixels inside the mask; differentiable if it is relaxed",
             "noised": "the image with both noises (equation 5), in [0, 1], without a graph",
+            "path": "(B, states, C, H, W) the image noised to t_l and what every network call makes of it, in [0, 1], "
+            "without a graph; takes the reverse process a second time",
         } | (looked if mask.looks else {})
 
     def bind(self, classifier: nn.Module) -> None:
@@ -143,7 +145,13 @@ class HeterogeneousNoise(Purifier):
 
         start = self.rows(partial(self._noised, self.grid[0]), followed[_IMAGE], noise)
         found = self.unroll(step, len(self.hops), start, followed)
-        trace = {name: self._traced(name, x, followed, noise) for name in wants}
+        trace = {name: self._traced(name, x, followed, noise) for name in wants if name != "path"}
+        if "path" in wants:
+            with torch.no_grad():
+                states = [start.detach()]
+                for i in range(len(self.hops)):
+                    states.append(step(i, states[-1], followed))
+            trace["path"] = torch.stack([resized(from_diffusion(each), x.shape[-1]) for each in states], 1)
         return Purified(resized(from_diffusion(found), x.shape[-1])[None], trace)
 
     def _hop(self, hop: Hop, x: Tensor, context: Context, noise: NoiseStream) -> Tensor:

@@ -47,6 +47,8 @@ class RoundPurifier(Purifier, ABC):
     offers: Mapping[str, str] = {
         "noised": "the image noised to the level of the first round, in [0, 1], without a graph",
         "deviation": "(B,) how far the reverse process strays from the forward one (see `walk`), differentiable",
+        "path": "(B, states, C, H, W) each round's noised image and what every step makes of it, in [0, 1], without a "
+        "graph; takes the reverse steps a second time",
     }
 
     def prepare_rounds(
@@ -120,10 +122,12 @@ class RoundPurifier(Purifier, ABC):
         state = to_diffusion(resized(x, self.resize_to))
         held = self.complete(x, noise, dict(context or {}))
         followed = {**self.follow(state), **held}
-        trace = {name: held[name] for name in wants if name in held}
+        trace, path = {name: held[name] for name in wants if name in held}, list[Tensor]()
         for number in range(len(self.rounds)):
             at = None if levels is None else levels[:, number]
             noised = self._noise(state, number, at, noise)
+            if "path" in wants:
+                path += self._path(noised, number, at, noise, followed)
             if number == 0 and "noised" in wants:
                 trace["noised"] = resized(from_diffusion(noised).detach(), x.shape[-1])
             if "deviation" in wants:
@@ -132,6 +136,8 @@ class RoundPurifier(Purifier, ABC):
                 trace["deviation"] = trace["deviation"] + found if number else found
             else:
                 state = self._reverse(noised, number, at, noise, followed)
+        if path:
+            trace["path"] = torch.stack([resized(from_diffusion(each), x.shape[-1]) for each in path], 1)
         return Purified(resized(self.finish(from_diffusion(state)), x.shape[-1])[None], trace)
 
     def finish(self, x: Tensor) -> Tensor:
@@ -163,6 +169,17 @@ class RoundPurifier(Purifier, ABC):
             return self._step(slots[i], state, stream, context)
 
         return self.unroll(step, len(slots), x, followed if levels is None else {**followed, _LEVEL: levels})
+
+    @torch.no_grad()
+    def _path(
+        self, x: Tensor, number: int, levels: Tensor | None, noise: NoiseStream, followed: Context
+    ) -> list[Tensor]:
+        """The states of `_reverse`, ``x`` first."""
+        slots, stream = self._slots(number, levels), noise.at(round=number)
+        context, states = followed if levels is None else {**followed, _LEVEL: levels}, [x.detach()]
+        for slot in slots:
+            states.append(self._step(slot, states[-1], stream, context))
+        return states
 
     def _reverse_measured(
         self,

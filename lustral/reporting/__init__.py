@@ -1,5 +1,6 @@
 """Reporting: tables and figures from the cards of finished runs."""
 
+from lustral.reporting.attention import attention_panel, heat, overlay
 from lustral.reporting.build import FORMATS, report, write_report
 from lustral.reporting.figures import accuracy_bars, budget_curve, draws_histogram
 from lustral.reporting.levels import level_histogram, levels_of
@@ -12,11 +13,14 @@ __all__ = [
     "Caption",
     "Run",
     "accuracy_bars",
+    "attention_panel",
     "budget_curve",
     "draws_histogram",
+    "heat",
     "level_histogram",
     "levels_of",
     "load_runs",
+    "overlay",
     "panel_figure",
     "read_card",
     "report",

@@ -17,7 +17,8 @@ from lustral.reporting.heatmap import corruption_figures
 from lustral.reporting.latex import latex, latex_figures
 from lustral.reporting.levels import level_histogram, levels_of, score_curve
 from lustral.reporting.markdown import markdown, markdown_figures
-from lustral.reporting.runs import CORRUPTIONS, ROBUSTNESS, Run, load_runs, of_kind
+from lustral.reporting.quality import quality_figures, quality_rows, quality_tables
+from lustral.reporting.runs import CORRUPTIONS, QUALITY, ROBUSTNESS, Run, load_runs, of_kind
 from lustral.reporting.style import save
 from lustral.reporting.sweeps import find_sweeps
 from lustral.reporting.tables import Table, all_tables
@@ -186,5 +187,6 @@ def _many_runs(runs: Sequence[Run]) -> dict[str, tuple[Figure, str]]:
 KINDS = {
     ROBUSTNESS: Kind(_robustness_tables, _robustness_figures, robustness_rows),
     CORRUPTIONS: Kind(corruption_tables, corruption_figures, corruption_rows),
+    QUALITY: Kind(quality_tables, quality_figures, quality_rows),
 }
 """By the kind of evaluation, in the order in which a report has them."""

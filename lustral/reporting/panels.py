@@ -29,7 +29,10 @@ class Caption:
 
 
 def panel_figure(
-    images: Mapping[str, Tensor], titles: Sequence[str], captions: Mapping[str, Sequence[Caption]] | None = None
+    images: Mapping[str, Tensor],
+    titles: Sequence[str],
+    captions: Mapping[str, Sequence[Caption]] | None = None,
+    changes: bool = True,
 ) -> Figure:
     """A grid of images, with a row for each kind and a column for each sample.
 
@@ -41,12 +44,13 @@ def panel_figure(
             outside [0, 1] are clipped.
         titles: N titles above the columns; they may have several lines.
         captions: N captions for each of some rows, by the row's name.
+        changes: whether that last row is wanted.
 
     Raises:
         ValueError: if a row has another number of images than there are titles, or is neither grey nor RGB.
     """
     rows = {name: _for_display(name, row, len(titles)) for name, row in images.items()}
-    if "clean" in rows and "adversarial" in rows:
+    if changes and "clean" in rows and "adversarial" in rows:
         change = (images["adversarial"].detach() - images["clean"].detach()).float().cpu()
         factor = magnification(float(change.abs().max()))
         rows[f"adversarial\n\N{MINUS SIGN} clean, \N{MULTIPLICATION SIGN}{factor}"] = _for_display(

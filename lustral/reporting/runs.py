@@ -18,6 +18,9 @@ from lustral.ratio import parse_ratio
 Card = dict[str, Any]
 
 CORRUPTIONS = KIND
+QUALITY = "quality"
+"""The kind of an evaluation of image quality."""
+
 ROBUSTNESS = "robustness"
 """The kind of an evaluation under attack, whose card does not name it."""
 
@@ -181,6 +184,11 @@ _OTHER_KINDS: Mapping[str, tuple[str, ...]] = {
         *("cost.network_calls_per_image", "defence.purifier.class", "defence.classifier.class"),
         *(f"accuracy.expected.{side}.{what}" for side in SIDES for what in ("mean", "by_severity", "by_type", "cells")),
         *("accuracy.expected.difference.verdict", "accuracy.expected.draws"),
+    ),
+    QUALITY: (
+        *("status", "n", "quality.adversarial.distance.value", "right.clean.value", "closer.value"),
+        *("alignment.value", "cost.calls_per_image", "attack.class", "attack.threat.eps", "attack.threat.norm"),
+        *("defence.purifier.class", "defence.classifier.class", "data", "fingerprint"),
     ),
 }
 """The entries, dotted, that a card of another kind must have."""

@@ -13,6 +13,7 @@ from lustral.reporting.runs import Run
 DERIVED = ("sigma", "sigma_small", "network_calls", "mean_level", "pull")
 """The derived quantities in a purifier's description (`Purifier.derived`), which follow from its arguments."""
 
+_LEVEL, _STEPS = "t_star", "num_steps"
 _RATIO = re.compile(r"[\d.]+\s*/\s*[\d.]+$")
 Settings = dict[str, Any]
 
@@ -48,8 +49,8 @@ def find_sweeps(runs: Sequence[Run]) -> list[Sweep]:
     """Every set of at least two runs that differ in exactly one numeric argument of defence, attack or threat.
 
     An argument that occurs in several places (of a surrogate and of the defence) counts as one if the runs change it in
-    all of them together. Of runs with equal settings the first is taken. Images, the audit and costs may differ; seeds
-    must agree.
+    all of them together. So does t* with the number of steps, if all runs have steps of equal length. Of runs with
+    equal settings the first is taken. Images, the audit and costs may differ; seeds must agree.
     """
     settings = [_settings(run) for run in runs]
     numbers = dict.fromkeys(key for each in settings for key in each if _number(each[key]) is not None)
@@ -59,7 +60,21 @@ def find_sweeps(runs: Sequence[Run]) -> list[Sweep]:
         leaves[_leaf(key)].add(key)
     together = [keys for keys in leaves.values() if len(keys) > 1]
     found: dict[tuple[str, ...], Sweep] = {}
-    for keys in [*({key} for key in swept), *together]:
+    _collect(found, runs, settings, swept, [*({key} for key in swept), *together])
+    levels = [key for key in swept if _leaf(key) == _LEVEL]
+    _collect(found, runs, [_with_lengths(each) for each in settings], levels, [*({key} for key in levels), {*levels}])
+    return list(found.values())
+
+
+def _collect(
+    found: dict[tuple[str, ...], Sweep],
+    runs: Sequence[Run],
+    settings: Sequence[Settings],
+    swept: Sequence[str],
+    sets: Sequence[set[str]],
+) -> None:
+    """Add the sweeps over each of the ``sets`` of dotted arguments to those that were ``found``, by their runs."""
+    for keys in sets:
         buckets: dict[str, dict[float, Run]] = defaultdict(dict)
         arguments: dict[str, str] = {}
         for run, each in zip(runs, settings, strict=True):
@@ -74,7 +89,16 @@ def find_sweeps(runs: Sequence[Run]) -> list[Sweep]:
                 values, members = zip(*sorted(chosen.items(), key=lambda item: item[0]), strict=True)
                 # An argument that occurs in one place in these runs is found twice, alone and by its last name.
                 found.setdefault(tuple(run.name for run in members), Sweep(arguments[rest], values, members))
-    return list(found.values())
+
+
+def _with_lengths(settings: Settings) -> Settings:
+    """The settings with the length of a step in the place of the number of steps, wherever there is a t*."""
+    changed = dict(settings)
+    for key, level in settings.items():
+        steps = f"{key.rpartition('.')[0]}.{_STEPS}"
+        if _leaf(key) == _LEVEL and isinstance(level, float) and isinstance(number := settings.get(steps), float):
+            changed[steps] = f"of {level / number:.6g}"
+    return changed
 
 
 def _settings(run: Run) -> Settings:

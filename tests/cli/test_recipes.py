@@ -16,6 +16,7 @@ CONFIGS = Path("configs")
 TRAIN = sorted((CONFIGS / "train").glob("*.yaml"))
 EVAL = sorted((CONFIGS / "eval").glob("*.yaml"))
 CORRUPTED = [path for path in EVAL if path.stem.endswith("_corruptions")]
+QUALITY = [path for path in EVAL if path.stem.endswith("_quality")]
 REFERENCE = sorted((CONFIGS / "reference").glob("*.yaml"))
 AUTOATTACK = sorted((CONFIGS / "attack").glob("*autoattack*.yaml"))
 TABLES = read_tables(CONFIGS / "tables")
@@ -47,7 +48,7 @@ def test_there_are_few_evaluation_recipes() -> None:
 
 
 @pytest.mark.parametrize(
-    "recipe", [path for path in EVAL if path not in (*AUDITED, *CORRUPTED)], ids=lambda path: path.stem
+    "recipe", [path for path in EVAL if path not in (*AUDITED, *CORRUPTED, *QUALITY)], ids=lambda path: path.stem
 )
 def test_evaluation_recipes_write_a_card(
     recipe: Path, cli: Callable[..., int], tmp_path: Path, shrinker: Shrinker, brief_check: None
@@ -84,6 +85,51 @@ def test_corruption_recipes_write_a_card_that_can_be_reported(
         assert 0 <= card["accuracy"]["expected"][side]["mean"]["value"] <= 1
     assert (run / "corruptions.png").is_file()
     assert cli("report", run) == 0
+
+
+QUALITY_SMALL = ["--model.draws", "1", "--model.rows", "4", "--model.attack.num_steps", "1"]
+
+
+@pytest.mark.parametrize("recipe", QUALITY, ids=lambda path: path.stem)
+def test_quality_recipes_write_a_card_and_pictures(
+    recipe: Path, cli: Callable[..., int], tmp_path: Path, shrinker: Shrinker
+) -> None:
+    """A run that is started again with more images keeps what it has."""
+    choice = Choice(recipe)
+    small = [*choice.words(), *shrinker.evaluation(choice), *QUALITY_SMALL]
+    for number in (2, 3) if recipe.stem.startswith("digits") else (2,):
+        evaluate(cli, "test", tmp_path, *small, "--data.num_test", number)
+        card = json.loads((tmp_path / "card.json").read_text())
+        assert (card["kind"], card["n"], card["failed_samples"]) == ("quality", number, 0)
+        assert card["quality"]["adversarial"]["distance"]["value"] > 0
+    lines = [len(path.read_text().splitlines()) for path in (tmp_path / "records").glob("*.jsonl")]
+    assert sorted(lines) == ([1, 2] if recipe.stem.startswith("digits") else [2])
+    for stem in ("joint_distribution", "noise_patterns", "trajectories"):
+        assert (tmp_path / f"{stem}.png").is_file()
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_quality_is_measured_on_the_images_of_a_finished_run(
+    cli: Callable[..., int], tmp_path: Path, shrinker: Shrinker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attacked, recipe = Choice(CONFIGS / "eval" / "digits_undefended.yaml"), CONFIGS / "eval" / "digits_quality.yaml"
+    evaluate(cli, "test", tmp_path / "run", *attacked.words(), *fastest(shrinker, attacked, tmp_path / "attack"))
+    words = ["-c", recipe, *shrinker.evaluation(Choice(recipe)), "--model.draws", "1", "--model.rows", "2"]
+    found = ["--model.attack", "null", "--model.threat", "null", "--model.adversarial_from", tmp_path / "run"]
+    evaluate(cli, "test", tmp_path / "quality", *words, *found, "--data.num_test", "1")
+    record = next((tmp_path / "run" / "records").glob("*.jsonl")).read_text()
+    image = json.loads(record)["image"]
+    assert json.loads(next((tmp_path / "quality" / "records").glob("*.jsonl")).read_text())["image"] == image
+    capsys.readouterr()
+    for change, complaint in (
+        (["--data.num_test", "2"], "has no record of 1 of 2 images"),
+        (["--data.num_test", "1", "--data.test_on", "validation"], "attacked images of other data"),
+        (["--data.num_test", "1", *found[:2]], "give attack and threat, or adversarial_from"),
+    ):
+        rest = found if "null" not in change else change[2:]
+        code = cli("test", *words, *rest, *change, "--trainer.default_root_dir", tmp_path / "refused")
+        assert code == 1
+        assert complaint in capsys.readouterr().err
 
 
 def _unpicked() -> list[Path]:

@@ -100,6 +100,22 @@ def test_an_argument_of_defence_and_surrogate_alike_is_one(make_run) -> None:
     assert sweep.argument == "attack.surrogate.t_star"
 
 
+def test_levels_with_as_many_more_steps_are_one_sweep(make_run) -> None:
+    (base,) = load_runs([make_run("base")])
+
+    def level(t_star: int, steps: int) -> Callable[[dict[str, Any]], None]:
+        return lambda card: card["defence"]["purifier"].update(t_star=t_star, num_steps=steps)
+
+    runs = [_edited(base, f"{t}", level(t, t // 10)) for t in (100, 50, 200)]
+    (sweep,) = find_sweeps(runs)
+    assert (sweep.name, sweep.values) == ("t_star", (50.0, 100.0, 200.0))
+    assert find_sweeps([_edited(base, "50", level(50, 5)), _edited(base, "80", level(80, 9))]) == []
+    mixed = {
+        tuple(each.name for each in sweep.runs) for sweep in find_sweeps([*runs, _edited(base, "m", level(100, 5))])
+    }
+    assert mixed == {("50", "100", "200"), ("50", "m"), ("m", "100")}
+
+
 def test_members_of_an_ensemble_are_looked_into(make_run) -> None:
     (base,) = load_runs([make_run("base")])
 
