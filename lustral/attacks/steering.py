@@ -107,9 +107,9 @@ class MoveReference(SteeredObjective):
 
 
 class MoveAttention(SteeredObjective):
-    """``objective`` + ``weight`` * attention where the perturbation lies: against `HeterogeneousNoise`, whose mask is made
-    from the attention of the undefended victim, that is of a network which the attacker can move. A negative weight makes
-    the victim look elsewhere, so that the perturbation keeps to the pixels of little noise.
+    """``objective`` + ``weight`` * attention where the perturbation lies: against `HeterogeneousNoise`, whose mask is
+    made from the attention of the undefended victim, which the attacker can move. A negative weight makes the victim
+    look elsewhere, so that the perturbation keeps to the pixels of little noise.
 
     The term is the attention's mean over pixels, weighted by the squared perturbation of the query; the weights are
     constants. Without a perturbation it is the plain mean.

@@ -145,7 +145,8 @@ def _other_settings(rows: Sequence[Measured]) -> list[str]:
     others = [
         row.name
         for row, runs in rows
-        if isinstance(row, Row) and not all(fits(row.choice, run.card.get("provenance", {}).get("config", {})) for run in runs)
+        if isinstance(row, Row)
+        and not all(fits(row.choice, run.card.get("provenance", {}).get("config", {})) for run in runs)
     ]
     told = "measured with other settings than the table chooses (options after --, or files that have changed since). "
     return [f"{', '.join(others)}: {told}What was published is not of that evaluation."] if others else []

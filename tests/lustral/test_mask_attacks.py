@@ -122,8 +122,8 @@ def test_where_attention_has_no_gradient_or_no_perturbation_is_known_it_is_refus
         PGD(2, objective=objective, gradient="bpda")
     with pytest.raises(ValueError, match="takes the perturbation of each image, which nobody chose"):
         Engine(_defence(), 4).answer(images(2, SHAPE), torch.tensor([0, 1]), stream(2), objective)
+    diffpure = Defence(SeenClassifier(), DiffPure(SmoothDenoiser(LinearSchedule()).float(), DDIM(), 50, 2))
     with pytest.raises(ValueError, match="The trace of DiffPure has no attention"):
-        diffpure = Defence(SeenClassifier(), DiffPure(SmoothDenoiser(LinearSchedule()).float(), DDIM(), 50, 2))
         PGD(2, objective=objective).source(Engine(diffpure, 4))
 
 
