@@ -125,7 +125,8 @@ def test_the_defence_of_a_row_purifies_in_all_its_steps(case: Case) -> None:
     purifier, attack = built(case.parts["purifier"]), built(case.parts["attack"])
     assert isinstance(purifier, Purifier)
     residual = "layer1" in case.of("purifier")  # a stage that its mask looks at
-    purifier.bind(TimmClassifier("resnet10t", image_size=32) if residual else WideResNet(10, 1, image_size=PIXELS))
+    victim = TimmClassifier("resnet10t", image_size=32) if residual else WideResNet(10, 1, image_size=PIXELS)
+    purifier.bind(victim.eval())
     assert isinstance(attack, Attack)
     purified = purifier(images(1, (3, PIXELS, PIXELS)), stream(1), "detached").images
     assert purified.isfinite().all()
