@@ -97,8 +97,8 @@ def quality(num_steps: int, num_test: int) -> None:
             raise ValueError(
                 f"There is no {file}: make it with `python cli.py fit -c configs/train/digits_{piece}.yaml`."
             )
-    classifier = load_classifier(RUNS / "digits_classifier" / "weights.safetensors").eval().requires_grad_(False)
-    denoiser = load_denoiser(RUNS / "digits_diffusion" / "weights.safetensors")
+    classifier = load_classifier(str(RUNS / "digits_classifier" / "weights.safetensors")).eval().requires_grad_(False)
+    denoiser = load_denoiser(str(RUNS / "digits_diffusion" / "weights.safetensors"))
     data = Digits(batch_size=num_test, num_test=num_test)
     data.setup("test")
     x, y, index = next(iter(data.test_dataloader()))

@@ -158,7 +158,7 @@ class Shrinker:
             subset = given.get("subset")
             root = self.folder / f"{name}-{subset}"
             if not root.exists():
-                write_imagenet(root, read_synsets(LISTS[subset]) if subset else [f"n{k:08d}" for k in range(4)])
+                write_imagenet(root, list(read_synsets(LISTS[subset])) if subset else [f"n{k:08d}" for k in range(4)])
             small["data.image_size"] = IMAGENET_PIXELS
         return small if name == "StreetDigits" else {"data.root": str(root), **small}
 
