@@ -20,7 +20,7 @@ from lustral.attacks.objectives import (
 from lustral.attacks.pgd import PGD
 from lustral.attacks.random_directions import RandomDirections
 from lustral.attacks.square import Square
-from lustral.attacks.steering import Deviation, MoveReference, SteeredObjective, WithScore
+from lustral.attacks.steering import Deviation, MoveAttention, MoveReference, SteeredObjective, WithScore
 from lustral.attacks.victim import Cases, Judged, Victim
 from lustral.attacks.victim_module import VictimModule
 
@@ -45,6 +45,7 @@ __all__ = [
     "Margin",
     "MeanLogitCrossEntropy",
     "MeanLogitMargin",
+    "MoveAttention",
     "MoveReference",
     "Objective",
     "RandomDirections",

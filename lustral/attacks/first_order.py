@@ -15,7 +15,7 @@ from torch import Tensor
 from lustral.attacks.base import Attack
 from lustral.attacks.engine import Answer, Engine
 from lustral.attacks.leaderboard import MEASURES, GradientStatistics, Leaderboard
-from lustral.attacks.objectives import TARGET, CrossEntropy, Objective, mean_over_draws
+from lustral.attacks.objectives import PERTURBATION, TARGET, CrossEntropy, Objective, mean_over_draws
 from lustral.attacks.selection import score, select
 from lustral.attacks.victim import Cases, group_sum
 from lustral.noise import NoiseStream
@@ -194,6 +194,8 @@ class FirstOrderAttack(GradientAttack):
         ValueError: if an option is out of its range.
     """
 
+    gives = (PERTURBATION,)
+
     def __init__(
         self,
         num_steps: int,
@@ -241,10 +243,16 @@ class FirstOrderAttack(GradientAttack):
             self.gradient,
             state.context,
             state.x if self.context == "clean" else None,
-            state.given,
+            self._given(state),
             self.carry,
             aim,
         )
+
+    def _given(self, state: State) -> dict[str, Tensor]:
+        """The further arguments of the objective at ``state.query``."""
+        if PERTURBATION not in self.objective.expects:
+            return state.given
+        return {**state.given, PERTURBATION: state.query - state.x}
 
     def targets(self, engine: Engine, cases: Cases, noise: NoiseStream) -> Tensor | None:
         """(restarts, B) int64, each restart's target class for an image; None if the attack is untargeted."""
@@ -255,6 +263,10 @@ class FirstOrderAttack(GradientAttack):
         names are among `gives`."""
         return {}
 
+    def confine(self, engine: Engine, cases: Cases, noise: NoiseStream) -> Cases:
+        """The cases with the pixels that this attack perturbs (`Cases.region`); by default all."""
+        return cases
+
     def run(
         self, engine: Engine, cases: Cases, threat: ThreatModel, noise: NoiseStream
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -262,6 +274,7 @@ class FirstOrderAttack(GradientAttack):
             zero = cases.images.new_zeros(len(cases))
             return cases.images.clone(), dict.fromkeys(MEASURES, zero)
         source = self.source(engine)
+        cases = self.confine(engine, cases, noise.fork("region"))
         honest = self.sees_the_defence
         targets = self.targets(engine, cases, noise.fork("targets"))
         told = self.told(source, cases, noise.fork("told"))
@@ -290,8 +303,8 @@ class FirstOrderAttack(GradientAttack):
                     board.enter(rows, state.query)
                 draws = stream.fork("gradient").at(iteration=k).select(rows)
                 answer = self.ask(source, state, draws, some.aim)
-                if some.free is not None:
-                    answer = replace(answer, gradient=answer.gradient * some.free[:, None, None, None])
+                if (may := some.may) is not None:
+                    answer = replace(answer, gradient=answer.gradient * may)
                 board.offer(rows, state.y, state.query, answer)
                 statistics.check(rows, answer)
                 # An attack that compares losses compares those of whole groups, since these are judged together.

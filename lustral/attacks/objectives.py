@@ -12,6 +12,8 @@ from lustral.votes import strictly_right
 
 TARGET = "target"
 """The name of the argument with each image's target class, (B,) int64, which a targeted attack gives."""
+PERTURBATION = "perturbation"
+"""The name of the argument with the perturbation at the query, (B, C, H, W), which a first-order attack gives."""
 _NOTHING: Mapping[str, Tensor] = {}
 _NO_SPREAD = 1e-12
 """Added to the denominator of a ratio of logits: equal logits give 0 instead of NaN."""

@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
-from lustral.attacks.engine import Answer
+from lustral.attacks.engine import Answer, Engine
 from lustral.attacks.first_order import FirstOrderAttack, Held, State
 from lustral.attacks.objectives import Objective
+from lustral.attacks.regions import Region, check_mask, low_noise
+from lustral.attacks.victim import Cases
 from lustral.noise import NoiseStream
 from lustral.purifiers import GradientMode, Purifier, Variant
 from lustral.ratio import Ratio, parse_ratio
@@ -39,6 +41,11 @@ class PGD(FirstOrderAttack):
         carry: entries of the context that are carried from step to step (see `GradientAttack`).
         spread: further finalists per restart, evenly spaced over its steps, where the attack differentiates something
             other than the defence itself.
+        region: the pixels that are perturbed: "all"; or "low_noise", those outside of the mask that the defence's
+            `HeterogeneousNoise` makes of the clean image (of one draw, if the mask is random).
+
+    Raises:
+        ValueError: if an option is out of its range; with "low_noise", in `source`, if the defence has no mask.
     """
 
     def __init__(
@@ -57,6 +64,7 @@ class PGD(FirstOrderAttack):
         context: Held = "own",
         carry: Sequence[str] = (),
         spread: int = 2,
+        region: Region = "all",
     ) -> None:
         super().__init__(
             num_steps,
@@ -76,13 +84,23 @@ class PGD(FirstOrderAttack):
             raise ValueError(f"attack.restarts is {restarts} without a random start: all would start at the image.")
         if step_size is not None and parse_ratio(step_size, "attack.step_size") <= 0:
             raise ValueError(f"attack.step_size is {step_size}; it must be positive.")
-        self.step_size, self.random_start = step_size, random_start
+        if region not in get_args(Region):
+            raise ValueError(f"attack.region is {region!r}; it may be {', '.join(get_args(Region))}.")
+        self.step_size, self.random_start, self.region = step_size, random_start, region
 
     def step_length(self, threat: ThreatModel) -> float:
         """The step size in the threat's norm."""
         if self.step_size is None:
             return 2.5 * threat.budget / self.num_steps
         return parse_ratio(self.step_size, "attack.step_size")
+
+    def source(self, engine: Engine) -> Engine:
+        if self.region == "low_noise":
+            check_mask(engine)
+        return super().source(engine)
+
+    def confine(self, engine: Engine, cases: Cases, noise: NoiseStream) -> Cases:
+        return cases if self.region == "all" else replace(cases, region=low_noise(engine, cases, noise))
 
     def start(self, x: Tensor, y: Tensor, threat: ThreatModel, noise: NoiseStream) -> State:
         query = threat.random_point(x, noise) if self.random_start else x

@@ -4,9 +4,11 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from lustral.attacks.objectives import Objective, margin, mean_over_draws
+from lustral.attacks.objectives import PERTURBATION, Objective, margin, mean_over_draws
 
 _NOTHING: Mapping[str, Tensor] = {}
 
@@ -27,20 +29,20 @@ class SteeredObjective(Objective):
         self.objective, self.weight = objective, weight
         self.separable, self.target = objective.separable, objective.target
         self.needs = tuple(dict.fromkeys((*objective.needs, *self.needs)))
-        self.expects = objective.expects
+        self.expects = tuple(dict.fromkeys((*objective.expects, *self.expects)))
 
     @property
     def plain(self) -> Objective:
         return self.objective.plain
 
     @abstractmethod
-    def term(self, trace: Mapping[str, Tensor], y: Tensor) -> Tensor:
-        """(N, B): the term of each draw; ``y`` (B,) are the true labels."""
+    def term(self, trace: Mapping[str, Tensor], y: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+        """(N, B): the term of each draw; ``y`` (B,) are the true labels, ``given`` the arguments named in `expects`."""
 
     def __call__(
         self, logits: Tensor, y: Tensor, trace: Mapping[str, Tensor] = _NOTHING, given: Mapping[str, Tensor] = _NOTHING
     ) -> Tensor:
-        steering = self.weight * mean_over_draws(self.term(trace, y))
+        steering = self.weight * mean_over_draws(self.term(trace, y, given))
         return self.objective(logits, y, trace, given) + steering.to(logits.dtype)
 
     def wrongness(self, logits: Tensor, y: Tensor) -> Tensor:
@@ -63,7 +65,7 @@ class WithScore(SteeredObjective):
 
     needs = ("score",)
 
-    def term(self, trace: Mapping[str, Tensor], y: Tensor) -> Tensor:
+    def term(self, trace: Mapping[str, Tensor], y: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         return trace["score"].log()
 
 
@@ -82,7 +84,7 @@ class Deviation(SteeredObjective):
 
     needs = ("deviation",)
 
-    def term(self, trace: Mapping[str, Tensor], y: Tensor) -> Tensor:
+    def term(self, trace: Mapping[str, Tensor], y: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         return trace["deviation"]
 
 
@@ -100,5 +102,31 @@ class MoveReference(SteeredObjective):
 
     needs = ("reference_logits",)
 
-    def term(self, trace: Mapping[str, Tensor], y: Tensor) -> Tensor:
+    def term(self, trace: Mapping[str, Tensor], y: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         return margin(trace["reference_logits"], y)
+
+
+class MoveAttention(SteeredObjective):
+    """``objective`` + ``weight`` * attention where the perturbation lies: against `HeterogeneousNoise`, whose mask is
+    made from the attention of the undefended victim, which the attacker can move. A negative weight makes the victim
+    look elsewhere, so that the perturbation keeps to the pixels of little noise.
+
+    The term is the attention's mean over pixels, weighted by the squared perturbation of the query; the weights are
+    constants. Without a perturbation it is the plain mean.
+
+    Args:
+        objective: the loss of the logits.
+        weight: of the attention, which lies in [0, 1]; finite and not 0.
+    """
+
+    needs = ("attention",)
+    expects = (PERTURBATION,)
+
+    def term(self, trace: Mapping[str, Tensor], y: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+        attention = trace["attention"].double().flatten(2)
+        energy = given[PERTURBATION].detach().double().square().sum(1, keepdim=True)
+        if energy.shape[-2:] != trace["attention"].shape[-2:]:
+            energy = F.interpolate(energy, trace["attention"].shape[-2:], mode="bilinear", align_corners=False)
+        energy = energy.flatten(1)
+        energy = torch.where(energy.sum(1, keepdim=True) > 0, energy, 1.0)
+        return (energy * attention).sum(2) / energy.sum(1)

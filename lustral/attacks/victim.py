@@ -70,6 +70,7 @@ class Cases:
         free: (B,) bool, which images may be perturbed; None: all. (A mixed group has perturbed and clean images.)
         aim: (B,) bool, which images' losses are raised; None: all. (A poisoned group perturbs some images to break
             others.)
+        region: (B, 1, H, W) bool, which pixels may be perturbed; None: all.
     """
 
     images: Tensor
@@ -77,17 +78,27 @@ class Cases:
     index: Tensor
     free: Tensor | None = None
     aim: Tensor | None = None
+    region: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def select(self, rows: Tensor) -> "Cases":
-        columns = {name: None if (c := getattr(self, name)) is None else c[rows] for name in ("free", "aim")}
+        named = ("free", "aim", "region")
+        columns = {name: None if (c := getattr(self, name)) is None else c[rows] for name in named}
         return replace(self, images=self.images[rows], labels=self.labels[rows], index=self.index[rows], **columns)
+
+    @property
+    def may(self) -> Tensor | None:
+        """(B, 1, 1, 1) or (B, 1, H, W) bool, what may be perturbed; None: everything."""
+        free = None if self.free is None else self.free[:, None, None, None]
+        if free is None or self.region is None:
+            return self.region if free is None else free
+        return free & self.region
 
     def confined(self, images: Tensor) -> Tensor:
         """``images`` (B, C, H, W) where they may be perturbed, the clean ones elsewhere."""
-        return images if self.free is None else torch.where(self.free[:, None, None, None], images, self.images)
+        return images if (may := self.may) is None else torch.where(may, images, self.images)
 
 
 # Groups ----------------------------------------------------------------------

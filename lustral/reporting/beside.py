@@ -10,7 +10,7 @@ import numpy as np
 from lustral.evaluation import Rate, bootstrap
 from lustral.reporting.runs import Run
 from lustral.reporting.tables import Column, Table, percent, status_cells
-from lustral.tables import EVIDENCE, PaperTable, Published, Row, fits, read_tables, same_draws
+from lustral.tables import EVIDENCE, Other, PaperTable, Published, Row, fits, read_tables, same_draws
 
 TABLES = Path(__file__).resolve().parents[2] / "configs" / "tables"
 _PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
@@ -18,8 +18,8 @@ _PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 ONE_DRAW = ("one_shot", "expected")
 """Rules whose accuracy is that of a single draw, however many are stored."""
 
-Measured = tuple[Row, Sequence[Run]]
-"""A row with its runs, one a seed; none if it was not evaluated."""
+Measured = tuple[Row | Other, Sequence[Run]]
+"""A row with its runs, one a seed; none if it was not evaluated, or cannot be."""
 
 
 @cache
@@ -80,11 +80,11 @@ def beside(rows: Sequence[Measured], key: str = "published", title: str = "Publi
     return Table(key, title, columns, lines, notes if lines else [])
 
 
-def _name(row: Row, runs: Sequence[Run]) -> str:
+def _name(row: Row | Other, runs: Sequence[Run]) -> str:
     return runs[0].name if len(runs) == 1 else row.name
 
 
-def _rule(row: Row, runs: Sequence[Run]) -> str:
+def _rule(row: Row | Other, runs: Sequence[Run]) -> str:
     """The verdict rule of the published number; where there is none, the one that the attack aimed at."""
     if row.published is not None:
         return row.published.verdict

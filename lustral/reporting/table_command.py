@@ -12,7 +12,7 @@ from lustral.reporting.beside import Measured, beside
 from lustral.reporting.build import write_report
 from lustral.reporting.markdown import markdown
 from lustral.reporting.runs import load_runs
-from lustral.tables import HAVE_A_CARD, SET_BY_JOBS, Job, PaperTable, call, fits, make_jobs, missing, read_table
+from lustral.tables import HAVE_A_CARD, SET_BY_JOBS, Job, PaperTable, Row, call, fits, make_jobs, missing, read_table
 
 STOPPED = (130, 143)
 """Exit codes of a process that was told to stop."""
@@ -95,6 +95,8 @@ def _show(table: PaperTable, jobs: Sequence[Job]) -> None:
             f"{row.number}  {row.name}{seed} ({job.state}): {row.defence}, {row.classifier}, {row.threat}, {row.attack}"
         )
         print(f"   {job.command}")
+    for other in table.others:
+        print(f"-  {other.name} (published only): {other.defence}, {other.classifier}, {other.threat}, {other.attack}")
     for file, command in missing(table.needs).items():
         print(f"\nfirst: python cli.py {command}    (makes {file})")
     print(flush=True)
@@ -130,7 +132,8 @@ def _report(table: PaperTable, jobs: Sequence[Job], folder: Path) -> None:
     for row in table.rows:
         folders = [job.folder.resolve() for job in jobs if job.row is row]
         rows.append((row, [runs[folder] for folder in folders if folder in runs]))
-    shown = beside(rows, key="table", title=table.title)
+    others: list[Measured] = [(other, []) for other in table.others]
+    shown = beside([*rows, *others], key="table", title=table.title)
     print(markdown([replace(shown, notes=[*shown.notes, *_other_settings(rows)])]))
     if finished:
         for path in write_report(finished, folder / "report"):
@@ -142,7 +145,8 @@ def _other_settings(rows: Sequence[Measured]) -> list[str]:
     others = [
         row.name
         for row, runs in rows
-        if not all(fits(row.choice, run.card.get("provenance", {}).get("config", {})) for run in runs)
+        if isinstance(row, Row)
+        and not all(fits(row.choice, run.card.get("provenance", {}).get("config", {})) for run in runs)
     ]
     told = "measured with other settings than the table chooses (options after --, or files that have changed since). "
     return [f"{', '.join(others)}: {told}What was published is not of that evaluation."] if others else []

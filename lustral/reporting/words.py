@@ -4,7 +4,15 @@ from typing import Any
 
 Description = dict[str, Any]
 
-_LABELS = {"t_star": "t*={}", "num_steps": "{} steps"}
+_LABELS = {
+    "t_star": "t*={}",
+    "num_steps": "{} steps",
+    "t_large": "t_l={}",
+    "t_small": "t_s={}",
+    "num_resamples": "U={}",
+    "output_weight": "λ={}",
+    "distance_weight": "weight of the distance {}",
+}
 _ARGUMENTS = {
     "t_star": "t* (noising steps of 1000)",
     "t_large": "t inside the mask (noising steps of 1000)",
@@ -14,6 +22,13 @@ _ARGUMENTS = {
     "temperature": "temperature τ (units of the score)",
     "num_times": "times that a score averages",
     "spacing": "distance of a score's times (noising steps)",
+    "t_large": "level t_l inside the mask (noising steps of 1000)",
+    "t_small": "level t_s outside of the mask (noising steps of 1000)",
+    "tau": "threshold τ of the mask (share of the attention's range)",
+    "area": "area of the mask (share of the pixels)",
+    "num_resamples": "resampling rounds U",
+    "output_weight": "weight λ of the victim's answer",
+    "scale": "strength s of the guidance",
     "eps": "perturbation budget ε ({norm}, images in [0, 1])",
 }
 CONTROLS = ("FixedLevels", "MeanLevels", "ShuffledLevels")
@@ -108,8 +123,17 @@ def attack_in_short(attack: Description) -> str:
         words += f", {attack['restarts']} restarts"
     if attack.get("objective"):
         words += f", {attack['objective']['class']}"
-    through = f" through {defence_in_short(attack['surrogate'])}" if attack.get("surrogate") else ""
-    return f"{words}, {attack['gradient']}{through}"
+    if attack.get("region", "all") != "all":
+        words += f", {attack['region']}"
+    through = f" through {_surrogate_in_short(attack['surrogate'])}" if attack.get("surrogate") else ""
+    held = f", {attack['context']} context" if attack.get("context", "own") != "own" else ""
+    return f"{words}, {attack['gradient']}{through}{held}"
+
+
+def _surrogate_in_short(surrogate: Description) -> str:
+    if "changes" not in surrogate:
+        return defence_in_short(surrogate)
+    return f"{surrogate['class']}({', '.join(f'{name}={value}' for name, value in surrogate['changes'].items())})"
 
 
 def component_in_short(component: Description) -> str:

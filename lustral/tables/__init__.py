@@ -3,7 +3,7 @@
 from lustral.tables.choice import GROUPS, SET_BY_JOBS, Choice
 from lustral.tables.fits import fits, same_draws
 from lustral.tables.jobs import HAVE_A_CARD, Job, call, make_jobs, missing
-from lustral.tables.table import EVIDENCE, PaperTable, Published, Row, read_table, read_tables
+from lustral.tables.table import EVIDENCE, Other, PaperTable, Published, Row, read_table, read_tables
 
 __all__ = [
     "EVIDENCE",
@@ -12,6 +12,7 @@ __all__ = [
     "SET_BY_JOBS",
     "Choice",
     "Job",
+    "Other",
     "PaperTable",
     "Published",
     "Row",

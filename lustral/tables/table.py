@@ -21,6 +21,8 @@ A file of ``configs/tables`` looks so (paths are relative to it)::
         options: {model.purifier.levels.bias: 5}
         layers: [../layer/cifar10_wrn70-16.yaml]
         published: {clean: 93.55 ± 0.55, robust: 56.45 ± 0.28, note: "..."}
+    others:                                    # published beside, of methods that are not here: nothing is run
+      - {name: pixel_defend, defence: PixelDefend, attack: BPDA, published: {clean: 95.00, robust: 9.00}}
 """
 
 import difflib
@@ -42,8 +44,10 @@ EVIDENCE = {
 }
 """What the tags mean. A number that is only recalled has no place in a table."""
 
-_TABLE_KEYS = ("title", "source", "recipe", "needs", "all", "rows")
+_TABLE_KEYS = ("title", "source", "recipe", "needs", "all", "rows", "others")
 _ROW_KEYS = ("name", "defence", "dataset", "classifier", "threat", "attack", "choose", "options", "layers", "published")
+_OTHER_KEYS = ("name", "defence", "dataset", "classifier", "threat", "attack", "published")
+_WORDS = ("defence", "dataset", "classifier", "threat", "attack")
 _MERGED = ("choose", "options", "published")
 _PUBLISHED_KEYS = ("clean", "robust", "verdict", "source", "evidence", "note")
 _NUMBER = re.compile(r"^(\d+(?:\.\d+)?)(?: *(?:±|\+-) *(\d+(?:\.\d+)?))?$")
@@ -102,6 +106,20 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Other:
+    """A line of a table that cannot be run, as its method is not here: only what was published, in the source's
+    words."""
+
+    name: str
+    defence: str
+    dataset: str
+    classifier: str
+    threat: str
+    attack: str
+    published: Published
+
+
+@dataclass(frozen=True)
 class PaperTable:
     """A whole table.
 
@@ -110,6 +128,7 @@ class PaperTable:
         title: what it shows, and of which source.
         rows: in its order.
         needs: the words of the command that makes each file which the rows cannot do without.
+        others: the lines that stand beside the rows and cannot be run.
     """
 
     name: str
@@ -117,6 +136,7 @@ class PaperTable:
     source: str
     rows: tuple[Row, ...]
     needs: Mapping[str, str]
+    others: tuple[Other, ...] = ()
 
     def chosen(self, numbers: Collection[int]) -> list[Row]:
         """The rows of these numbers, in the table's order.
@@ -153,10 +173,14 @@ def read_table(path: str | Path) -> PaperTable:
         raise ValueError(f"{path}: needs is {needs!r}; it must be files with the command that makes each.")
     recipe, source = path.parent / str(content["recipe"]), str(content["source"])
     made = tuple(_row(path, number, given, everywhere, recipe, source) for number, given in enumerate(rows, 1))
-    names = [row.name for row in made]
+    others = content.get("others") or []
+    if not isinstance(others, list):
+        raise ValueError(f"{path}: others is {others!r}; it must be a list.")
+    beside = tuple(_other(path, number, given, everywhere, source) for number, given in enumerate(others, 1))
+    names = [row.name for row in (*made, *beside)]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{path} has two rows {twice[0]}: each needs a folder of its own.")
-    return PaperTable(path.stem, str(content["title"]), source, made, needs)
+    return PaperTable(path.stem, str(content["title"]), source, made, needs, beside)
 
 
 def read_tables(folder: str | Path) -> list[PaperTable]:
@@ -167,21 +191,10 @@ def read_tables(folder: str | Path) -> list[PaperTable]:
 def _row(path: Path, number: int, given: Any, everywhere: Mapping[str, Any], recipe: Path, source: str) -> Row:
     where = f"row {number}"
     _check_keys(path, where, given, _ROW_KEYS, ("name",))
-    merged = {**everywhere, **given}
-    for key in _MERGED:
-        merged[key] = {}
-        for whose, said in (("all", everywhere.get(key)), (where, given.get(key))):
-            if not isinstance(said, (dict, type(None))):
-                raise ValueError(f"{path}: {key} of {whose} is {said!r}; it must be keys with values.")
-            merged[key] |= said or {}
+    merged = _merged(path, where, given, everywhere)
     layers = merged.get("layers") or []
     if not isinstance(layers, list):
         raise ValueError(f"{path}: layers of {where} is {layers!r}; it must be a list of files.")
-    missing = [key for key in ("defence", "dataset", "classifier", "threat", "attack") if key not in merged]
-    if missing:
-        raise ValueError(f"{path}: {where} says no {missing[0]}: give it there, or in `all`.")
-    if not isinstance(merged["name"], (str, int)) or not _NAME.fullmatch(str(merged["name"])):
-        raise ValueError(f"{path}: {where} is called {merged['name']!r}, which cannot name a folder.")
     if _TAKEN.fullmatch(str(merged["name"])):
         raise ValueError(
             f"{path}: {where} is called {merged['name']}, as a folder that the table makes besides: choose another."
@@ -205,8 +218,36 @@ def _row(path: Path, number: int, given: Any, everywhere: Mapping[str, Any], rec
         if not file.is_file():
             raise ValueError(f"{path}: {where} chooses {file}, and there is no such file.")
     published = _published(path, where, merged["published"], source)
-    words = {key: str(merged[key]) for key in ("name", "defence", "dataset", "classifier", "threat", "attack")}
+    words = {key: str(merged[key]) for key in ("name", *_WORDS)}
     return Row(number=number, choice=choice, published=published, **words)
+
+
+def _other(path: Path, number: int, given: Any, everywhere: Mapping[str, Any], source: str) -> Other:
+    where = f"other {number}"
+    _check_keys(path, where, given, _OTHER_KEYS, ("name", "published"))
+    merged = _merged(path, where, given, everywhere)
+    _check_keys(path, f"published of {where}", merged["published"], _PUBLISHED_KEYS)
+    published = _published(path, where, merged["published"], source)
+    if published is None:
+        raise ValueError(f"{path}: {where} has no published number, and nothing else to show.")
+    return Other(published=published, **{key: str(merged[key]) for key in ("name", *_WORDS)})
+
+
+def _merged(path: Path, where: str, given: Mapping[str, Any], everywhere: Mapping[str, Any]) -> dict[str, Any]:
+    """What a line says, and all lines where it says nothing else; it has a name and all words."""
+    merged = {**everywhere, **given}
+    for key in _MERGED:
+        merged[key] = {}
+        for whose, said in (("all", everywhere.get(key)), (where, given.get(key))):
+            if not isinstance(said, (dict, type(None))):
+                raise ValueError(f"{path}: {key} of {whose} is {said!r}; it must be keys with values.")
+            merged[key] |= said or {}
+    missing = [key for key in _WORDS if key not in merged]
+    if missing:
+        raise ValueError(f"{path}: {where} says no {missing[0]}: give it there, or in `all`.")
+    if not isinstance(merged["name"], (str, int)) or not _NAME.fullmatch(str(merged["name"])):
+        raise ValueError(f"{path}: {where} is called {merged['name']!r}, which cannot name a folder.")
+    return merged
 
 
 def _published(path: Path, where: str, given: Mapping[str, Any], source: str) -> Published | None:

@@ -11,7 +11,7 @@ import yaml
 
 from datamodules.imagenet import LISTS
 from datamodules.synsets import read_synsets
-from lustral.networks import TimmClassifier, UNetDenoiser, WideResNet, save_network
+from lustral.networks import Classifier, TimmClassifier, UNetDenoiser, WideResNet, save_network
 from lustral.recipes import imported
 from lustral.tables import Choice
 from lustral.tables.choice import in_one_line
@@ -41,12 +41,14 @@ SHEET = [
 NETWORKS: dict[str, list[str]] = {
     "cifar10_classifier": WIDE_RESNET,
     "cifar10_resnet18": ["--model.classifier.width", "4"],
+    "cifar10_resnet50": ["--model.classifier.width", "4"],
     "cifar10_resnet56": ["--model.classifier.blocks", "[1,1,1]"],
     "cifar10_shufflenetv2": ["--model.classifier.scale", "0.5"],
     "cifar10_diffusion": SONG_UNET,
     "cifar10_edm_diffusion": SONG_UNET,
     "cifar10_iddpm_diffusion": ADM,
     "imagenet30_resnet18": TIMM,
+    "imagenet30_resnet50": TIMM,
     "imagenet30_shufflenetv2": ["--model.classifier.scale", "0.5"],
     "imagenet30_inception_resnet_v2": TIMM,
     "streetdigits_classifier": WIDE_RESNET,
@@ -157,8 +159,10 @@ class Shrinker:
         elif name == "ImageFolder" and not root.exists():
             write_image_folder(root, [str(label) for label in range(10)], n=1)
         elif name == "ImageNet":
+            subset = given.get("subset")
+            root = self.folder / f"{name}-{subset}"
             if not root.exists():
-                write_imagenet(root, [f"n{number:08d}" for number in range(4)])
+                write_imagenet(root, list(read_synsets(LISTS[subset])) if subset else [f"n{k:08d}" for k in range(4)])
             small["data.image_size"] = IMAGENET_PIXELS
         return small if name == "StreetDigits" else {"data.root": str(root), **small}
 
@@ -228,9 +232,15 @@ class Shrinker:
         if not path.exists():
             with torch.random.fork_rng():
                 torch.manual_seed(0)
-                small = WideResNet(10, 1) if kind == "classifier" else self._denoiser_of(run)
+                small = self._classifier_of(run) if kind == "classifier" else self._denoiser_of(run)
             save_network(small, path)
         return path
+
+    def _classifier_of(self, run: str) -> Classifier:
+        """A small one of a training recipe's classes."""
+        if run.startswith("imagenet30_"):
+            return TimmClassifier("resnet10t", num_classes=30, image_size=IMAGENET_PIXELS)
+        return WideResNet(10, 1)
 
     def _denoiser_of(self, run: str) -> UNetDenoiser:
         """A small one on the schedule of a training recipe's."""

@@ -20,7 +20,7 @@ from lightning_modules import RobustnessEvaluation
 from lustral.attacks import Attack, Cases, Engine
 from lustral.choices import resets
 from lustral.defence import Defence
-from lustral.networks import WideResNet
+from lustral.networks import Classifier, TimmClassifier, WideResNet
 from lustral.purifiers import Purifier, Variant
 from lustral.ratio import parse_ratio
 from lustral.tables import Choice, PaperTable, Row, fits, read_tables
@@ -32,6 +32,8 @@ from tests.cli.shrunk import Shrinker, fewer, followed
 from tests.contracts import images, stream
 
 TABLES = read_tables("configs/tables")
+FEWER_CALLS = {"rounds", "num_steps", "layout", "compose", "resample", "eta", "allow_inert", "t_large", "t_small"}
+"""What surrogates change to be cheaper."""
 COMPARED = ("data", "classifier", "purifier", "attack", "threat")
 
 
@@ -161,12 +163,18 @@ def test_a_row_of_each_kind_runs(case: Case, cli: Callable[..., int], tmp_path: 
     assert fits(chosen, card["provenance"]["config"])
 
 
+def _victim(case: Case) -> Classifier:
+    """A small classifier with the stages that a mask of the row looks at."""
+    residual = "layer1" in case.of("purifier")
+    return (TimmClassifier("resnet10t", image_size=PIXELS) if residual else WideResNet(10, 1, image_size=PIXELS)).eval()
+
+
 @pytest.mark.parametrize("case", _each(ATTACKED))
 def test_a_defence_and_an_attack_of_each_kind_run(case: Case) -> None:
     """In few steps, before toy networks."""
     purifier = built(fewer(case.parts["purifier"], num_times=2))
     attack = built(fewer(case.parts["attack"], num_targets=1, **FASTEST_ATTACK))
-    defence = Defence(WideResNet(10, 1, image_size=PIXELS), purifier).eval().requires_grad_(False)
+    defence = Defence(_victim(case), purifier).eval().requires_grad_(False)
     x, noise, threat = images(1, (3, PIXELS, PIXELS)), stream(1), ThreatModel(**case.parts["threat"])
     result = attack(Engine(defence, 2), Cases(x, defence(x, noise).logits.argmax(-1), noise.index), threat, noise)
     assert not result.failed.any()
@@ -179,7 +187,7 @@ def test_the_defence_of_a_row_purifies_in_all_its_steps(case: Case) -> None:
     """Before a toy diffusion model."""
     purifier = built(case.parts["purifier"])
     assert isinstance(purifier, Purifier)
-    purifier.bind(WideResNet(10, 1, image_size=PIXELS))
+    purifier.bind(_victim(case))
     purified = purifier(images(1, (3, PIXELS, PIXELS)), stream(1), "detached").images
     assert purified.isfinite().all()
 
@@ -187,12 +195,12 @@ def test_the_defence_of_a_row_purifies_in_all_its_steps(case: Case) -> None:
 @pytest.mark.parametrize("case", _firsts(lambda case: case.of("purifier", "attack")))
 def test_the_attack_of_a_row_is_built_and_a_surrogate_is_cheaper_than_the_defence(case: Case) -> None:
     purifier, attack = built(case.parts["purifier"]), built(case.parts["attack"])
-    purifier.bind(WideResNet(10, 1, image_size=PIXELS))
+    purifier.bind(_victim(case))
     assert isinstance(attack, Attack)
     surrogate = getattr(attack, "surrogate", None)
     if isinstance(surrogate, Variant):
         changed = {name.rpartition(".")[2] for name in surrogate.changes}
-        if changed <= {"rounds", "num_steps", "layout", "compose", "resample", "eta", "allow_inert"}:
+        if changed <= FEWER_CALLS:
             assert network_calls(surrogate.of(purifier)) < network_calls(purifier)
         else:
             assert changed <= {"guidance_gradient", "rounding"}

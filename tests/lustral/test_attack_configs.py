@@ -8,7 +8,17 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
-from lustral.attacks import PGD, Attack, Cases, Engine, Ensemble, MeanLogitCrossEntropy, surrogates
+from lustral.attacks import (
+    PGD,
+    Attack,
+    Cases,
+    Engine,
+    Ensemble,
+    MeanLogitCrossEntropy,
+    MoveAttention,
+    gradient_attacks,
+    surrogates,
+)
 from lustral.diffusion import EulerMaruyama, VPSchedule
 from lustral.diffusion.perturbation import EPS
 from lustral.evaluation import Defence
@@ -69,7 +79,9 @@ def _purifier(attack: Attack, shape: tuple[int, int, int]) -> Purifier:
         joint = JointGuidance(OutputGuidance(AnswerOfTransformed(JPEG())), MSEGuidance("shared", 1))
         return DistributionTransfer(SmoothDenoiser(VPSchedule(), shape).float(), joint, num_steps=2, scale=20.0)
     denoiser = SmoothDenoiser(VPSchedule(), shape).float()
-    if {"mask.rounding", "allow_inert"} & varied:
+    members = gradient_attacks(attack)
+    looks = any(isinstance(m, PGD) and (m.region != "all" or isinstance(m.objective, MoveAttention)) for m in members)
+    if looks or {"mask.rounding", "allow_inert"} & varied:
         return HeterogeneousNoise(denoiser, AttentionMask(["conv"]), num_steps=(4, 1))
     purifier = (
         GNSP(denoiser, [(100.0, 2)])

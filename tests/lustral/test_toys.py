@@ -11,13 +11,22 @@ from lustral.attacks import PGD, Cases, CrossEntropy, Engine, Ensemble, RandomDi
 from lustral.attacks.selection import select
 from lustral.defence import Defence
 from lustral.describe import describe
-from lustral.diffusion import DDIM, EulerMaruyama, VPSchedule
+from lustral.diffusion import EulerMaruyama, VPSchedule
 from lustral.evaluation import Evaluator, Protocol
 from lustral.evaluation.records import Record
 from lustral.evaluation.selfcheck import self_check
 from lustral.evaluation.verdicts import Expected
 from lustral.noise import NoiseStream
-from lustral.purifiers import Context, DiffPure, Purified, Purifier, Variant
+from lustral.purifiers import (
+    AnswerOfInput,
+    Context,
+    DiffPure,
+    DistributionTransfer,
+    OutputGuidance,
+    Purified,
+    Purifier,
+    Variant,
+)
 from lustral.threat import ThreatModel
 from tests.contracts import (
     Reveal,
@@ -35,7 +44,6 @@ from tests.toys.latents import LatentPurifier
 from tests.toys.routed import RoutedGroups
 from tests.toys.smoothing import Smoothing
 from tests.toys.trades import Trades, TradesPGD
-from tests.toys.transfer import DistributionTransfer, SameAnswer
 
 SHAPE = (1, 4, 4)
 THREAT = ThreatModel("linf", "24/255")
@@ -50,7 +58,7 @@ def _masked(sharpness: float | None = 4.0) -> HeterogeneousNoise:
 
 
 def _transfer() -> DistributionTransfer:
-    return DistributionTransfer(_denoiser(), DDIM(1.0), SameAnswer())
+    return DistributionTransfer(_denoiser(), OutputGuidance(AnswerOfInput()), num_steps=3, scale=20.0)
 
 
 def _latents(distance: str = "l2") -> LatentPurifier:
@@ -60,14 +68,13 @@ def _latents(distance: str = "l2") -> LatentPurifier:
 PURIFIERS: dict[str, Callable[[], Purifier]] = {
     "heterogeneous": _masked,
     "heterogeneous_hard": lambda: _masked(None),
-    "transfer": _transfer,
     "latents": _latents,
     "latents_l1": lambda: _latents("l1"),
     "smoothing": lambda: Smoothing(0.1),
     "composed": lambda: Composed([_masked(), _latents()]),
     "composed_l1": lambda: Composed([_transfer(), Composed([_masked(None), _latents("l1")])]),
 }
-HOLDING = [name for name in PURIFIERS if name not in ("transfer", "smoothing")]
+HOLDING = [name for name in PURIFIERS if name != "smoothing"]
 
 
 def _defence(name: str, double: bool = False) -> Defence:
@@ -242,20 +249,8 @@ def test_a_stage_that_the_victim_lacks_is_refused_when_it_is_shown() -> None:
             Defence(ToyClassifier(shape=SHAPE), build())
 
 
-def test_guidance_and_solver_share_their_network_call() -> None:
-    defence = _defence("transfer")
-    calls: list[int] = []
-    defence.purifier.denoiser.register_forward_hook(lambda *_: calls.append(1))
-    _judged(defence.purifier, images(3, SHAPE), stream(3))
-    assert len(calls) == 3
-    leaf = images(3, SHAPE).requires_grad_()
-    defence.purifier(leaf, stream(3)).images.sum().backward()
-    assert len(calls) == 3 + 6, "forwards, and each step once more in the backward pass"
-
-
 def test_a_victim_in_training_is_refused_inside_the_unrolled_process() -> None:
-    defence = _defence("transfer")
-    defence.classifier.requires_grad_(True)
+    defence = Defence(SeenClassifier(shape=SHAPE), _transfer().float())
     with pytest.raises(ValueError, match="freeze the networks"):
         defence.purifier(images(2, SHAPE).requires_grad_(), stream(2)).images.sum().backward()
 

@@ -137,5 +137,19 @@ def test_components_in_short() -> None:
     assert attack_in_short({"class": "RandomDirections", "threat": {}}) == "RandomDirections"
     surrogate = {**pgd, "gradient": "exact", "surrogate": {"class": "DiffPure", "t_star": 50.0, "num_steps": 5}}
     assert attack_in_short(surrogate) == "PGD 5, 2 restarts, Margin, exact through DiffPure t*=50, 5 steps"
+    variant = {"class": "Variant", "changes": {"t_small": 150, "mask.rounding": False}}
+    varied = {**pgd, "gradient": "exact", "surrogate": variant, "context": "clean", "region": "low_noise"}
+    words = (
+        "PGD 5, 2 restarts, Margin, low_noise, exact through Variant(t_small=150, mask.rounding=False), clean context"
+    )
+    assert attack_in_short(varied) == words
+    masked = {
+        "class": "HeterogeneousNoise",
+        "mask": {"class": "AttentionMask", "tau": 0.8},
+        "t_large": 150,
+        "t_small": 50,
+    }
+    masked |= {"num_steps": [5, 5], "num_resamples": 3}
+    assert component_in_short(masked) == "HeterogeneousNoise t_l=150, t_s=50, [5, 5] steps, U=3, AttentionMask(tau=0.8)"
     ensemble = {"class": "Ensemble", "selection_draws": 16, "attacks": [surrogate, {"class": "RandomDirections"}]}
     assert attack_in_short(ensemble) == f"Ensemble of {attack_in_short(surrogate)} + RandomDirections"

@@ -104,6 +104,18 @@ def test_the_list_has_each_row_with_its_command(bench: Bench) -> None:
     assert commands == ["first", "first-seed4", "third", "third-seed4"]
 
 
+def test_what_cannot_be_run_is_listed_and_reported_beside(bench: Bench) -> None:
+    published = {"clean": 95, "robust": 9, "verdict": "one_shot", "evidence": "seed"}
+    bench.write(others=[{"name": "fourth", "defence": "PixelDefend", "published": published}])
+    _, out, _ = bench("--list")
+    assert "-  fourth (published only): PixelDefend, WRN-10-1, linf 0.15, PGD\n" in out
+    assert out.count("python cli.py test -c ") == 3
+    _, out, _ = bench("--rows", "1")
+    assert len(bench.called) == 1
+    assert "| fourth" in _lines(out)[-1]
+    assert "9.00" in _lines(out)[-1]
+
+
 def test_the_rows_asked_for_are_run_once_and_reported(bench: Bench) -> None:
     code, out, err = bench("--rows", "1-2", "--", "--data.num_test", "5")
     assert code == 0

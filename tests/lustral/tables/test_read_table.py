@@ -11,6 +11,7 @@ from tests.lustral.tables.conftest import CONTENT
 
 Write = Callable[..., Path]
 ONE, TWO = CONTENT["rows"]
+OTHER = {"name": "three", "defence": "PixelDefend", "published": {"clean": 95, "robust": "9.00"}}
 
 
 def test_a_table_is_read(write_table: Write) -> None:
@@ -38,6 +39,15 @@ def test_a_row_may_say_otherwise_than_all_of_them(write_table: Write) -> None:
     assert read_table(path).rows[0].published == expected
 
 
+def test_what_is_not_here_stands_beside(write_table: Write) -> None:
+    table = read_table(write_table(others=[{**OTHER, "attack": "BPDA"}]))
+    assert len(table.rows) == 2
+    (other,) = table.others
+    assert (other.name, other.defence, other.classifier, other.attack) == ("three", "PixelDefend", "WRN-10-1", "BPDA")
+    told = "one_shot", "Somebody 2026, Table 1", "seed"
+    assert other.published == Published((95.0, None), (9.0, None), *told)
+
+
 def test_the_tables_of_a_folder_are_read_by_name(write_table: Write) -> None:
     path = write_table()
     path.with_name("another.yaml").write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
@@ -54,7 +64,7 @@ def _one(**changes: Any) -> dict[str, Any]:
 
 REFUSED = [
     ({"tilte": "x"}, "the table has no tilte; did you mean title?"),
-    ({"zzz": "x"}, "the table has no zzz; it may have title, source, recipe, needs, all, rows."),
+    ({"zzz": "x"}, "the table has no zzz; it may have title, source, recipe, needs, all, rows, others."),
     ({"rows": []}, "rows is []; it must be a list with a row or more."),
     ({"rows": {"a": 1}}, "it must be a list with a row or more."),
     ({"rows": ["one"]}, "row 1 is 'one'; it must be keys with values."),
@@ -91,6 +101,12 @@ REFUSED = [
     ({"needs": ["x"]}, "needs is ['x']; it must be files with the command that makes each."),
     ({"needs": {"x": 3}}, "needs is {'x': 3}; it must be files with the command that makes each."),
     ({"recipe": "../eval/nowhere.yaml"}, "nowhere.yaml, and there is no such file."),
+    ({"others": {"name": "x"}}, "others is {'name': 'x'}; it must be a list."),
+    ({"others": [OTHER, OTHER]}, "has two rows three"),
+    ({"others": [{**OTHER, "name": "one"}]}, "has two rows one"),
+    ({"others": [{**OTHER, "choose": {}}]}, "other 1 has no choose"),
+    ({"others": [{**OTHER, "published": {"note": "x"}}]}, "other 1 has no published number, and nothing else to show."),
+    ({"others": [{"name": "three", "published": {"clean": 95}}]}, "other 1 says no defence"),
     ({"all": ["x"]}, "all is ['x']; it must be keys with values."),
 ]
 
