@@ -15,8 +15,6 @@ _LABELS = {
 }
 _ARGUMENTS = {
     "t_star": "t* (noising steps of 1000)",
-    "t_large": "t inside the mask (noising steps of 1000)",
-    "t_small": "t outside of the mask (noising steps of 1000)",
     "share": "level of every image (share of t*)",
     "bias": "bias b (noising steps of 1000)",
     "temperature": "temperature τ (units of the score)",
