@@ -191,7 +191,7 @@ class ImprovedConsistencyTraining(ConsistencyLoss):
         sigmas = _grid(schedule, self.num_levels(progress), noise)
         upto = lognormal_masses(sigmas, self.mean, self.std).cumsum(0)
         uniform = noise.uniform((), dtype=torch.float64)
-        index = torch.searchsorted(upto, uniform).clamp_max(len(upto) - 1)
+        index = torch.searchsorted(upto, uniform.contiguous()).clamp_max(len(upto) - 1)
         return Pair(sigmas[index + 1], sigmas[index])
 
     def weight(self, pair: Pair) -> Tensor:

@@ -39,7 +39,7 @@ def sample(
         raise ValueError(f"rows is {rows}; at least 1 sample a network call is needed.")
     times = solver.times(denoiser.schedule, t_start, num_steps)
     trace = float(denoiser.schedule.alpha(times[0]) / denoiser.schedule.sigma(times[0]))
-    if trace > LARGEST_TRACE:
+    if round(trace, 9) > LARGEST_TRACE:
         raise ValueError(
             f"t_start is {t_start}, where the image is still {trace:.2f} times as strong as the noise: sampling starts "
             f"from noise alone, which holds from a ratio of {LARGEST_TRACE} downwards; choose t_start near {MAX_TIME}."
