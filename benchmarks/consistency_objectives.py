@@ -94,10 +94,10 @@ def diffusion(steps: int, folder: Path) -> str:
 
 
 def objectives(steps: int, lr: float, folder: Path) -> dict[str, Callable[[], Denoiser]]:
-    half, law = steps // 2, {"mean": -0.8, "std": 1.6}
+    half, mean, std = steps // 2, -0.8, 1.6
 
     def tuned() -> Denoiser:
-        return consistency(EasyConsistencyTuning(256, 1, **law), half, folder, lr, diffusion(half, folder))
+        return consistency(EasyConsistencyTuning(256, 1, mean, std), half, folder, lr, diffusion(half, folder))
 
     def distilled() -> Denoiser:
         teacher = diffusion(half, folder)
@@ -105,9 +105,9 @@ def objectives(steps: int, lr: float, folder: Path) -> dict[str, Callable[[], De
 
     return {
         "CT": lambda: consistency(ConsistencyTrainingLoss(2, 40), steps, folder, lr),
-        "iCT": lambda: consistency(ImprovedConsistencyTraining(10, 80, **law), steps, folder, lr),
-        "ECT q=256": lambda: consistency(EasyConsistencyTuning(256, 1, **law), steps, folder, lr),
-        "ECT q=2": lambda: consistency(EasyConsistencyTuning(2, 5, **law), steps, folder, lr),
+        "iCT": lambda: consistency(ImprovedConsistencyTraining(10, 80, mean, std), steps, folder, lr),
+        "ECT q=256": lambda: consistency(EasyConsistencyTuning(256, 1, mean, std), steps, folder, lr),
+        "ECT q=2": lambda: consistency(EasyConsistencyTuning(2, 5, mean, std), steps, folder, lr),
         "EDM + ECT q=256": tuned,
         "EDM + CD": distilled,
     }
