@@ -1,6 +1,7 @@
 """Lightning modules: thin shells around the core that say what is optimised and what is logged."""
 
 from lightning_modules.classifier_training import ClassifierTraining
+from lightning_modules.consistency_training import ConsistencyTraining
 from lightning_modules.corruption_evaluation import CorruptionEvaluation
 from lightning_modules.diffusion_training import DiffusionTraining
 from lightning_modules.evaluation import Evaluation
@@ -11,6 +12,7 @@ from lightning_modules.score_reference import ScoreReference
 
 __all__ = [
     "ClassifierTraining",
+    "ConsistencyTraining",
     "CorruptionEvaluation",
     "DiffusionTraining",
     "Evaluation",

@@ -42,7 +42,7 @@ def ssim(x: Tensor, reference: Tensor) -> Tensor:
 
 def likeness(x: Tensor, reference: Tensor, network: nn.Module | None = None) -> dict[str, Tensor]:
     """(B,) each: "psnr" in dB and "ssim" of images (B, C, H, W), and "lpips" by ``network``, if there is one (see
-    `perceptual_network`). Images are clamped to [0, 1] before, as if they were shown: a purifier may leave it."""
+    `lpips_network`). Images are clamped to [0, 1] before, as if they were shown: a purifier may leave it."""
     x, reference = x.clamp(0.0, 1.0), reference.clamp(0.0, 1.0)
     found = {"psnr": psnr(x, reference), "ssim": ssim(x, reference)}
     return found if network is None else {**found, "lpips": perceptual_distance(network, x, reference)}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lustral.attacks import Attack, Cases, Engine, Judged, gradient_attacks
 from lustral.defence import Defence
 from lustral.diffusion import Context
+from lustral.diffusion.distances import Net, lpips_network
 from lustral.evaluation.adversarial_images import AdversarialImages
 from lustral.evaluation.defence_evaluator import DefenceEvaluator
 from lustral.evaluation.image_quality import alignment, feature_distance, likeness
@@ -22,7 +23,7 @@ from lustral.evaluation.protocol import Protocol
 from lustral.evaluation.records import KeyedRecord
 from lustral.noise import NoiseStream
 from lustral.purifiers import GradientMode
-from lustral.purifiers.perceptual import SMALLEST, Net, perceptual_network
+from lustral.purifiers.perceptual import SMALLEST
 from lustral.rows import Runtime
 from lustral.votes import strictly_right
 
@@ -111,7 +112,7 @@ class QualityEvaluator(DefenceEvaluator):
             raise ValueError(f"lpips is {lpips}, which compares images of {SMALLEST} pixels or more, not {side}: null.")
         self.source, self.lpips = source, lpips
         self.attack: Attack | None = source.attack
-        self.network = None if lpips is None else perceptual_network(lpips)
+        self.network = None if lpips is None else lpips_network(lpips)
         for other in self.sources():
             other.defence.eval().requires_grad_(False)  # type: ignore[attr-defined]
         self._watched = self.engine.on(_Watched(defence))
