@@ -1,6 +1,7 @@
 """Noise schedules, the denoiser convention, solvers, and the unrolled trajectory with its gradients."""
 
 from lustral.diffusion.denoiser import Denoiser, RememberedDenoiser, from_diffusion, to_diffusion
+from lustral.diffusion.generator import ConsistencyGenerator, Generator
 from lustral.diffusion.losses import DiffusionLoss, EDMLoss, HybridLoss, SimpleLoss
 from lustral.diffusion.perturbation import EPS, PerturbationScore, SingleScore
 from lustral.diffusion.schedules import (
@@ -19,6 +20,7 @@ __all__ = [
     "DDIM",
     "EPS",
     "Ancestral",
+    "ConsistencyGenerator",
     "Context",
     "CosineSchedule",
     "Denoiser",
@@ -28,6 +30,7 @@ __all__ = [
     "EDMSchedule",
     "EulerMaruyama",
     "FlowEuler",
+    "Generator",
     "Heun",
     "HybridLoss",
     "LinearSchedule",
