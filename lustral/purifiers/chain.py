@@ -30,7 +30,7 @@ class Chain(Purifier):
         if len(sizes := {part.group_size for part in purifiers}) > 1:
             raise ValueError(f"The parts of a chain purify groups of {sorted(sizes)} images: they must be of one size.")
         self.purifiers = list(purifiers)
-        self._parts = nn.ModuleList(part.eval() for part in purifiers)
+        self._parts = nn.ModuleList(purifiers).eval()
         self.group_size = purifiers[0].group_size
         self.random = any(part.random for part in purifiers)
         self.ragged = any(part.ragged for part in purifiers)
@@ -78,8 +78,8 @@ class Chain(Purifier):
     def _purified(
         self, number: int, x: Tensor, noise: NoiseStream, context: Context, wants: Collection[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What part ``number`` makes of ``x``: (B, V, C, H, W), and the trace. A part that is not ragged is given R rows
-        at a time, as the engine would."""
+        """What part ``number`` makes of ``x``: (B, V, C, H, W), and the trace. A part that is not ragged is given R
+        rows at a time, as the engine would."""
         part, last = self.purifiers[number], number + 1 == len(self.purifiers)
 
         def call(x: Tensor, noise: NoiseStream, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
