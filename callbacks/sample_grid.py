@@ -34,6 +34,8 @@ class SampleGrid(Callback):
         every_n_epochs: of the validations while training, those after an epoch that this divides.
         rows: samples a network call.
         seed: of the samples' noise.
+        label: tells this from another of the kind: with one_step, ``val/one_step_samples`` and
+            ``samples_one_step.png``.
 
     Raises:
         ValueError: if a number is out of its range, or this stands before the `EMA` in trainer.callbacks.
@@ -47,13 +49,18 @@ class SampleGrid(Callback):
         every_n_epochs: int = 1,
         rows: int = 128,
         seed: int = 0,
+        label: str = "",
     ) -> None:
         numbers = {"num_steps": num_steps, "num_images": num_images, "every_n_epochs": every_n_epochs, "rows": rows}
         for name, number in numbers.items():
             if number < 1:
                 raise ValueError(f"{name} is {number}; {type(self).__name__} needs at least 1.")
         self.solver, self.num_steps, self.num_images = solver or Ancestral(), num_steps, num_images
-        self.every_n_epochs, self.rows, self.seed = every_n_epochs, rows, seed
+        self.every_n_epochs, self.rows, self.seed, self.label = every_n_epochs, rows, seed, label
+
+    def key(self, stage: str, name: str) -> str:
+        """The name of a picture or number in TensorBoard."""
+        return f"{stage}/{self.label}_{name}" if self.label else f"{stage}/{name}"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not isinstance(denoiser := getattr(pl_module, "denoiser", None), Denoiser):
@@ -93,12 +100,12 @@ class SampleGrid(Callback):
     def show(self, trainer: Trainer, images: Tensor, stage: str) -> None:
         """Put a sheet of ``images`` where it can be looked at."""
         picture = sheet(images.float().cpu())
-        path = Path(trainer.default_root_dir) / "samples.png"
+        path = Path(trainer.default_root_dir) / (f"samples_{self.label}.png" if self.label else "samples.png")
         path.parent.mkdir(parents=True, exist_ok=True)
         save_image(picture, path)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(f"{stage}/samples", picture, trainer.global_step)
+                logger.experiment.add_image(self.key(stage, "samples"), picture, trainer.global_step)
 
 
 def sheet(images: Tensor) -> Tensor:

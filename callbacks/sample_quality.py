@@ -39,6 +39,7 @@ class SampleQuality(SampleGrid):
         resize: bring all images to the size and channels of the classifier.
         rows: images a network call.
         seed: of the samples' noise.
+        label: tells this from another of the kind: with one_step, ``val/one_step_frechet`` and so on.
 
     Raises:
         ValueError: if a number is out of its range, the classifier's weights are random or it takes other images, or
@@ -56,8 +57,9 @@ class SampleQuality(SampleGrid):
         resize: bool = False,
         rows: int = 128,
         seed: int = 0,
+        label: str = "",
     ) -> None:
-        super().__init__(solver, num_steps, num_images, every_n_epochs, rows, seed)
+        super().__init__(solver, num_steps, num_images, every_n_epochs, rows, seed, label)
         if num_samples < 2:
             raise ValueError(f"num_samples is {num_samples}; a covariance takes at least 2.")
         if classifier.weights is None:
@@ -98,7 +100,7 @@ class SampleQuality(SampleGrid):
             "class_share_max": float(shares.max()),
         }
         # Every process has the same numbers.
-        pl_module.log_dict({f"{stage}/{k}": v for k, v in numbers.items()}, batch_size=1, sync_dist=True)
+        pl_module.log_dict({self.key(stage, k): v for k, v in numbers.items()}, batch_size=1, sync_dist=True)
 
     def _to_real(self, trainer: Trainer, stage: str) -> tuple[FrechetDistance, float]:
         """The distance to the images of a stage, val or test, which has no generated ones yet, and that of the training

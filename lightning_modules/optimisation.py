@@ -60,14 +60,19 @@ class Optimisation:
         schedule = self.lr_scheduler(made)
         told: dict[str, Any] = {"scheduler": schedule, "interval": self.lr_interval}
         if isinstance(schedule, SizedSchedule):
-            schedule.begin(_num_steps(trainer, type(schedule).__name__))
+            schedule.begin(num_steps(trainer, type(schedule).__name__))
         if isinstance(schedule, MonitoredPlateau):
             # The monitored metric is new only after an epoch with validation.
             told |= {"monitor": schedule.monitor, "frequency": trainer.check_val_every_n_epoch or 1}
         return {"optimizer": made, "lr_scheduler": told}
 
 
-def _num_steps(trainer: Trainer, name: str) -> int:
+def num_steps(trainer: Trainer, name: str) -> int:
+    """How many steps the optimiser takes in the whole training, which ``name`` must know.
+
+    Raises:
+        ValueError: if it is unlimited.
+    """
     steps = trainer.estimated_stepping_batches
     if math.isinf(steps):
         raise ValueError(f"{name} must know how long the training is: set trainer.max_epochs or trainer.max_steps.")

@@ -17,11 +17,14 @@ class Denoiser(nn.Module, ABC):
         schedule: the schedule of x_t = alpha(t) x_0 + sigma(t) noise in which ``x_t`` and ``t`` are given.
         image_shape: (C, H, W) of the images.
         learns_variance: whether the network also predicts the variance of a reverse step (`mean_and_variance`).
+        is_consistency_function: whether `forward` gives the beginning of the flow's trajectory through x_t instead of
+            a posterior mean: one call from pure noise, at t = 1000, is a sample.
     """
 
     schedule: NoiseSchedule
     image_shape: tuple[int, int, int]
     learns_variance: bool = False
+    is_consistency_function: bool = False
 
     @abstractmethod
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
@@ -68,6 +71,7 @@ class RememberedDenoiser(Denoiser):
         object.__setattr__(self, "denoiser", denoiser)
         self.schedule, self.image_shape = denoiser.schedule, denoiser.image_shape
         self.learns_variance = denoiser.learns_variance
+        self.is_consistency_function = denoiser.is_consistency_function
         self._asked: tuple[Tensor, int, Tensor] | None = None
         self._answer: tuple[Tensor, ...] = ()
         self._has_graph = False

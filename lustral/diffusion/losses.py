@@ -13,7 +13,7 @@ from lustral.noise import NoiseStream
 
 
 class DiffusionLoss(ABC):
-    """The error of a denoiser at a random (t, noise) for each image."""
+    """What a network of a diffusion process descends: one number an image."""
 
     def check(self, denoiser: Denoiser) -> None:  # noqa: B027  (most take any)
         """Refuse a denoiser that this loss cannot train.
@@ -21,6 +21,14 @@ class DiffusionLoss(ABC):
         Raises:
             ValueError: if it cannot.
         """
+
+    @abstractmethod
+    def __call__(self, denoiser: Denoiser, x_0: Tensor, noise: NoiseStream) -> Tensor:
+        """(B,) losses for ``x_0`` (B, C, H, W) in diffusion space, at times and with noise from ``noise`` (B rows)."""
+
+
+class PosteriorLoss(DiffusionLoss):
+    """The error of a denoiser, as a posterior mean, at a random (t, noise) for each image."""
 
     @abstractmethod
     def times(self, denoiser: Denoiser, noise: NoiseStream) -> Tensor:
@@ -32,12 +40,11 @@ class DiffusionLoss(ABC):
         ``t`` (B,)."""
 
     def __call__(self, denoiser: Denoiser, x_0: Tensor, noise: NoiseStream) -> Tensor:
-        """(B,) losses for ``x_0`` (B, C, H, W) in diffusion space, at times and with noise from ``noise`` (B rows)."""
         t = self.times(denoiser, noise.fork("time"))
         return self.at(denoiser, x_0, t, noise.fork("noise").normal(x_0.shape[1:], dtype=x_0.dtype))
 
 
-class SimpleLoss(DiffusionLoss):
+class SimpleLoss(PosteriorLoss):
     """|eps - eps(x_t, t)|^2 at uniformly random times of the denoiser's schedule.
 
     On a tabulated schedule this is the simple loss of Ho et al. (2020); in continuous time it is the loss of Score-SDE
@@ -53,7 +60,7 @@ class SimpleLoss(DiffusionLoss):
         return _mean_square(denoiser.noise(x_t, t) - eps)
 
 
-class EDMLoss(DiffusionLoss):
+class EDMLoss(PosteriorLoss):
     """Karras et al. 2022: (sigma^2 + sd^2) / (sigma sd)^2 |D - x_0|^2 with ln sigma ~ N(mean, std^2).
 
     Args:

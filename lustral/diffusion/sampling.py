@@ -18,7 +18,7 @@ def sample(
 ) -> Tensor:
     """One sampled image for each row of ``noise``: (B, C, H, W), the last state clamped to [0, 1].
 
-    The state starts as sigma(t_start) z with z standard normal, and follows ``denoiser.schedule.grid``. The noise of a
+    The state starts as sigma(t_start) z with z standard normal, and follows ``solver.times``. The noise of a
     sample depends on its key only (the stream's indices are sample numbers), not on ``rows``. The mode of the denoiser
     is not changed: put it into eval mode first. Images are on the device of the stream.
 
@@ -37,9 +37,9 @@ def sample(
     solver.check(denoiser)
     if rows < 1:
         raise ValueError(f"rows is {rows}; at least 1 sample a network call is needed.")
-    times = denoiser.schedule.grid(t_start, num_steps)
+    times = solver.times(denoiser.schedule, t_start, num_steps)
     trace = float(denoiser.schedule.alpha(times[0]) / denoiser.schedule.sigma(times[0]))
-    if trace > LARGEST_TRACE:
+    if round(trace, 9) > LARGEST_TRACE:
         raise ValueError(
             f"t_start is {t_start}, where the image is still {trace:.2f} times as strong as the noise: sampling starts "
             f"from noise alone, which holds from a ratio of {LARGEST_TRACE} downwards; choose t_start near {MAX_TIME}."

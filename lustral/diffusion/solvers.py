@@ -143,6 +143,14 @@ class Solver(ABC):
             ValueError: if it cannot.
         """
 
+    def times(self, schedule: NoiseSchedule, t_start: float, num_steps: int) -> Tensor:
+        """(num_steps + 1,) float64 times of a sampling from ``t_start``, descending to the end of the process.
+
+        Raises:
+            ValueError: if a number is out of its range.
+        """
+        return schedule.grid(t_start, num_steps)
+
     @abstractmethod
     def step(self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: Tensor) -> Tensor:
         """x_s from ``x`` = x_t, (B, C, H, W) in diffusion space; ``t`` > ``s``, () or (B,); ``noise`` is standard

@@ -12,7 +12,7 @@ from lustral.networks.swish_wide_resnet import SwishWideResNet
 from lustral.networks.timm_classifier import TimmClassifier
 from lustral.networks.transfer import with_new_head
 from lustral.networks.unet import UNetDenoiser
-from lustral.networks.weights import load_classifier, load_denoiser, load_network, save_network
+from lustral.networks.weights import load_classifier, load_denoiser, load_flow, load_network, save_network
 from lustral.networks.wide_resnet import WideResNet
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "WideResNet",
     "load_classifier",
     "load_denoiser",
+    "load_flow",
     "load_network",
     "save_network",
     "with_new_head",

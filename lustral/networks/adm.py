@@ -130,6 +130,7 @@ class ADMDenoiser(PreconditionedDenoiser):
         self.labels = labels
         if labels == "floor":
             self.preconditioner = FloorVP()
+        self.is_consistency_function = preconditioning == "consistency"
         own: ScheduleName = "edm" if preconditioning == "consistency" else preconditioning
         self.schedule_type, self.schedule = schedule_type, make_schedule(schedule_type or own)
         self.image_shape = (channels, image_size, image_size)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lustral.diffusion.schedules import ScheduleName, make_schedule
+from lustral.diffusion.schedules import EDMSchedule, ScheduleName, make_schedule
 from lustral.networks.builders import announced
 from lustral.networks.denoisers import PreconditionedDenoiser
 from lustral.networks.preconditioners import make_preconditioner
@@ -168,7 +168,9 @@ class SongUNetDenoiser(PreconditionedDenoiser):
         augment_dim: width of EDM's augmentation label, 9 in its published weights; 0 for none.
         preconditioning: that of its training (Karras et al. 2022, table 1), or "consistency".
         sigma_data: standard deviation of the training images in diffusion space (edm and consistency).
-        sigma_min: noise ratio at which a consistency function is the identity (0.003 in ECT's published files).
+        sigma_min: smallest noise ratio of the schedule edm, at which a consistency function is the identity (0.003 in
+            ECT's published files).
+        sigma_max: largest noise ratio of the schedule edm, from which a consistency function generates.
         schedule_type: the diffusion process on which the denoiser is used; None is the one it was trained on.
         labels: "continuous" gives the network the time label that it was trained with; "index" (with preconditioning
             vp) the index of the nearest of DDPM's 1000 levels, 0 ... 999, as in the code of Lee and Kim and of SSNI
@@ -193,6 +195,7 @@ class SongUNetDenoiser(PreconditionedDenoiser):
         preconditioning: Literal["vp", "ve", "edm", "consistency"] = "vp",
         sigma_data: float = 0.5,
         sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
         schedule_type: None | ScheduleName = None,
         labels: Literal["continuous", "index"] = "continuous",
         weights: None | str = None,
@@ -221,12 +224,14 @@ class SongUNetDenoiser(PreconditionedDenoiser):
         self.embedding, self.encoder, self.resample_filter = embedding, encoder, list(resample_filter)
         self.channel_mult_noise, self.augment_dim = channel_mult_noise, augment_dim
         self.preconditioning, self.sigma_data, self.sigma_min = preconditioning, sigma_data, sigma_min
-        self.labels = labels
+        self.sigma_max, self.labels = sigma_max, labels
         # A network trained on a table has VP's scales and the index as label.
         trained = "linear" if labels == "index" else preconditioning
         self.preconditioner = make_preconditioner(trained, sigma_data, sigma_min)
-        own = "edm" if preconditioning == "consistency" else preconditioning
-        self.schedule_type, self.schedule = schedule_type, make_schedule(schedule_type or own)
+        self.is_consistency_function = preconditioning == "consistency"
+        own = schedule_type or ("edm" if self.is_consistency_function else preconditioning)
+        self.schedule_type = schedule_type
+        self.schedule = EDMSchedule(sigma_min, sigma_max) if own == "edm" else make_schedule(own)
         self.image_shape = (channels, image_size, image_size)
         self.network = SongUNet(
             image_size,

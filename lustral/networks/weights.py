@@ -4,6 +4,7 @@ The metadata names a builder from the closed list of `lustral.networks.builders`
 so that opening a file cannot run foreign code.
 """
 
+import inspect
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -141,10 +142,21 @@ def load_into(network: nn.Module, path: str | Path | None) -> None:
     if path is None:
         return
     record, shapes = _header(path)
+    _check_same(record, network, path)
+    _check_shapes(network, shapes, path)
+    _load_state(network, path)
+
+
+def _check_same(record: dict[str, Any], network: nn.Module, path: str | Path) -> None:
+    """Refuse a metadata record that describes another network. An argument that files did not have when this one was
+    written has its default there."""
     here = architecture(network)
     if record["builder"] != here["builder"]:
         raise ValueError(f"{path} holds the weights of a {record['builder']}, not of a {here['builder']}.")
-    there = record["arguments"]
+    parameters = inspect.signature(type(network)).parameters
+    later = {name: parameters[name].default for name in here["arguments"].keys() - record["arguments"].keys()}
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in later.items()}
+    there = plain | record["arguments"]
     differing = [
         f"{name} = {there.get(name)} there and {here['arguments'].get(name)} here"
         for name in sorted({*there, *here["arguments"]})
@@ -152,6 +164,30 @@ def load_into(network: nn.Module, path: str | Path | None) -> None:
     ]
     if differing:
         raise ValueError(f"{path} holds the weights of another {here['builder']}: {'; '.join(differing)}.")
+
+
+_FREE_OF_FLOW = ("preconditioning", "sigma_min", "sigma_max", "dropout")
+"""What a consistency function and the diffusion model it starts from may differ in."""
+
+
+def load_flow(network: Denoiser, path: str | Path) -> None:
+    """Load a diffusion model's weights into a consistency function of the same network, from which its training starts.
+
+    Both networks answer about the same at equal levels, since EDM's scales and labels differ from the consistency
+    model's near sigma_min only.
+
+    Raises:
+        ValueError: if the file belongs to another network, or to one with other scales and labels.
+    """
+    record, shapes = _header(path)
+    here, given = architecture(network), record["arguments"]
+    if given.get("preconditioning") not in ("edm", "consistency"):
+        raise ValueError(
+            f"{path} holds a network with preconditioning {given.get('preconditioning')}, from which no consistency "
+            "function can start: train one with preconditioning edm and EDMLoss."
+        )
+    alike = {name: here["arguments"][name] for name in _FREE_OF_FLOW if name in here["arguments"]}
+    _check_same({**record, "arguments": {**given, **alike}}, network, path)
     _check_shapes(network, shapes, path)
     _load_state(network, path)
 
