@@ -21,8 +21,8 @@ Form = Literal["corrected", "published"]
 class ConsistencyDisruption(Attack):
     """From the latents that CMAP finds for the clean image, descends CMAP's own loss minus the classifier's
     cross-entropy, with the generated image projected into the threat set in the L1 term and before the classifier
-    (equation 15). Each of the n latents ends in an adversarial image; the best of them on selection draws, purified with
-    fresh latents, is returned. (The text counts a success if any of the n works. The authors' code hands all n to the
+    (equation 15). Each of the n latents ends in an adversarial image; the best of them on selection draws, purified
+    with fresh latents, is returned. (The text counts a success if any of the n works. The authors' code hands all n to the
     defence at once, one to each latent, and lets these vote, which no attacker of one image can do.)
 
     The forms differ in what their gradients see.
@@ -124,7 +124,9 @@ class ConsistencyDisruption(Attack):
                     logits = logits.softmax(1)
                 entropy = F.cross_entropy(logits, y, reduction="none")
                 seen.append(entropy.detach())
-                own = purifier.scale * (self._apart(image, x) - purifier.ssim_weight * purifier.distances(generated, x)[1])
+                own = purifier.scale * (
+                    self._apart(image, x) - purifier.ssim_weight * purifier.distances(generated, x)[1]
+                )
                 return own - self.strength * count * entropy
 
             return inner_gradient(loss, latent), seen[0]
