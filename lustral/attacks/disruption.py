@@ -22,8 +22,8 @@ class ConsistencyDisruption(Attack):
     """From the latents that CMAP finds for the clean image, descends CMAP's own loss minus the classifier's
     cross-entropy, with the generated image projected into the threat set in the L1 term and before the classifier
     (equation 15). Each of the n latents ends in an adversarial image; the best of them on selection draws, purified
-    with fresh latents, is returned. (The text counts a success if any of the n works. The authors' code hands all n to the
-    defence at once, one to each latent, and lets these vote, which no attacker of one image can do.)
+    with fresh latents, is returned. (The text counts a success if any of the n works. The authors' code hands all n to
+    the defence at once, one to each latent, and lets these vote, which no attacker of one image can do.)
 
     The forms differ in what their gradients see.
 

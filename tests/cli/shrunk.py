@@ -292,10 +292,14 @@ class Shrinker:
         given = followed(Path("configs/train") / f"{run}.yaml")["model"]["init_args"]["denoiser"]["init_args"]
         if given["preconditioning"] != "consistency":
             return UNetDenoiser(**SMALLEST["UNetDenoiser"], preconditioning=given["preconditioning"])
-        pixels = IMAGENET_PIXELS if run.startswith("imagenet") else given["image_size"]
-        return SongUNetDenoiser(
-            pixels, 3, **SMALLEST["SongUNetDenoiser"], attention_sizes=[], preconditioning="consistency"
-        )
+        of_imagenet = run.startswith("imagenet")
+        small = SMALLEST["SongUNetDenoiser"] | {
+            "image_size": IMAGENET_PIXELS if of_imagenet else given["image_size"],
+            "base_channels": 16 if of_imagenet else 8,  # what a vector register holds divides 14 x 14 x 2 of these
+            "attention_sizes": [],
+            "preconditioning": "consistency",
+        }
+        return SongUNetDenoiser(**small)
 
 
 def attack(part: Part, folder: Path, **options: Any) -> list[str]:

@@ -16,11 +16,11 @@ LINF, L2 = ThreatModel("linf", "32/255"), ThreatModel("l2", 0.5)
 
 def _defence(merge: str = "vote") -> Defence:
     generator = ConsistencyGenerator(SmoothDenoiser(EDMSchedule()).float(), 0.7)
-    purifier = CMAP(generator, 3, num_steps=8, lr=0.05, latent_weight=0.1)
+    purifier = CMAP(generator, 2, num_steps=3, lr=0.05, latent_weight=0.1)
     return Defence(ToyClassifier(), purifier, merge).eval().requires_grad_(False)  # type: ignore[arg-type]
 
 
-def _cases(batch: int = 6) -> Cases:
+def _cases(batch: int = 5) -> Cases:
     x = images(batch)
     return Cases(x, ToyClassifier()(x).argmax(1), stream(batch).index)
 
@@ -30,8 +30,8 @@ def _cases(batch: int = 6) -> Cases:
 def test_an_image_within_the_budget_comes_back_whose_bits_do_not_depend_on_others(
     form: str, threat: ThreatModel
 ) -> None:
-    attack = ConsistencyDisruption(num_steps=5, form=form, selection_draws=2)  # type: ignore[arg-type]
-    cases, engine, noise = _cases(), Engine(_defence(), 4), stream(6)
+    attack = ConsistencyDisruption(num_steps=3, form=form, selection_draws=1)  # type: ignore[arg-type]
+    cases, engine, noise = _cases(), Engine(_defence(), 4), stream(5)
     result = attack(engine, cases, threat, noise)
     assert not result.failed.any()
     assert (result.distance > 0).all()
@@ -46,8 +46,8 @@ def test_an_image_within_the_budget_comes_back_whose_bits_do_not_depend_on_other
 def test_the_corrected_form_raises_the_cross_entropy_more() -> None:
     found = {}
     for form in ("corrected", "published"):
-        attack = ConsistencyDisruption(100.0, 40, form, 1)  # type: ignore[arg-type]
-        result = attack(Engine(_defence("mean"), 6), cases := _cases(), LINF, stream(6))
+        attack = ConsistencyDisruption(100.0, 25, form, 1)  # type: ignore[arg-type]
+        result = attack(Engine(_defence("mean"), 5), cases := _cases(), LINF, stream(5))
         first, last = result.statistics["loss_first"], result.statistics["loss_last"]
         found[form] = F.cross_entropy(ToyClassifier()(result.images), cases.labels, reduction="none").mean()
         assert (last > first).float().mean() > 0.8
@@ -58,7 +58,7 @@ def test_the_corrected_form_raises_the_cross_entropy_more() -> None:
 
 def test_it_is_refused_where_there_are_no_latents() -> None:
     with pytest.raises(ValueError, match="searches the latents of CMAP, but the defence has Identity"):
-        ConsistencyDisruption()(Engine(Defence(ToyClassifier(), Identity()), 4), _cases(), LINF, stream(6))
+        ConsistencyDisruption()(Engine(Defence(ToyClassifier(), Identity()), 4), _cases(), LINF, stream(5))
     with pytest.raises(ValueError, match="form is 'exact'; it may be corrected, published"):
         ConsistencyDisruption(form="exact")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="strength = -1 cannot be negative"):
