@@ -148,7 +148,7 @@ class Shrinker:
     def data(self, part: Part) -> dict[str, Any]:
         """Fixture data in the place of a data module's."""
         name, given = part["class_path"].rpartition(".")[2], part.get("init_args") or {}
-        small = {"data.num_val": 5, "data.batch_size": 4, "data.num_workers": 0}
+        small: dict[str, Any] = {"data.num_val": 5, "data.batch_size": 4, "data.num_workers": 0}
         root = self.folder / name
         if name == "Digits":
             return {}

@@ -85,7 +85,7 @@ def _purifier(attack: Attack, shape: tuple[int, int, int]) -> Purifier:
     if {"mask.rounding", "allow_inert"} & varied:
         return HeterogeneousNoise(denoiser, AttentionMask(["conv"]), num_steps=(4, 1))
     purifier = (
-        GNSP(denoiser, [(100.0, 2)])
+        GNSP(denoiser, [(100, 2)])
         if {"rounds", "purifier.rounds"} & varied
         else DiffPure(denoiser, EulerMaruyama(), 100, 2)
     )

@@ -328,11 +328,12 @@ def test_the_levels_of_one_step_are_the_papers() -> None:
     assert OneStepConsistency(denoiser, 18, sigma_max=20.0).derived()["sigma"] == pytest.approx(20.0)
     table = SmoothDenoiser(LinearSchedule(), SHAPE)
     assert OneStepConsistency(table, 5, sigma_max=80.0).derived()["sigma"] == pytest.approx(0.1395, abs=0.01)
-    for options, told in (
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"level": 0}, "level is 0"),
         ({"level": 5, "num_levels": 4}, "it lies in 1..num_levels = 4"),
         ({"sigma_max": 100.0}, "sigma_max is 100.0; it lies in"),
-    ):
+    ]
+    for options, told in refused:
         with pytest.raises(ValueError, match=told):
             OneStepConsistency(denoiser, **options)
 
@@ -396,7 +397,8 @@ def test_the_latent_of_an_adversarial_image_is_shifted_as_for_gaussian_data(cova
     """Theorem 1: along the flow's ODE from the image to sigma_max the latents of x and x + delta part by delta times
     sqrt(1 + sigma_max^2 / v) along each axis of variance v. (For the identity times v this is one number.)"""
     sigma_max = 5.0
-    denoiser = GaussianDenoiser(EDMSchedule(sigma_max=sigma_max), MEAN, covariance)
+    schedule = EDMSchedule(sigma_max=sigma_max)
+    denoiser = GaussianDenoiser(schedule, MEAN, covariance)
     x = to_diffusion(images(2, FLAT, dtype=torch.float64))
     delta = 0.1 * torch.randn(2, *FLAT, generator=generator(), dtype=torch.float64).sign()
     times, solver = torch.linspace(1.0, 1000.0, 201, dtype=torch.float64), Heun()
@@ -409,10 +411,10 @@ def test_the_latent_of_an_adversarial_image_is_shifted_as_for_gaussian_data(cova
 
     with torch.no_grad():
         clean, adversarial = latent(x), latent(x + delta)
-        generated = ConsistencyGenerator(GaussianConsistency(denoiser.schedule, MEAN, covariance))
+        generated = ConsistencyGenerator(GaussianConsistency(schedule, MEAN, covariance))
         restored = generated.denoiser(adversarial, torch.tensor(1000.0, dtype=torch.float64))
     variances, axes = np.linalg.eigh(covariance)
-    grown = np.sqrt((variances + sigma_max**2) / (variances + denoiser.schedule.sigma_min**2))
+    grown = np.sqrt((variances + sigma_max**2) / (variances + schedule.sigma_min**2))
     expected = (delta.flatten(1).numpy() @ axes * grown) @ axes.T
     found = (adversarial - clean).flatten(1).numpy()
     assert np.allclose(found, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
