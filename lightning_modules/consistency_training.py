@@ -71,7 +71,7 @@ class ConsistencyTraining(DenoiserTraining):
 
     def _drop_alike(self, network: nn.Module, inputs: Any) -> None:
         """Before each call in training: all calls of a step drop the same units."""
-        if network.training:
+        if network.training and self._trainer is not None:
             self.seed_dropout()
 
     @property

@@ -101,4 +101,6 @@ class LPIPS(Distance):
         pair = [coloured(x) for x in (one, two)]
         if one.shape[-1] < self.SMALLER:
             pair = [F.interpolate(x, size=(self.TO, self.TO), mode="bilinear") for x in pair]
-        return self._network.to(one.device)(*pair).flatten(1)[:, 0]
+        # In float32 under autocast too: the difference of two normalised features is small beside them.
+        with torch.autocast(one.device.type, enabled=False):
+            return self._network.to(one.device)(*(x.float() for x in pair)).flatten(1)[:, 0]

@@ -42,7 +42,7 @@ class SongUNet(nn.Module):
         encoder: "standard", or "residual": the image itself, filtered and convolved, is added at every encoder level.
         resample_filter: (1, 1), a box, or (1, 3, 3, 1).
         channel_mult_noise: number of features of the time label, in units of ``base_channels``.
-        augment_dim: width of EDM's augmentation label (9), for which there is a weight that inference never uses;
+        augment_dim: width of EDM's augmentation label (9), for which there is a frozen weight that is never used here;
             0 for none.
     """
 
@@ -68,6 +68,8 @@ class SongUNet(nn.Module):
             self.register_buffer("frequencies", frequencies)
         self.embedding = embedding
         self.map_augment = nn.Linear(augment_dim, self.features, bias=False) if augment_dim else None
+        if self.map_augment is not None:
+            self.map_augment.requires_grad_(False)  # without augmentation it never has a gradient, which DDP waits for
         self.map0, self.map1 = nn.Linear(self.features, width), nn.Linear(width, width)
         widths = [base_channels * multiplier for multiplier in multipliers]
         sizes = [image_size >> level for level in range(len(multipliers))]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
@@ -240,6 +241,34 @@ def test_a_training_may_measure_its_samples(
     record, _ = read_weights(tmp_path / "weights.safetensors")
     assert float(record["notes"]["val/frechet_ratio"]) > 0
     assert len(_events(tmp_path).Images("val/samples")) == 2  # the training recipe's own, and that of the measured
+
+
+def test_one_step_and_two_are_measured_beside_each_other(
+    cli: Callable[..., int], tmp_path: Path, digit_weights: dict[str, Path]
+) -> None:
+    """Of a consistency model; each has numbers, a picture and a file of its own."""
+    quality = yaml.safe_load(Path("configs/quality/digits_consistency.yaml").read_text())
+    for callback in quality["trainer"]["callbacks+"]:
+        weights = {"weights": str(digit_weights["classifier"])}
+        small = {"classifier": {"class_path": "lustral.networks.load_classifier", "init_args": weights}}
+        callback["init_args"] |= small | {"num_samples": 20, "num_images": 4, "every_n_epochs": 1}
+    (tmp_path / "quality.yaml").write_text(yaml.safe_dump(quality))
+    code = cli(
+        *("fit", "-c", "configs/train/digits_consistency.yaml", "-c", tmp_path / "quality.yaml"),
+        *("--trainer.check_val_every_n_epoch", "1", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"),
+        *("--trainer.limit_train_batches", "2", "--trainer.default_root_dir", tmp_path),
+    )
+    assert code == 0
+    record, _ = read_weights(tmp_path / "weights.safetensors")
+    ratios = [float(record["notes"][f"val/{label}_frechet_ratio"]) for label in ("one_step", "two_steps")]
+    assert ratios[0] != ratios[1]
+    shown = _events(tmp_path).Tags()["images"]
+    assert set(shown) == {"val/samples", "val/one_step_samples", "val/two_steps_samples"}
+    assert {path.name for path in tmp_path.glob("samples*.png")} == {
+        "samples.png",
+        "samples_one_step.png",
+        "samples_two_steps.png",
+    }
 
 
 # Pieces and refusals -----------------------------------------------------------------------------------------

@@ -40,26 +40,33 @@ ADM = [
     *("--model.denoiser.base_channels", "32", "--model.denoiser.multipliers", "[1,2]"),
     *("--model.denoiser.blocks", "1", "--model.denoiser.attention_sizes", "[16]"),
 ]
+ADM_OF_IMAGENET = [
+    *("--data.image_size", "16", "--data.resize", "16", "--model.denoiser.image_size", "16"),
+    *("--model.denoiser.base_channels", "32", "--model.denoiser.multipliers", "[1,2]"),
+    *("--model.denoiser.blocks", "1", "--model.denoiser.attention_sizes", "[8]", "--model.denoiser.head_width", "32"),
+    *("--model.loss.distance", "lustral.diffusion.SquaredDistance"),  # LPIPS needs weights, which are not at hand
+]
 TIMM = ["--model.classifier.name", "resnet10t"]
 # The last callback of a diffusion model's recipe draws a sheet of samples.
-SHEET = [
-    *("--trainer.callbacks.num_steps", "2", "--trainer.callbacks.num_images", "2", "--trainer.callbacks.rows", "2"),
-]
+SHEET = ["--trainer.callbacks.num_images", "2", "--trainer.callbacks.rows", "2"]
 
 # Recipe: what shrinks its network. A recipe that is not named is small already.
 NETWORKS: dict[str, list[str]] = {
     "cifar10_classifier": WIDE_RESNET,
+    "cifar10_consistency": SONG_UNET,
     "cifar10_resnet18": ["--model.classifier.width", "4"],
     "cifar10_resnet56": ["--model.classifier.blocks", "[1,1,1]"],
     "cifar10_shufflenetv2": ["--model.classifier.scale", "0.5"],
     "cifar10_diffusion": SONG_UNET,
     "cifar10_edm_diffusion": SONG_UNET,
     "cifar10_iddpm_diffusion": ADM,
+    "imagenet100_consistency": ADM_OF_IMAGENET,
     "imagenet30_resnet18": TIMM,
     "imagenet30_shufflenetv2": ["--model.classifier.scale", "0.5"],
     "imagenet30_inception_resnet_v2": TIMM,
     "streetdigits_classifier": WIDE_RESNET,
     "streetdigits_diffusion": UNET,
+    "streetdigits_small_consistency": [*SONG_UNET, "--model.denoiser.attention_sizes", "[16]"],
     "streetdigits_small_diffusion": UNET,
     "svhn_classifier": WIDE_RESNET,
     "svhn_diffusion": UNET,
@@ -74,8 +81,13 @@ def _imagenet30(folder: Path) -> list[str]:
 
 def _imagenet100(folder: Path) -> list[str]:
     root = write_imagenet(folder / "data", [f"n{number:08d}" for number in range(100)], n=1)
+    return ["--data.root", str(root), *SMALL_DATA]
+
+
+def _body(folder: Path) -> list[str]:
+    """What ImageNet-100's classifier is a new head on."""
     body = save_network(TimmClassifier("resnet10t", image_size=32), folder / "body.safetensors")
-    return ["--data.root", str(root), "--model.classifier.weights", str(body), *SMALL_DATA]
+    return ["--model.classifier.weights", str(body)]
 
 
 DATA: dict[str, Callable[[Path], list[str]]] = {
@@ -90,9 +102,14 @@ DATA: dict[str, Callable[[Path], list[str]]] = {
 
 def training(recipe: Path, folder: Path) -> list[str]:
     """Command-line words that shrink a training recipe; fixture data are written below ``folder``."""
-    data = DATA[recipe.stem.partition("_")[0]](folder)
-    sheet = SHEET if recipe.stem.endswith("_diffusion") else []
-    return [*data, *NETWORKS.get(recipe.stem, []), *sheet]
+    small = [*DATA[recipe.stem.partition("_")[0]](folder), *NETWORKS.get(recipe.stem, [])]
+    if recipe.stem == "imagenet100_classifier":
+        small += _body(folder)
+    if recipe.stem.endswith(("_diffusion", "_consistency")):
+        small += SHEET
+    if recipe.stem.endswith("_diffusion"):
+        small += ["--trainer.callbacks.num_steps", "2"]
+    return small
 
 
 # Evaluations -----------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Consistency losses: on Gaussian data the consistency function and the losses of others are known in closed form."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from lustral.diffusion import (
 )
 from lustral.diffusion.consistency import Pair
 from lustral.diffusion.consistency_schedules import FINISHED, karras_sigmas, lognormal_masses
-from lustral.networks import ADMDenoiser, SongUNetDenoiser
+from lustral.networks import ADMDenoiser, SongUNetDenoiser, weights
 from tests.closed_form import GaussianDenoiser
 from tests.contracts import SmoothDenoiser, generator, stream
 from tests.toys.consistency import DEVIATION, GaussianConsistency
@@ -209,3 +210,18 @@ def test_what_cannot_be_trained_is_refused() -> None:
 def test_numbers_out_of_range_are_refused(make: Any, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         make()
+
+
+def test_a_file_from_before_an_argument_was_there_has_its_default(tmp_path: Path, monkeypatch: Any) -> None:
+    """Weights written without sigma_max are those of a network whose range ends at 80, and of no other."""
+    options: dict[str, Any] = {"dropout": 0.0, "preconditioning": "edm"}
+    arguments = (8, 1, 8, (1, 1), 1, ())
+    network = SongUNetDenoiser(*arguments, **options)
+    with monkeypatch.context() as patch:
+        known = weights.arguments
+        patch.setattr(weights, "arguments", lambda n, out: {k: v for k, v in known(n, out).items() if k != "sigma_max"})
+        path = weights.save_network(network, tmp_path / "old.safetensors")
+    assert "sigma_max" not in weights.read_weights(path)[0]["arguments"]
+    SongUNetDenoiser(*arguments, **options, weights=str(path))
+    with pytest.raises(ValueError, match=r"sigma_max = 80\.0 there and 20\.0 here"):
+        SongUNetDenoiser(*arguments, **options, sigma_max=20.0, weights=str(path))
