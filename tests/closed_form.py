@@ -50,6 +50,17 @@ class GaussianDenoiser(Denoiser):
         return x_0.view_as(x_t).to(x_t.dtype)
 
 
+class GaussianConsistency(GaussianDenoiser):
+    """The end of the probability flow from (x_t, t): along each axis of the covariance the deviation from the mean,
+    counted in standard deviations (sqrt(variance + sigma^2) at t), stays the same. EDM's schedule, whose alpha is 1."""
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        sigma = self.schedule.sigma(t).reshape(-1, 1)
+        along = (x_t.flatten(1).double() - self.mean) @ self.axes
+        x_0 = self.mean + (along * (self.variances / (self.variances + sigma.square())).sqrt()) @ self.axes.T
+        return x_0.view_as(x_t).to(x_t.dtype)
+
+
 def alpha_bar(schedule: str, t: float) -> float:
     """The share of variance left after ``t`` of 1000 steps: Ho et al. 2020; Song et al. 2021, appendix B."""
     if schedule == "discrete":

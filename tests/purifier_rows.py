@@ -9,6 +9,8 @@ from typing import Any
 from lustral.diffusion import (
     DDIM,
     Ancestral,
+    ConsistencyGenerator,
+    EDMSchedule,
     EulerMaruyama,
     FlowEuler,
     Heun,
@@ -19,6 +21,7 @@ from lustral.diffusion import (
 from lustral.diffusion.perturbation import EPS, SingleScore
 from lustral.networks import UNetDenoiser
 from lustral.purifiers import (
+    CMAP,
     GDMP,
     GNSP,
     JPEG,
@@ -28,6 +31,7 @@ from lustral.purifiers import (
     AnswerOfUnguided,
     AttentionMask,
     BitDepth,
+    Chain,
     ConstantMask,
     DiffPure,
     DistributionTransfer,
@@ -40,11 +44,14 @@ from lustral.purifiers import (
     InvertedMask,
     JointGuidance,
     LangevinPurifier,
+    LatentMMD,
+    LatentWasserstein,
     LevelRule,
     LinearLevels,
     Mask,
     MeanLevels,
     MSEGuidance,
+    OneStepConsistency,
     OutputGuidance,
     Purifier,
     RandomMask,
@@ -128,6 +135,13 @@ def _transfer(
     return DistributionTransfer(denoiser, joint, num_steps=3, scale=20.0, budget="24/255", **options)
 
 
+def _cmap(**options: Any) -> CMAP:
+    """Three latents at a level at which the toy's images stay within [0, 1]."""
+    generator = ConsistencyGenerator(SmoothDenoiser(EDMSchedule(), SHAPE), sigma_max=0.7)
+    given: dict[str, Any] = {"num_latents": 3, "num_steps": 4, "lr": 0.05, "ssim_weight": 0.5, "latent_weight": 0.5}
+    return CMAP(generator, **{**given, **options})
+
+
 PURIFIERS: dict[str, Callable[[], Purifier]] = {
     "diffpure_flow": lambda: _diffpure(FlowEuler()),
     "diffpure_heun": lambda: _diffpure(Heun()),
@@ -166,6 +180,14 @@ PURIFIERS: dict[str, Callable[[], Purifier]] = {
     "heterogeneous_moved_mask": lambda: _heterogeneous(RandomMask(_seen(), keep_shape=True)),
     "heterogeneous_inverted_mask": lambda: _heterogeneous(InvertedMask(_seen())),
     "heterogeneous_no_mask": lambda: _heterogeneous(ConstantMask(False), num_resamples=0),
+    "cmap": _cmap,
+    "cmap_stopped": lambda: _cmap(start="inversion", stop_tolerance=0.03, stop_window=2),
+    "cmap_unrolled": lambda: _cmap(smoothing=0.1, constraint=LatentWasserstein(), start="inversion"),
+    "cmap_unrolled_gradient": lambda: _cmap(smoothing=0.1, optimiser="gradient", stop_tolerance=0.02, stop_window=2),
+    "cmap_implicit": lambda: _cmap(smoothing=0.1, constraint=LatentMMD(), derivative="implicit"),
+    "one_step": lambda: OneStepConsistency(SmoothDenoiser(EDMSchedule(), SHAPE), 6),
+    "chain": lambda: Chain([_diffpure(EulerMaruyama()), _cmap(smoothing=0.1, optimiser="gradient")]),
+    "chain_published": lambda: Chain([_gnsp(), Chain([GaussianBlur(), _cmap()])]),
     "identity": Identity,
     "diffpure_euler_maruyama": lambda: _diffpure(EulerMaruyama()),
     "diffpure_published_forward": lambda: _diffpure(EulerMaruyama(), forward="discrete"),
@@ -204,6 +226,7 @@ PURIFIERS: dict[str, Callable[[], Purifier]] = {
 
 
 APPROXIMATE = (
+    "cmap_implicit",
     "ssni_straight_through",
     "heterogeneous_straight_through",
     "transfer_constant",

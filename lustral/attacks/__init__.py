@@ -2,6 +2,7 @@
 
 from lustral.attacks.apgd import APGD, APGDTargeted
 from lustral.attacks.base import Attack, AttackResult
+from lustral.attacks.disruption import ConsistencyDisruption
 from lustral.attacks.engine import Answer, Engine
 from lustral.attacks.ensemble import Ensemble, gradient_attacks, surrogates
 from lustral.attacks.fab import FAB
@@ -33,6 +34,7 @@ __all__ = [
     "Attack",
     "AttackResult",
     "Cases",
+    "ConsistencyDisruption",
     "CrossEntropy",
     "Deviation",
     "DifferenceOfLogitsRatio",

@@ -11,6 +11,7 @@ from lustral.diffusion.consistency_sampling import MultistepConsistency
 from lustral.diffusion.consistency_schedules import Progress
 from lustral.diffusion.denoiser import Denoiser, RememberedDenoiser, from_diffusion, to_diffusion
 from lustral.diffusion.distances import LPIPS, Distance, PseudoHuber, SquaredDistance
+from lustral.diffusion.generator import ConsistencyGenerator, Generator
 from lustral.diffusion.losses import DiffusionLoss, EDMLoss, HybridLoss, PosteriorLoss, SimpleLoss
 from lustral.diffusion.perturbation import EPS, PerturbationScore, SingleScore
 from lustral.diffusion.schedules import (
@@ -31,6 +32,7 @@ __all__ = [
     "LPIPS",
     "Ancestral",
     "ConsistencyDistillation",
+    "ConsistencyGenerator",
     "ConsistencyLoss",
     "ConsistencyTrainingLoss",
     "Context",
@@ -44,6 +46,7 @@ __all__ = [
     "EasyConsistencyTuning",
     "EulerMaruyama",
     "FlowEuler",
+    "Generator",
     "Heun",
     "HybridLoss",
     "ImprovedConsistencyTraining",

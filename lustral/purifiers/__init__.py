@@ -4,6 +4,8 @@ from lustral.diffusion import Context
 from lustral.purifiers.answers import AnswerOfInput, AnswerOfTransformed, AnswerOfUnguided, ReferenceAnswer
 from lustral.purifiers.attention import AttentionMask
 from lustral.purifiers.base import GradientMode, Purified, Purifier
+from lustral.purifiers.chain import Chain
+from lustral.purifiers.cmap import CMAP
 from lustral.purifiers.diffpure import DiffPure
 from lustral.purifiers.distribution_transfer import DistributionTransfer
 from lustral.purifiers.gdmp import GDMP
@@ -13,8 +15,10 @@ from lustral.purifiers.heterogeneous import HeterogeneousNoise
 from lustral.purifiers.identity import Identity
 from lustral.purifiers.jpeg import JPEG
 from lustral.purifiers.langevin import LangevinPurifier
+from lustral.purifiers.latent_constraints import LatentConstraint, LatentMMD, LatentMoments, LatentWasserstein
 from lustral.purifiers.levels import FixedLevels, LevelRule, LinearLevels, MeanLevels, ShuffledLevels, SigmoidLevels
 from lustral.purifiers.masks import ConstantMask, InvertedMask, Mask, RandomMask
+from lustral.purifiers.one_step import OneStepConsistency
 from lustral.purifiers.output_guidance import EntropyGuidance, JointGuidance, OutputGuidance
 from lustral.purifiers.perceptual import LPIPSGuidance
 from lustral.purifiers.reference import StoredScores
@@ -24,6 +28,7 @@ from lustral.purifiers.transforms import BitDepth, GaussianBlur
 from lustral.purifiers.variant import Variant
 
 __all__ = [
+    "CMAP",
     "GDMP",
     "GNSP",
     "JPEG",
@@ -33,6 +38,7 @@ __all__ = [
     "AnswerOfUnguided",
     "AttentionMask",
     "BitDepth",
+    "Chain",
     "ConstantMask",
     "Context",
     "DiffPure",
@@ -48,11 +54,16 @@ __all__ = [
     "JointGuidance",
     "LPIPSGuidance",
     "LangevinPurifier",
+    "LatentConstraint",
+    "LatentMMD",
+    "LatentMoments",
+    "LatentWasserstein",
     "LevelRule",
     "LinearLevels",
     "MSEGuidance",
     "Mask",
     "MeanLevels",
+    "OneStepConsistency",
     "OutputGuidance",
     "Purified",
     "Purifier",

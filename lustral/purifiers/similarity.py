@@ -9,7 +9,12 @@ C1, C2 = 0.01**2, 0.03**2
 
 
 def ssim(x: Tensor, y: Tensor) -> Tensor:
-    """(B,) mean structural similarity of ``x`` and ``y`` (B, C, H, W), which are not rescaled.
+    """(B,) mean structural similarity of ``x`` and ``y`` (B, C, H, W), which are not rescaled (see `ssim_map`)."""
+    return ssim_map(x, y).flatten(1).mean(1)
+
+
+def ssim_map(x: Tensor, y: Tensor) -> Tensor:
+    """(B, C, H, W) structural similarity of ``x`` and ``y`` around each pixel, which are not rescaled.
 
     It is computed per channel, with an 11 x 11 Gaussian window of standard deviation 1.5, zero padding, and the
     constants for images in [0, 1], which GDMP's implementation uses on images in [-1, 1]. On images smaller than the
@@ -28,4 +33,4 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     var_x, var_y = mean(x * x) - mean_x**2, mean(y * y) - mean_y**2
     shared = mean(x * y) - mean_x * mean_y
     likeness = (2 * mean_x * mean_y + C1) * (2 * shared + C2)
-    return (likeness / ((mean_x**2 + mean_y**2 + C1) * (var_x + var_y + C2))).flatten(1).mean(1)
+    return likeness / ((mean_x**2 + mean_y**2 + C1) * (var_x + var_y + C2))

@@ -21,7 +21,8 @@ FASTEST_ATTACK: dict[str, Any] = {"num_steps": 1, "eot": 2, "selection_draws": 1
 
 def fastest(shrinker: Shrinker, choice: Choice, folder: Path) -> list[str]:
     """Words that make an evaluation as small as it can be."""
-    return [*shrinker.evaluation(choice), *FASTEST, *attack(choice.parts()["attack"], folder, **FASTEST_ATTACK)]
+    part = shrinker.members(choice.parts()["attack"])
+    return [*shrinker.evaluation(choice), *FASTEST, *attack(part, folder, **FASTEST_ATTACK)]
 
 
 def evaluate(cli: Callable[..., int], stage: str, run: Path, *words: object) -> None:

@@ -42,7 +42,8 @@ def _denoiser(part: dict[str, Any]) -> VariedDenoiser:
         part = followed(recipe)["model"]["init_args"]["denoiser"]
     parameters = inspect.signature(imported(part["class_path"])).parameters
     given = {name: parameters[name].default for name in ("schedule_type", "preconditioning")} | part["init_args"]
-    schedule = make_schedule(asked or given["schedule_type"] or given["preconditioning"])
+    own = "edm" if given["preconditioning"] == "consistency" else given["preconditioning"]
+    schedule = make_schedule(asked or given["schedule_type"] or own)
     return VariedDenoiser(schedule, (3, PIXELS, PIXELS)).float()
 
 

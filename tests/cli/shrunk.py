@@ -1,5 +1,6 @@
 """What makes each shipped recipe run in seconds: fixture data in the very formats, and the smallest networks."""
 
+import copy
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
@@ -11,7 +12,15 @@ import yaml
 
 from datamodules.imagenet import LISTS
 from datamodules.synsets import read_synsets
-from lustral.networks import Classifier, TimmClassifier, UNetDenoiser, WideResNet, save_network
+from lustral.networks import (
+    Classifier,
+    PreconditionedDenoiser,
+    SongUNetDenoiser,
+    TimmClassifier,
+    UNetDenoiser,
+    WideResNet,
+    save_network,
+)
 from lustral.recipes import imported
 from lustral.tables import Choice
 from lustral.tables.choice import in_one_line
@@ -149,7 +158,7 @@ class Shrinker:
         parts = choice.parts()
         small = self.data(parts["data"]) | self.network(parts["classifier"], "model.classifier")
         if parts["purifier"] is not None:
-            small |= self.purifier(whole(parts["purifier"]), "model.purifier")
+            small |= self.chosen(whole(parts["purifier"]), "model.purifier")
         surrogate = ((parts["attack"] or {}).get("init_args") or {}).get("surrogate")
         if surrogate is not None:
             small |= self.surrogate(whole(surrogate), "model.attack.surrogate")
@@ -158,7 +167,7 @@ class Shrinker:
     def data(self, part: Part) -> dict[str, Any]:
         """Fixture data in the place of a data module's."""
         name, given = part["class_path"].rpartition(".")[2], part.get("init_args") or {}
-        small = {"data.num_val": 5, "data.batch_size": 4, "data.num_workers": 0}
+        small: dict[str, Any] = {"data.num_val": 5, "data.batch_size": 4, "data.num_workers": 0}
         root = self.folder / name
         if name == "Digits":
             return {}
@@ -181,7 +190,45 @@ class Shrinker:
             if not root.exists():
                 write_imagenet(root, list(read_synsets(LISTS[subset])) if subset else [f"n{k:08d}" for k in range(4)])
             small["data.image_size"] = IMAGENET_PIXELS
+            if "test_subset" in given:
+                (root / "subset.txt").write_text("3\n0\n2\n1\n")
+                small["data.test_subset"] = str(root / "subset.txt")
         return small if name == "StreetDigits" else {"data.root": str(root), **small}
+
+    def chosen(self, part: Part, key: str) -> dict[str, Any]:
+        """Options that make a purifier small; a file of its own for a chain, in which no word reaches a part."""
+        given = part.get("init_args") or {}
+        if "purifiers" not in given:
+            return self.purifier(part, key)
+        path = self.folder / "chains" / f"{len(list(self.folder.glob('chains/*')))}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        small = {**part, "init_args": {**given, "purifiers": [self.within(each) for each in given["purifiers"]]}}
+        path.write_text(yaml.safe_dump(small))
+        return {key: str(path)}
+
+    def within(self, part: Part) -> Part:
+        """A purifier with the options that make it small in their places."""
+        part = copy.deepcopy(whole(part))
+        for key, value in self.purifier(part, "at").items():
+            place, *names = key.split(".")[1:]
+            options = part.setdefault("init_args", {})
+            while names:
+                options = options[place].setdefault("init_args", {})
+                place, *names = names
+            options[place] = value
+        return part
+
+    def members(self, part: Part) -> Part:
+        """An attack; the surrogates of an ensemble's members made small."""
+        given = part.get("init_args") or {}
+        made = []
+        for member in map(whole, given.get("attacks", [])):
+            options = dict(member.get("init_args") or {})
+            surrogate = options.get("surrogate")
+            if surrogate is not None and not whole(surrogate)["class_path"].endswith(".Variant"):
+                options["surrogate"] = self.within(surrogate)
+            made.append({**member, "init_args": options})
+        return {**part, "init_args": {**given, "attacks": made}} if made else part
 
     def purifier(self, part: Part, key: str) -> dict[str, Any]:
         """Fewer steps of a small denoiser at its own size; SSNI's reference is one of that denoiser."""
@@ -190,6 +237,9 @@ class Shrinker:
         for network in ("denoiser", "scorer"):
             if network in given:
                 small |= self.network(given[network], f"{key}.{network}")
+        if "generator" in given:
+            denoiser = given["generator"]["init_args"]["denoiser"]
+            small |= self.network(denoiser, f"{key}.generator.denoiser") | {f"{key}.num_latents": 2}
         if given.get("resize_to") is not None:
             small[f"{key}.resize_to"] = IMAGENET_DENOISER_PIXELS
         if name == "SSNI":
@@ -254,15 +304,25 @@ class Shrinker:
         return path
 
     def _classifier_of(self, run: str) -> Classifier:
-        """A small one of a training recipe's classes."""
-        if run.startswith("imagenet30_"):
-            return TimmClassifier("resnet10t", num_classes=30, image_size=IMAGENET_PIXELS)
+        """A small one of a training recipe's classes; of ImageNet's fixture where that is trained on."""
+        if run.startswith("imagenet"):
+            classes = 30 if run.startswith("imagenet30_") else 4
+            return TimmClassifier("resnet10t", num_classes=classes, image_size=IMAGENET_PIXELS)
         return WideResNet(10, 1)
 
-    def _denoiser_of(self, run: str) -> UNetDenoiser:
+    def _denoiser_of(self, run: str) -> PreconditionedDenoiser:
         """A small one on the schedule of a training recipe's."""
         given = followed(Path("configs/train") / f"{run}.yaml")["model"]["init_args"]["denoiser"]["init_args"]
-        return UNetDenoiser(**SMALLEST["UNetDenoiser"], preconditioning=given["preconditioning"])
+        if given["preconditioning"] != "consistency":
+            return UNetDenoiser(**SMALLEST["UNetDenoiser"], preconditioning=given["preconditioning"])
+        of_imagenet = run.startswith("imagenet")
+        small = SMALLEST["SongUNetDenoiser"] | {
+            "image_size": IMAGENET_PIXELS if of_imagenet else given["image_size"],
+            "base_channels": 16 if of_imagenet else 8,  # what a vector register holds divides 14 x 14 x 2 of these
+            "attention_sizes": [],
+            "preconditioning": "consistency",
+        }
+        return SongUNetDenoiser(**small)
 
 
 def attack(part: Part, folder: Path, **options: Any) -> list[str]:
@@ -295,6 +355,8 @@ def followed(path: Path) -> Part:
     def follow(value: Any, folder: Path) -> Any:
         if isinstance(value, str) and value.endswith(".yaml"):
             return follow(yaml.safe_load((folder / value).read_text()), (folder / value).parent)
+        if isinstance(value, list):
+            return [follow(inner, folder) for inner in value]
         return {name: follow(inner, folder) for name, inner in value.items()} if isinstance(value, dict) else value
 
     return follow(path.name, path.parent)

@@ -12,6 +12,7 @@ from lustral.attacks import (
     PGD,
     Attack,
     Cases,
+    ConsistencyDisruption,
     Engine,
     Ensemble,
     MeanLogitCrossEntropy,
@@ -19,10 +20,11 @@ from lustral.attacks import (
     gradient_attacks,
     surrogates,
 )
-from lustral.diffusion import EulerMaruyama, VPSchedule
+from lustral.diffusion import ConsistencyGenerator, EulerMaruyama, VPSchedule
 from lustral.diffusion.perturbation import EPS
 from lustral.evaluation import Defence
 from lustral.purifiers import (
+    CMAP,
     GNSP,
     JPEG,
     SSNI,
@@ -65,7 +67,7 @@ def _built(path: Path, weights: Path, fewer: dict[str, int]) -> Attack:
     """The attack of a file, with small networks: new ones, or of a file that is at hand."""
     parser, config = _parsed(path)
     for node in _nodes(config):
-        given = fewer if "eot" in node else SMALL if "base_channels" in node else {"weights": str(weights)}
+        given = fewer if "selection_draws" in node else SMALL if "base_channels" in node else {"weights": str(weights)}
         for name in given.keys() & vars(node).keys():
             node[name] = given[name]
     return parser.instantiate_classes(config)["attack"]
@@ -80,11 +82,13 @@ def _purifier(attack: Attack, shape: tuple[int, int, int]) -> Purifier:
         return DistributionTransfer(SmoothDenoiser(VPSchedule(), shape).float(), joint, num_steps=2, scale=20.0)
     denoiser = SmoothDenoiser(VPSchedule(), shape).float()
     members = gradient_attacks(attack)
+    if isinstance(attack, ConsistencyDisruption) or {"smoothing", "solver_steps"} & varied or _carries(attack):
+        return CMAP(ConsistencyGenerator(denoiser, 1.0), num_latents=2, num_steps=2, lr=0.05)
     looks = any(isinstance(m, PGD) and (m.region != "all" or isinstance(m.objective, MoveAttention)) for m in members)
     if looks or {"mask.rounding", "allow_inert"} & varied:
         return HeterogeneousNoise(denoiser, AttentionMask(["conv"]), num_steps=(4, 1))
     purifier = (
-        GNSP(denoiser, [(100.0, 2)])
+        GNSP(denoiser, [(100, 2)])
         if {"rounds", "purifier.rounds"} & varied
         else DiffPure(denoiser, EulerMaruyama(), 100, 2)
     )
@@ -93,6 +97,10 @@ def _purifier(attack: Attack, shape: tuple[int, int, int]) -> Purifier:
     score = EPS(2, 10.0)
     known = [700.0, 1000.0] if shape[0] == 1 else [6000.0, 6300.0]
     return SSNI(purifier, SigmoidLevels(5.0, 100.0), stored_scores(purifier.denoiser, score, known), score)
+
+
+def _carries(attack: Attack) -> bool:
+    return any("latents" in member.carry for member in gradient_attacks(attack))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -120,6 +128,8 @@ PUBLISHED = {
     "bpda40_eot15": {"num_steps": 40, "step_size": "2/255", "eot": 15, "gradient": "bpda", "random_start": False},
     "pgd200_eot20": {"num_steps": 200, "step_size": 0.007, "eot": 20, "gradient": "exact", "random_start": False},
     "surrogate_gnsp": {"num_steps": 200, "step_size": 0.007, "eot": 20, "random_start": False},
+    "surrogate_cmap": {"num_steps": 200, "step_size": "8/51000", "eot": 20, "gradient": "exact", "selection": "last"},
+    "imagenet100_surrogate_cmap": {"num_steps": 100, "step_size": "4/25500", "eot": 20, "selection": "last"},
     "surrogate_diffpure": {"num_steps": 200, "step_size": 0.007, "eot": 20, "random_start": False},
 }
 
