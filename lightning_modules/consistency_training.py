@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from lightning_modules.denoiser_training import DenoiserTraining, compile_network
+from lightning_modules.denoising_training import DenoisingTraining, compile_network
 from lightning_modules.optimisation import Interval, num_steps
 from lustral.diffusion import ConsistencyLoss, Denoiser, Progress
 from lustral.diffusion.consistency_schedules import FINISHED
@@ -17,7 +17,7 @@ from lustral.noise import NoiseStream
 from lustral.training import WarmupConstant
 
 
-class ConsistencyTraining(DenoiserTraining):
+class ConsistencyTraining(DenoisingTraining):
     """A consistency function and the loss that trains it, from nothing, from a diffusion model, or by one.
 
     Levels, noise and dropout are keyed as in `DiffusionTraining`; both calls of a step drop the same units. Validation

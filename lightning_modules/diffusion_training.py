@@ -7,14 +7,14 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lightning_modules.denoiser_training import DenoiserTraining
+from lightning_modules.denoising_training import DenoisingTraining
 from lightning_modules.optimisation import Interval
 from lustral.diffusion import Denoiser, PosteriorLoss, SimpleLoss
 from lustral.noise import NoiseStream
 from lustral.training import WarmupConstant
 
 
-class DiffusionTraining(DenoiserTraining):
+class DiffusionTraining(DenoisingTraining):
     """A denoiser and the loss that trains it.
 
     Times and noise are keyed by (seed, sample, step), so they do not depend on how a run is sharded, and validation

@@ -17,7 +17,7 @@ from lustral.noise import NoiseStream
 Batch = tuple[Tensor, Tensor, Tensor]
 
 
-class DenoiserTraining(LustralModule, ABC):
+class DenoisingTraining(LustralModule, ABC):
     """A denoiser and the loss that trains it; a subclass gives `descended`.
 
     Args:
