@@ -5,6 +5,7 @@ from lustral.networks.cifar_resnet import CifarResNet
 from lustral.networks.classifier import Classifier, Stage
 from lustral.networks.denoisers import PreconditionedDenoiser
 from lustral.networks.mobilenet_v2 import CifarMobileNetV2
+from lustral.networks.penultimate import ConvFeatures, Penultimate
 from lustral.networks.preact_resnet import PreActResNet
 from lustral.networks.shufflenet_v2 import ShuffleNetV2
 from lustral.networks.song_unet import SongUNet, SongUNetDenoiser
@@ -20,6 +21,8 @@ __all__ = [
     "CifarMobileNetV2",
     "CifarResNet",
     "Classifier",
+    "ConvFeatures",
+    "Penultimate",
     "PreActResNet",
     "PreconditionedDenoiser",
     "ShuffleNetV2",
