@@ -4,6 +4,7 @@ from lustral.networks.adm import ADMDenoiser
 from lustral.networks.cifar_resnet import CifarResNet
 from lustral.networks.classifier import Classifier, Stage
 from lustral.networks.denoisers import PreconditionedDenoiser
+from lustral.networks.dunet import DUNet, load_image_denoiser
 from lustral.networks.mobilenet_v2 import CifarMobileNetV2
 from lustral.networks.preact_resnet import PreActResNet
 from lustral.networks.shufflenet_v2 import ShuffleNetV2
@@ -20,6 +21,7 @@ __all__ = [
     "CifarMobileNetV2",
     "CifarResNet",
     "Classifier",
+    "DUNet",
     "PreActResNet",
     "PreconditionedDenoiser",
     "ShuffleNetV2",
@@ -32,6 +34,7 @@ __all__ = [
     "WideResNet",
     "load_classifier",
     "load_denoiser",
+    "load_image_denoiser",
     "load_network",
     "save_network",
     "with_new_head",
