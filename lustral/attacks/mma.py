@@ -41,11 +41,11 @@ class CappedTargetMargin(Targeted):
 
 
 class MMA(FirstOrderAttack):
-    """Projected gradient ascent towards each of an image's most likely wrong classes in turn; of their last iterates, the
-    one of largest margin is returned.
+    """Projected gradient ascent towards each of an image's most likely wrong classes in turn; of their last iterates,
+    the one of largest margin is returned.
 
-    The targets are the ``num_targets`` wrong classes with the largest logits of the clean image, which is nearly as good
-    as all classes at a fraction of the cost. Every target has its own random start (DAD's code shares one).
+    The targets are the ``num_targets`` wrong classes with the largest logits of the clean image, which is nearly as
+    good as all classes at a fraction of the cost. Every target has its own random start (DAD's code shares one).
 
     An image is not finished when it is broken, since examples for training should lie deep in the wrong class. For an
     evaluation take `APGDTargeted`, which adapts its steps and keeps the best iterates.
