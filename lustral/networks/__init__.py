@@ -6,6 +6,7 @@ from lustral.networks.classifier import Classifier, Stage
 from lustral.networks.denoisers import PreconditionedDenoiser
 from lustral.networks.dunet import DUNet, load_image_denoiser
 from lustral.networks.mobilenet_v2 import CifarMobileNetV2
+from lustral.networks.penultimate import ConvFeatures, Penultimate
 from lustral.networks.preact_resnet import PreActResNet
 from lustral.networks.shufflenet_v2 import ShuffleNetV2
 from lustral.networks.song_unet import SongUNet, SongUNetDenoiser
@@ -21,7 +22,9 @@ __all__ = [
     "CifarMobileNetV2",
     "CifarResNet",
     "Classifier",
+    "ConvFeatures",
     "DUNet",
+    "Penultimate",
     "PreActResNet",
     "PreconditionedDenoiser",
     "ShuffleNetV2",
