@@ -185,20 +185,33 @@ class ImageDataModule(LightningDataModule, ABC):
         samples = Samples(self.test_source, list(positions))
         return torch.stack([samples[i][0] for i in range(len(samples))])
 
+    def train_images(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """(n, C, H, W) in [0, 1] and (n,) labels at ``positions`` (n,) of the training split, not augmented."""
+        samples = Samples(self.train_source, list(positions))
+        found = [samples[i] for i in range(len(samples))]
+        return torch.stack([image for image, _, _ in found]), torch.tensor([label for _, label, _ in found])
+
+    def train_fingerprint(self) -> dict[str, object]:
+        """The identity of the training split's images, as those of a test (see :meth:`fingerprint`)."""
+        return self._identity("train", self.train_source)
+
     def fingerprint(self) -> dict[str, object]:
         """The identity of the test data: equal for equal pixels and labels, wherever the files are.
 
         It does not depend on the subset, ``num_test``, batch size or workers. An image has the same index with all
         of these, so results on a part of the images can be joined with results on all of them.
         """
+        return self._identity(self.test_on, self.test_source)
+
+    def _identity(self, split: str, source: ImageSource) -> dict[str, object]:
         return {
             "dataset": self.name,
-            "split": self.test_on,
+            "split": split,
             "num_classes": self.num_classes,
             "channels": self.channels,
             "image_size": self.image_size,
             "pixels": dict(self.pixel_options()),
-            "content": self.test_source.digest(),
+            "content": source.digest(),
         }
 
     # What Lightning calls --------------------------------------------------------------------------------

@@ -1,9 +1,17 @@
 """Lightning modules: thin shells around the core that say what is optimised and what is logged."""
 
 from lightning_modules.classifier_training import ClassifierTraining
+from lightning_modules.denoiser_training import DenoiserTraining
 from lightning_modules.diffusion_training import DiffusionTraining
 from lightning_modules.module import LustralModule
 from lightning_modules.robustness_evaluation import RobustnessEvaluation
 from lightning_modules.score_reference import ScoreReference
 
-__all__ = ["ClassifierTraining", "DiffusionTraining", "LustralModule", "RobustnessEvaluation", "ScoreReference"]
+__all__ = [
+    "ClassifierTraining",
+    "DenoiserTraining",
+    "DiffusionTraining",
+    "LustralModule",
+    "RobustnessEvaluation",
+    "ScoreReference",
+]

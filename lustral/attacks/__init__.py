@@ -6,6 +6,7 @@ from lustral.attacks.engine import Answer, Engine
 from lustral.attacks.ensemble import Ensemble, gradient_attacks, surrogates
 from lustral.attacks.fab import FAB
 from lustral.attacks.first_order import FirstOrderAttack, GradientAttack, State
+from lustral.attacks.mma import MMA, CappedTargetMargin
 from lustral.attacks.objectives import (
     CrossEntropy,
     DifferenceOfLogitsRatio,
@@ -25,11 +26,13 @@ from lustral.attacks.victim import Cases, Judged, Victim
 __all__ = [
     "APGD",
     "FAB",
+    "MMA",
     "PGD",
     "APGDTargeted",
     "Answer",
     "Attack",
     "AttackResult",
+    "CappedTargetMargin",
     "Cases",
     "CrossEntropy",
     "Deviation",

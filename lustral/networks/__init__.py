@@ -4,6 +4,7 @@ from lustral.networks.adm import ADMDenoiser
 from lustral.networks.cifar_resnet import CifarResNet
 from lustral.networks.classifier import Classifier, Stage
 from lustral.networks.denoisers import PreconditionedDenoiser
+from lustral.networks.dunet import DUNet, load_image_denoiser
 from lustral.networks.mobilenet_v2 import CifarMobileNetV2
 from lustral.networks.penultimate import ConvFeatures, Penultimate
 from lustral.networks.preact_resnet import PreActResNet
@@ -22,6 +23,7 @@ __all__ = [
     "CifarResNet",
     "Classifier",
     "ConvFeatures",
+    "DUNet",
     "Penultimate",
     "PreActResNet",
     "PreconditionedDenoiser",
@@ -35,6 +37,7 @@ __all__ = [
     "WideResNet",
     "load_classifier",
     "load_denoiser",
+    "load_image_denoiser",
     "load_network",
     "save_network",
     "with_new_head",
