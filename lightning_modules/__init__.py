@@ -3,6 +3,7 @@
 from lightning_modules.classifier_training import ClassifierTraining
 from lightning_modules.denoiser_training import DenoiserTraining
 from lightning_modules.diffusion_training import DiffusionTraining
+from lightning_modules.mmd_kernel_training import MMDKernelTraining
 from lightning_modules.module import LustralModule
 from lightning_modules.robustness_evaluation import RobustnessEvaluation
 from lightning_modules.score_reference import ScoreReference
@@ -12,6 +13,7 @@ __all__ = [
     "DenoiserTraining",
     "DiffusionTraining",
     "LustralModule",
+    "MMDKernelTraining",
     "RobustnessEvaluation",
     "ScoreReference",
 ]
