@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -16,14 +16,16 @@ from lightning_modules.optimisation import Interval, Optimisation
 from lightning_modules.victim_set import VictimSet
 from lustral.attacks import Attack
 from lustral.describe import describe
-from lustral.detectors import Kernel, Reference, power_objective, run_trials
+from lustral.detectors import Kernel, Reference, finite_power, power_objective, run_trials
 from lustral.detectors.kernels import Embedded
+from lustral.detectors.mmd import grams
 from lustral.evaluation.intervals import wilson
 from lustral.networks import Classifier
 from lustral.noise import NoiseStream
 from lustral.threat import ThreatModel
 
 Batch = tuple[Tensor, Tensor, Tensor]
+Objective = Literal["finite", "published"]
 
 
 class MMDKernelTraining(LustralModule):
@@ -35,14 +37,20 @@ class MMDKernelTraining(LustralModule):
     first epoch and kept in ``adversarial_folder``. Bandwidths that the kernel leaves open start at the median heuristic
     between the two sets of images. The first validation images are written to ``reference.safetensors``, for detectors.
 
-    The objective J is of a process's own batch, clean images and as many adversarial ones. With a ``data.batch_size`` of
-    ``num_images`` a step is a full batch, as published; several processes average the gradients of their shares' J.
+    The objective is of a process's own batch. With a ``data.batch_size`` of ``num_images`` a step is a full batch, as
+    published; several processes average the gradients of their shares' objectives.
 
     Args:
         kernel: trained, and exported as ``weights.safetensors``; its open bandwidths are set here.
         classifier: the victim, with weights; frozen.
         attack: makes the adversarial images.
         threat: what it may do.
+        objective: "finite" raises the power of a test of ``objective_size`` against as many images
+            (`lustral.detectors.finite_power`), between the clean images of one half of a batch and the adversarial
+            ones of the other. "published" raises J (`lustral.detectors.power_objective`) between the clean images of
+            a batch and the adversarial versions of the same ones: its optimum has less power than the median heuristic
+            on the digits (docs/detection.md).
+        objective_size: n of the "finite" objective.
         num_images: images to train on; published: 500, 1000 for ImageNet.
         num_held_out: images on which power is measured, at least twice the largest of ``group_sizes``.
         num_reference: images of the reference that is written, at most; published: 500.
@@ -75,6 +83,8 @@ class MMDKernelTraining(LustralModule):
         classifier: Classifier,
         attack: Attack,
         threat: ThreatModel,
+        objective: Objective = "finite",
+        objective_size: int = 25,
         num_images: int = 500,
         num_held_out: int = 400,
         num_reference: int = 500,
@@ -84,7 +94,7 @@ class MMDKernelTraining(LustralModule):
         trials: int = 200,
         level: float = 0.05,
         optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=0.05),
-        lr_scheduler: LRSchedulerCallable = lambda o: torch.optim.lr_scheduler.ConstantLR(o, 1.0),
+        lr_scheduler: LRSchedulerCallable = lambda o: torch.optim.lr_scheduler.ConstantLR(o, factor=1.0),
         lr_interval: Interval = "step",
         rows: int = 64,
         seed: int = 0,
@@ -95,12 +105,18 @@ class MMDKernelTraining(LustralModule):
                 f"num_images = {num_images}, num_reference = {num_reference}, trials = {trials}, level = {level}: they "
                 "must be at least 4, 2 and 1, and the level between 0 and 1."
             )
+        if objective not in get_args(Objective) or objective_size < 2:
+            raise ValueError(
+                f"objective is {objective!r} with objective_size {objective_size}; it may be finite or published, and "
+                "the size at least 2."
+            )
         if not group_sizes or min(group_sizes) < 2 or num_held_out < 2 * max(group_sizes):
             raise ValueError(
-                f"group_sizes are {list(group_sizes)} and num_held_out is {num_held_out}: groups have at least 2 images, "
-                "and each test takes two groups of different held-out images."
+                f"group_sizes are {list(group_sizes)} and num_held_out is {num_held_out}: groups have at least 2 images "
+                "each, and every test takes two groups of different held-out images."
             )
         self.kernel, self.num_images, self.num_held_out = kernel, num_images, num_held_out
+        self.objective, self.objective_size = objective, objective_size
         self.num_reference, self.adversarial_folder, self.mirror = num_reference, adversarial_folder, mirror
         self.group_sizes, self.trials, self.level, self.seed = list(group_sizes), trials, level, seed
         self.optimisation = Optimisation(optimizer, lr_scheduler, lr_interval)
@@ -189,8 +205,13 @@ class MMDKernelTraining(LustralModule):
         return -objective
 
     def _objective(self, clean: Tensor, adversarial: Tensor) -> Tensor:
-        x, y = self._embedded(clean, adversarial)
-        return power_objective(self.kernel.gram(x, x), self.kernel.gram(y, y), self.kernel.gram(x, y))
+        half = len(clean) // 2
+        if self.objective == "finite":  # no image beside its own adversarial version
+            clean, adversarial = clean[:half], adversarial[half : 2 * half]
+        k = grams(self.kernel, *self._embedded(clean, adversarial))
+        return (
+            power_objective(*k) if self.objective == "published" else finite_power(*k, self.objective_size, self.level)
+        )
 
     def _embedded(self, clean: Tensor, adversarial: Tensor) -> tuple[Embedded, Embedded]:
         # Together, so that batch statistics of a deep kernel do not tell the two apart.
@@ -198,10 +219,11 @@ class MMDKernelTraining(LustralModule):
         n = len(clean)
         return {name: v[:n] for name, v in both.items()}, {name: v[n:] for name, v in both.items()}
 
-    def on_train_epoch_end(self) -> None:
-        every = self.trainer.check_val_every_n_epoch
-        if every and (self.current_epoch + 1) % every == 0:
-            self.log("val/objective", self._held_out_objective(), sync_dist=True, prog_bar=True)
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Held-out images are in memory; the loop only says when they are looked at (``trainer.limit_val_batches``)."""
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val/objective", self._held_out_objective(), sync_dist=True, prog_bar=True)
 
     def on_train_end(self) -> None:
         if self.trainer.global_step == 0 or not self.trainer.is_global_zero:
@@ -212,6 +234,8 @@ class MMDKernelTraining(LustralModule):
             "kernel": type(self.kernel).__name__,
             "attack": describe(self.victims.attack),
             "threat": describe(self.victims.threat),
+            "objective": self.objective,
+            "objective_size": self.objective_size,
             "num_images": self.num_images,
             "num_held_out": self.num_held_out,
             "level": self.level,
