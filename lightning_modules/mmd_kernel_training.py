@@ -112,8 +112,8 @@ class MMDKernelTraining(LustralModule):
             )
         if not group_sizes or min(group_sizes) < 2 or num_held_out < 2 * max(group_sizes):
             raise ValueError(
-                f"group_sizes are {list(group_sizes)} and num_held_out is {num_held_out}: groups have at least 2 images "
-                "each, and every test takes two groups of different held-out images."
+                f"group_sizes are {list(group_sizes)} and num_held_out is {num_held_out}: groups have at least two "
+                "images, and every test takes two groups of different held-out images."
             )
         self.kernel, self.num_images, self.num_held_out = kernel, num_images, num_held_out
         self.objective, self.objective_size = objective, objective_size
