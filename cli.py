@@ -220,7 +220,7 @@ def main(args: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {surprising(error)}", file=sys.stderr)
         return 1
-    return SUSPECT_EXIT_CODE if card is not None and card["audit"]["failed_samples"] else 0
+    return SUSPECT_EXIT_CODE if card is not None and card.get("audit", card)["failed_samples"] else 0
 
 
 def _run(stopping: Stopping, words: Sequence[str], typed: bool) -> dict[str, Any] | None:
