@@ -24,8 +24,8 @@ from lustral.threat import ThreatModel
 
 
 class DetectionEvaluation(Evaluation):
-    """How well detectors tell adversarial images of a bare classifier from clean ones, over budgets and group sizes, with
-    random noise of the same norm as a control. Run with ``cli.py test``. docs/detection.md.
+    """How well detectors tell adversarial images of a bare classifier from clean ones, over budgets and group sizes,
+    with random noise of the same norm as a control. Run with ``cli.py test``. docs/detection.md.
 
     The attack knows nothing of the detectors: what is measured is whether they see it, not whether they resist it.
 
@@ -38,7 +38,8 @@ class DetectionEvaluation(Evaluation):
         budgets: further budgets.
         group_sizes: n; sizes of more than half of the tested images are left out, and the card says so.
         trials: tests, and groups, for each n; at least 40.
-        num_reference: images of the reference of detectors that have none: the first validation images, at most so many.
+        num_reference: images of the reference of detectors that have none: the first validation images, at most so
+            many.
         seed: of all noise; a run with another seed is another evaluation.
         rows: R, the number of rows of every network call.
 
@@ -67,8 +68,8 @@ class DetectionEvaluation(Evaluation):
         single, groups = dict(detectors or {}), dict(group_detectors or {})
         if (not single and not groups) or single.keys() & groups.keys():
             raise ValueError(
-                f"detectors are {sorted(single)} and group_detectors {sorted(groups)}: give at least one, and each name "
-                "once."
+                f"detectors are {sorted(single)} and group_detectors {sorted(groups)}: give at least one, and each "
+                "name once."
             )
         if trials < 40 or num_reference < 2 or not group_sizes or min(group_sizes) < 2:
             raise ValueError(

@@ -27,10 +27,10 @@ PUBLISHED_EPS = 5e-11
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     """(..., n, m) squared Euclidean distances of the vectors ``a`` (..., n, d) and ``b`` (..., m, d).
 
-    In float64 as |a|^2 + |b|^2 - 2 a b about a common centre, so that equal vectors come out as zero up to 1e-15 of
-    their squared spread.
+    In float64 as |a|^2 + |b|^2 - 2 a b about the mean of ``a``, so that equal vectors come out as zero up to 1e-15 of
+    their squared spread. (Detectors give the reference as ``a``: of ``b``, no row's bits depend on the others.)
     """
-    centre = b.detach().mean(-2, keepdim=True)
+    centre = a.detach().mean(-2, keepdim=True)
     a, b = a - centre, b - centre
     return a.square().sum(-1)[..., :, None] + b.square().sum(-1)[..., None, :] - 2.0 * a @ b.mT
 

@@ -1,4 +1,4 @@
-"""Detection: what detectors of single images say of each image clean, attacked, and with random noise of the same norm."""
+"""Detection: what detectors say of each image clean, attacked, and with random noise of the same norm."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -166,7 +166,7 @@ class DetectionEvaluator(DefenceEvaluator):
         ]
 
     def seen(self, index: Tensor, view: str) -> NoiseStream:
-        """The noise with which detectors look at a view of images: "clean", "adversarial <budget>", "random <budget>"."""
+        """The noise with which detectors look at a view of images: "clean", "adversarial EPS" or "random EPS"."""
         return self.noise(index).fork("detection", view)
 
 

@@ -37,8 +37,8 @@ def group_section(
     "level" and "power" are shares of rejections at 5 % by each test, of groups without and with adversarial images
     against clean images of the same pool (none beside its own source); "random" the power against random noise;
     "mixed" the power of the first test by the number of adversarial images. "statistic" says how well the statistic
-    against the reference tells adversarial groups from clean ones, and "threshold" what a threshold calibrated on half of
-    the clean groups for 5 % does on the other half.
+    against the reference tells adversarial groups from clean ones, and "threshold" what a threshold calibrated on half
+    of the clean groups for 5 % does on the other half.
 
     Args:
         detector: the detector.

@@ -48,8 +48,8 @@ def detected_share(clean: Sequence[float] | np.ndarray, suspect: Sequence[float]
 
 
 def smallest_detectable(budgets: Sequence[float], areas: Sequence[float], area: float = 0.95) -> float | None:
-    """The budget below which the area falls under ``area``: between the largest measured budget whose area does, and the
-    next one, linearly; None if no area is under it, infinity if the last one is.
+    """The budget below which the area falls under ``area``: between the largest measured budget whose area does, and
+    the next one, linearly; None if no area is under it, infinity if the last one is.
 
     Args:
         budgets: ascending.
