@@ -7,9 +7,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from lustral.evaluation.detection import KIND as DETECTION
 from lustral.reporting.beside import beside, published_beside
 from lustral.reporting.curves import sweep_curve
 from lustral.reporting.data import csv_text, json_text, robustness_rows
+from lustral.reporting.detection import detection_rows, detection_tables, figures_of_runs
 from lustral.reporting.figures import accuracy_bars, budget_curve, draws_histogram
 from lustral.reporting.frontier import frontier, frontiers
 from lustral.reporting.latex import latex, latex_figures
@@ -181,5 +183,8 @@ def _many_runs(runs: Sequence[Run]) -> dict[str, tuple[Figure, str]]:
     return figures
 
 
-KINDS = {ROBUSTNESS: Kind(_robustness_tables, _robustness_figures, robustness_rows)}
+KINDS = {
+    ROBUSTNESS: Kind(_robustness_tables, _robustness_figures, robustness_rows),
+    DETECTION: Kind(detection_tables, figures_of_runs, detection_rows),
+}
 """By the kind of evaluation, in the order in which a report has them."""

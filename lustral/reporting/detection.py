@@ -7,7 +7,10 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from lustral.evaluation import Rate
+from lustral.evaluation.detection import KIND
+from lustral.reporting.runs import Run
 from lustral.reporting.style import INK, PALETTE, WIDTH, points, style
+from lustral.reporting.tables import Column, Table
 
 Card = Mapping[str, Any]
 
@@ -49,6 +52,51 @@ def show_detection(folder: Path, card: Card, figures: Sequence[str]) -> None:
             parts.append("by adversarial images " + ", ".join(f"{k}: {_rate(r)}" for k, r in entry["mixed"].items()))
         print(f"{name}, groups of {n}: {'; '.join(parts)}")
     print(f"{folder / 'card.json'}; {', '.join(figures)}")
+
+
+def detection_tables(runs: Sequence[Run]) -> list[Table]:
+    """Detectors of single images by budget, and detectors of groups by group size."""
+    single, groups = list[list[str]](), list[list[str]]()
+    for run in runs:
+        for name, found in run.card["detectors"].items():
+            for budget, views in found["by_budget"].items():
+                cells = [_rate(views[v][k]) for v in ("adversarial", "random") for k in ("auroc", "detected_at_5")]
+                single.append([run.name, name, budget, *cells])
+        for name, n, entry in _group_entries(run.card):
+            cells = [_rate(entry["statistic"]["adversarial"]["auroc"])]
+            cells += [_rate(entry[k]["permutation"]) if k in entry else "" for k in ("level", "power", "random")]
+            groups.append([run.name, name, n, *cells])
+    noted = ["Rates and areas with 95 % intervals. Random: random noise of the same norm, a control."]
+    heads = [Column("run"), Column("detector"), Column("eps")]
+    areas = [Column(label, group) for group in ("adversarial", "random") for label in ("AUROC", "detected at 5 %")]
+    sizes = [Column("run"), Column("detector"), Column("n"), Column("AUROC against the reference")]
+    tests = [Column(label, "permutation test at 5 %") for label in ("level", "power", "random")]
+    tables = [Table("detection", "Detection of single images", [*heads, *areas], single, noted)] if single else []
+    if groups:
+        tables.append(Table("group_detection", "Detection of groups", [*sizes, *tests], groups, noted))
+    return tables
+
+
+def detection_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """A dict for each run, detector and number."""
+    return [
+        {"run": run.name, "kind": KIND, "number": name, "value": value}
+        for run in runs
+        for name, value in detection_numbers(run.card).items()
+    ]
+
+
+def figures_of_runs(runs: Sequence[Run]) -> dict[str, tuple[Figure, str]]:
+    """The figures of every run, with captions, by file stem."""
+    captions = {
+        "detection": "AUROC of detectors over the budget, under attack and with random noise of the same norm",
+        "power": "Rejections at 5 % over group sizes and over the share of adversarial images",
+    }
+    return {
+        f"{stem}_{run.name.replace('/', '_')}": (figure, f"{captions[stem]} ({run.name}).")
+        for run in runs
+        for stem, figure in detection_figures(run.card).items()
+    }
 
 
 def detection_figures(card: Card) -> dict[str, Figure]:

@@ -10,6 +10,7 @@ from typing import Any
 from lustral.evaluation import Key, Rate, Record, VerdictRule, all_rules, bootstrap, read_records
 from lustral.evaluation.card import SCHEMA, verdicts
 from lustral.evaluation.dependence import dependences
+from lustral.evaluation.detection import KIND as DETECTION
 from lustral.evaluation.doubts import audited_records
 from lustral.evaluation.levels import mean
 from lustral.ratio import parse_ratio
@@ -173,7 +174,9 @@ def read_card(path: Path) -> Card:
     return card
 
 
-_OTHER_KINDS: Mapping[str, tuple[str, ...]] = {}
+_OTHER_KINDS: Mapping[str, tuple[str, ...]] = {
+    DETECTION: ("status", "n", "accuracy.clean", "detectors", "groups", "budgets", "attack.threat.norm", "data"),
+}
 """The entries, dotted, that a card of another kind must have."""
 _PARTS = {
     "status": str, "n": int, "indices": list, "verdicts": dict, "cost": dict, "audit": dict, "attack": dict,
