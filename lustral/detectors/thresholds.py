@@ -98,8 +98,7 @@ def read_threshold(path: str | Path) -> Threshold:
 def calibrated(clean: Tensor, rate: float, detector: Detector | GroupDetector, group_size: int = 1) -> Threshold:
     """The threshold above which at most a share ``rate`` of clean images (groups) lies.
 
-    It is the ceil((1 - rate) (n + 1))-th smallest of n clean statistics, so that a further exchangeable one is above it
-    with probability at most ``rate`` (the split conformal quantile).
+    It is the `conformal_quantile`.
 
     Args:
         clean: (n,) statistics of clean images (groups) that are not in the reference.
@@ -110,6 +109,22 @@ def calibrated(clean: Tensor, rate: float, detector: Detector | GroupDetector, g
     Raises:
         ValueError: if there are too few for the rate, or not all are finite.
     """
+    n = len(clean)
+    if not clean.isfinite().all():
+        raise ValueError(
+            f"{int((~clean.isfinite()).sum())} of {n} clean statistics are NaN or Inf: nothing to calibrate."
+        )
+    value = conformal_quantile(clean, rate)
+    return Threshold(value, identity(detector), group_size, reference_sha256(detector), rate, n)
+
+
+def conformal_quantile(clean: Tensor, rate: float) -> float:
+    """The ceil((1 - rate) (n + 1))-th smallest of n ``clean`` statistics (n,): a further exchangeable one is above it
+    with probability at most ``rate`` (the split conformal quantile; Vovk et al. 2005).
+
+    Raises:
+        ValueError: if there are too few for the rate.
+    """
     n, rank = len(clean), math.ceil((1.0 - rate) * (len(clean) + 1) - 1e-9)
     if not 0.0 < rate < 1.0 or not n or rank > n:
         least = math.ceil(1.0 / rate) - 1 if 0.0 < rate < 1.0 else 1
@@ -117,12 +132,7 @@ def calibrated(clean: Tensor, rate: float, detector: Detector | GroupDetector, g
             f"A false-alarm rate of {rate} cannot be calibrated on {n} clean statistics: it takes a rate between 0 and "
             f"1, and at least {least} of them."
         )
-    if not clean.isfinite().all():
-        raise ValueError(
-            f"{int((~clean.isfinite()).sum())} of {n} clean statistics are NaN or Inf: nothing to calibrate."
-        )
-    value = float(clean.double().sort().values[rank - 1])
-    return Threshold(value, identity(detector), group_size, reference_sha256(detector), rate, n)
+    return float(clean.double().sort().values[rank - 1])
 
 
 def identity(detector: Detector | GroupDetector) -> str:
