@@ -2,6 +2,7 @@
 
 from lightning_modules.classifier_training import ClassifierTraining
 from lightning_modules.denoiser_training import DenoiserTraining
+from lightning_modules.detector_calibration import DetectorCalibration
 from lightning_modules.diffusion_training import DiffusionTraining
 from lightning_modules.module import LustralModule
 from lightning_modules.robustness_evaluation import RobustnessEvaluation
@@ -10,6 +11,7 @@ from lightning_modules.score_reference import ScoreReference
 __all__ = [
     "ClassifierTraining",
     "DenoiserTraining",
+    "DetectorCalibration",
     "DiffusionTraining",
     "LustralModule",
     "RobustnessEvaluation",

@@ -7,7 +7,7 @@ from lustral.detectors.kernels import DeepKernel, GaussianKernel, Kernel, Semant
 from lustral.detectors.mmd import Estimator, mmd, power_objective
 from lustral.detectors.reference import Reference, StoredReference
 from lustral.detectors.sample_scores import PerturbationMMD, PerturbationNorm, SampleMMD
-from lustral.detectors.thresholds import Threshold, calibrated, read_threshold
+from lustral.detectors.thresholds import StoredThreshold, Threshold, calibrated, read_threshold
 from lustral.detectors.trials import TwoSampleTest, run_trials
 from lustral.detectors.two_sample import permutation_test, wild_bootstrap_test
 
@@ -25,6 +25,7 @@ __all__ = [
     "SampleMMD",
     "SemanticKernel",
     "StoredReference",
+    "StoredThreshold",
     "Threshold",
     "TwoSampleTest",
     "calibrated",
