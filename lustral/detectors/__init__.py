@@ -5,6 +5,7 @@ from lustral.detectors.group_mmd import GroupMMD
 from lustral.detectors.kernel_files import load_kernel_state, save_kernel
 from lustral.detectors.kernels import DeepKernel, GaussianKernel, Kernel, SemanticKernel
 from lustral.detectors.mmd import Estimator, mmd, power_objective
+from lustral.detectors.published import load_dad_kernel
 from lustral.detectors.reference import Reference, StoredReference
 from lustral.detectors.sample_scores import PerturbationMMD, PerturbationNorm, SampleMMD
 from lustral.detectors.thresholds import StoredThreshold, Threshold, calibrated, read_threshold
@@ -29,6 +30,7 @@ __all__ = [
     "Threshold",
     "TwoSampleTest",
     "calibrated",
+    "load_dad_kernel",
     "load_kernel_state",
     "mmd",
     "permutation_test",
