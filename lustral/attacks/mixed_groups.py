@@ -64,7 +64,7 @@ class MixedGroups(Attack):
             raise ValueError("MixedGroups attacks part of a group, and this defence judges each image by itself.")
         if self.aim == "others" and count == size:
             raise ValueError(f"share is {self.share}, which leaves no other images in groups of {size}: lower it.")
-        order = noise.fork("free").uniform((), dtype=torch.float64).view(-1, size).argsort(1, stable=True)
+        order = noise.fork("free").uniform((), dtype=torch.float64).view(-1, size).argsort(dim=1, stable=True)
         free = torch.zeros_like(order, dtype=torch.bool).scatter(1, order[:, :count], True).flatten()
         aim = {"perturbed": free, "others": ~free, "all": None}[self.aim]
         result = self.attack(engine, replace(cases, free=free, aim=aim), threat, noise.fork("mixed"))

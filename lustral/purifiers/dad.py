@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from lustral.detectors import Detector, GroupDetector, GroupMMD, StoredThreshold
+from lustral.detectors import Detector, GroupDetector, GroupMMD, SampleMMD, StoredThreshold
 from lustral.detectors.mmd import combined
 from lustral.diffusion import Context
 from lustral.noise import NoiseStream
@@ -53,9 +53,10 @@ class RoutedDenoise(Purifier):
         super().__init__()
         if route not in get_args(Route):
             raise ValueError(f"route is {route!r}; it may be {', '.join(get_args(Route))}.")
-        self.denoise, self.threshold, self.group_size = denoise, threshold, group_size
+        self.denoise, self.threshold, self.group_size = denoise.eval(), threshold, group_size
         self.route: Route = route
-        self.random = denoise.random or route == "both"
+        settled = isinstance(detector, (GroupMMD, SampleMMD))  # others, of perturbation scores, draw noise
+        self.random = route == "both" or (not settled if route == "raw" else denoise.random)
         detector.eval().requires_grad_(False)
         if isinstance(threshold, StoredThreshold):
             threshold.threshold.check(detector, group_size)
