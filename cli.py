@@ -184,6 +184,7 @@ def _quieten() -> None:
         ".*does not have many workers.*",  # the digits are in memory; real data sets set num_workers in their config
         "LightningCLI's args parameter is intended.*",
         ".*LeafSpec.* is deprecated.*",  # Lightning's own use of torch
+        "Found .* module.s. in eval mode at the start of training.*",  # frozen networks inside a trained part
         ".*Checkpoint directory .* exists and is not empty.*",  # a second training in a folder is a resumed one
     ):
         warnings.filterwarnings("ignore", message=message)
@@ -219,7 +220,7 @@ def main(args: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {surprising(error)}", file=sys.stderr)
         return 1
-    return SUSPECT_EXIT_CODE if card is not None and card["audit"]["failed_samples"] else 0
+    return SUSPECT_EXIT_CODE if card is not None and card.get("audit", card)["failed_samples"] else 0
 
 
 def _run(stopping: Stopping, words: Sequence[str], typed: bool) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.heartbeat import Heartbeat
-from lustral.evaluation import Fingerprint, Record, RecordFolder
+from lustral.evaluation import Fingerprint, KeyedRecord, RecordFolder
 
 
 class AttackRecords(Callback):
@@ -52,7 +52,7 @@ class AttackRecords(Callback):
             self._heartbeat = Heartbeat(run, self.start, rank)
             self._heartbeat.start()
 
-    def _keep(self, records: Sequence[Record], module: Any, file: Path) -> None:
+    def _keep(self, records: Sequence[KeyedRecord], module: Any, file: Path) -> None:
         """Write ``records``, and the cost of all records of this process so far, so that both survive if it is
         killed."""
         assert self.folder is not None

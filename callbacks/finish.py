@@ -12,9 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from callbacks.attack_records import AttackRecords
 from callbacks.heartbeat import Watch
 from callbacks.panels import Panels
-from lustral.evaluation import write_card
 from lustral.evaluation.records import Key, record_keys
-from lustral.reporting.terminal import show_card
 
 POLL_SECONDS = 2.0
 TELL_SECONDS = 60.0
@@ -28,7 +26,7 @@ def finish_evaluation(trainer: Trainer, module: Any, datamodule: Any, advice: st
 
     Args:
         trainer: the trainer of the test loop.
-        module: the `RobustnessEvaluation`.
+        module: the evaluation.
         datamodule: its data, for the panels.
         advice: a sentence on how to resume the run, for the error message.
 
@@ -44,16 +42,18 @@ def finish_evaluation(trainer: Trainer, module: Any, datamodule: Any, advice: st
         wait_for(folder / "records", shares, watch, advice)
     finally:
         watch.clear()
-    card = write_card(folder, module.dealing.keys)
+    card = module.write_card(folder)
+    figures = module.card_figures(folder, card)
     panels = next((c for c in callbacks if isinstance(c, Panels)), None)
-    if panels is not None:
+    if panels is not None and module.attacked:
         print("drawing panels", file=sys.stderr, flush=True)
-    figures = panels.draw(module, datamodule, folder, trainer.strategy.root_device) if panels is not None else {}
+        figures |= panels.draw(module, datamodule, folder, trainer.strategy.root_device)
     for stem, figure in figures.items():
         figure.savefig(folder / f"{stem}.png", dpi=160)
     if isinstance(trainer.logger, TensorBoardLogger):
-        _log(trainer.logger, card, figures)
-    show_card(folder, card, [f"{stem}.png" for stem in figures])
+        parameters, metrics = module.card_metrics(card)
+        _log(trainer.logger, card, parameters, metrics, figures)
+    module.show_card(folder, card, [f"{stem}.png" for stem in figures])
     return card
 
 
@@ -85,21 +85,13 @@ def wait_for(records: Path, shares: Sequence[set[Key]], watch: Watch, advice: st
             print(f"waiting for {missing} records of other processes in {records}", file=sys.stderr, flush=True)
 
 
-def _log(logger: TensorBoardLogger, card: dict[str, Any], figures: dict[str, Any]) -> None:
-    metrics = {
-        f"card/{rule}_{kind}": verdict[kind]["value"]
-        for rule, verdict in card["verdicts"].items()
-        for kind in ("clean", "robust")
-    }
-    attack, defence = card["attack"], card["defence"]
-    parameters = {
-        "purifier": defence["purifier"]["class"],
-        **{f"purifier/{k}": v for k, v in defence["purifier"].items() if isinstance(v, (bool, int, float, str))},
-        **{f"attack/{k}": v for k, v in attack.items() if isinstance(v, (bool, int, float, str))},
-        **{f"threat/{k}": str(v) for k, v in attack["threat"].items()},
-        "seed": card["seed"],
-        "status": card["status"],
-    }
+def _log(
+    logger: TensorBoardLogger,
+    card: dict[str, Any],
+    parameters: dict[str, Any],
+    metrics: dict[str, float],
+    figures: dict[str, Any],
+) -> None:
     logger.log_hyperparams(parameters, metrics)
     logger.log_metrics(metrics, step=card["n"])
     for stem, figure in figures.items():

@@ -1,4 +1,4 @@
-"""Progress of an evaluation whose single step may last an hour: what it does, robust accuracy so far, time left."""
+"""Progress of an evaluation whose single step may last an hour: what it does, accuracy so far, time left."""
 
 import sys
 import time
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -15,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from callbacks.ticker import Ticker
-from lustral.evaluation import Dealing, Expected, Key, Record, read_records, wilson
+from lustral.evaluation import Dealing, Key, KeyedRecord, read_records, wilson
 
 BAR = 24
 """Columns of a bar."""
@@ -34,7 +33,7 @@ class InnerProgress(Callback):
         if seconds <= 0:
             raise ValueError(f"seconds is {seconds}; it must be positive.")
         self.seconds = seconds
-        self._robust, self._judged = 0.0, 0
+        self._right, self._judged = 0.0, 0
         self._todo, self._done, self._share = 0, 0, 0.0
         self._alone = True
         self._task, self._step, self._num_steps, self._since = "starting", 0, 1, 0.0
@@ -47,7 +46,7 @@ class InnerProgress(Callback):
         if not hasattr(pl_module, "observe") or not trainer.is_global_zero:
             return
         self._module = pl_module
-        self._robust, self._judged, self._done, self._share = 0.0, 0, 0, 0.0
+        self._right, self._judged, self._done, self._share = 0.0, 0, 0, 0.0
         dealing: Dealing = pl_module.dealing  # type: ignore[assignment]
         self._alone = dealing.size == 1
         own = dealing.shares(trainer.world_size)[trainer.global_rank]
@@ -83,21 +82,20 @@ class InnerProgress(Callback):
     def _tell_of_earlier_records(self, run: Path, earlier: set[Key]) -> None:
         """The running accuracy of a run that goes on begins with what was judged before."""
         if earlier:
-            self._count(list(read_records(run / "records", earlier).values()))
+            self._count(list(read_records(run / "records", earlier, self._module.record_type).values()))
             self._print(f"{len(earlier)} images have a record already and are skipped")
 
-    def _count(self, records: Sequence[Record]) -> None:
-        rule = Expected(len(records[0].adversarial_logits))
-        sound = [record for record in records if not record.failed]
-        verdicts = [rule(each.adversarial_logits[:, None], torch.tensor([each.label])) for each in sound]
+    def _count(self, records: Sequence[KeyedRecord]) -> None:
         self._judged += len(records)  # first, for the ticker may look at any time: never more right than judged
-        self._robust += sum(map(float, verdicts))
+        self._right += sum(map(self._module.tally, records))
 
-    def _record(self, records: Sequence[Record], trainer: Trainer) -> None:
+    def _record(self, records: Sequence[KeyedRecord], trainer: Trainer) -> None:
         self._done, self._share = self._done + len(records), 0.0
         self._count(records)
         if trainer.logger is not None:
-            trainer.logger.log_metrics({"test/robust_so_far": self._robust / self._judged}, step=self._judged)
+            trainer.logger.log_metrics(
+                {f"test/{self._module.so_far}_so_far": self._right / self._judged}, step=self._judged
+            )
         self._observe("next images", 0, 1)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -127,7 +125,7 @@ class InnerProgress(Callback):
         self._live = None
 
     def _observe(self, task: str, step: int, num_steps: int) -> None:
-        if not self._done and task == self._module.evaluator.attack.name:
+        if not self._done and task == self._module.main_task:
             # A first guess at the time; later the images that are done tell it.
             self._share = self._module.in_work * step / num_steps
         if task != self._task:
@@ -142,34 +140,34 @@ class InnerProgress(Callback):
             self._print(self._line())
 
     def _drawn(self) -> RenderableType:
-        """A bar of the images, a bar of the task's steps, and the robust accuracy so far."""
-        images, task, robust, times = self._said()
+        """A bar of the images, a bar of the task's steps, and the accuracy so far."""
+        images, task, right, times = self._said()
         steps = ProgressBar(self._num_steps, self._step, width=BAR) if task and self._num_steps > 1 else " " * BAR
         lines = Table.grid(padding=(0, 2))
         lines.add_row(ProgressBar(self._todo, self._worked, width=BAR), Text(f"{images} · {times}"))
         lines.add_row(steps, Text(task))
-        if robust:
-            lines.add_row("", Text(robust))
+        if right:
+            lines.add_row("", Text(right))
         return lines
 
     def _line(self) -> str:
         return " · ".join(filter(None, self._said()))
 
     def _said(self) -> tuple[str, str, str, str]:
-        """Images, task, robust accuracy so far and times; "" for what there is not."""
-        now, task, robust = time.monotonic(), "", ""
+        """Images, task, accuracy so far and times; "" for what there is not."""
+        now, task, right = time.monotonic(), "", ""
         if self._task:
             steps = f" · {self._step}/{self._num_steps}" if self._num_steps > 1 else ""
             task = f"{self._task}{steps} · {_clock(now - self._since)} at it"
         if self._judged:
-            share = f"{100 * self._robust / self._judged:.1f} %"
+            share = f"{100 * self._right / self._judged:.1f} %"
             # Images that are judged together are not independent: no interval before the card's.
-            rate = str(wilson(self._robust, self._judged)) if self._alone else share
-            robust = f"robust so far {rate} (n = {self._judged})"
+            rate = str(wilson(self._right, self._judged)) if self._alone else share
+            right = f"{self._module.so_far} so far {rate} (n = {self._judged})"
         spent, worked = now - self._start, self._worked
         left = spent / worked * (self._todo - worked) if worked else 0.0
         times = f"{_clock(spent)} spent" + (f", {_clock(left)} left" if left >= 1 else "")
-        return f"{self._done}/{self._todo} images", task, robust, times
+        return f"{self._done}/{self._todo} images", task, right, times
 
     @property
     def _worked(self) -> float:

@@ -230,9 +230,13 @@ class ImageDataModule(LightningDataModule, ABC):
         _ = self.train_parts if stage in ("fit", "validate") else self.test_indices
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffled, augmented batches of the training part; an incomplete last batch is left out."""
-        positions, _ = self.train_parts
-        samples = Samples(self.train_source, positions, self.seed if self.augment else None)
+        """Shuffled, augmented batches of the training part; an incomplete last batch is left out. If the Lightning
+        module names ``train_positions``, only those images, without augmentation."""
+        module = None if self.trainer is None else self.trainer.lightning_module
+        chosen: list[int] | None = getattr(module, "train_positions", None)
+        positions = self.train_parts[0] if chosen is None else chosen
+        augments = self.augment and chosen is None
+        samples = Samples(self.train_source, positions, self.seed if augments else None)
         sampler = EpochSampler(len(samples), self.seed, *self._process())
         # Batch statistics fail on a last batch of one image; but if the only batch is short, it is kept.
         return self._loader(samples, sampler, drop_last=len(sampler) > self.batch_size)

@@ -2,8 +2,11 @@
 
 from lightning_modules.classifier_training import ClassifierTraining
 from lightning_modules.denoiser_training import DenoiserTraining
+from lightning_modules.detection_evaluation import DetectionEvaluation
 from lightning_modules.detector_calibration import DetectorCalibration
 from lightning_modules.diffusion_training import DiffusionTraining
+from lightning_modules.evaluation import Evaluation
+from lightning_modules.mmd_kernel_training import MMDKernelTraining
 from lightning_modules.module import LustralModule
 from lightning_modules.robustness_evaluation import RobustnessEvaluation
 from lightning_modules.score_reference import ScoreReference
@@ -11,9 +14,12 @@ from lightning_modules.score_reference import ScoreReference
 __all__ = [
     "ClassifierTraining",
     "DenoiserTraining",
+    "DetectionEvaluation",
     "DetectorCalibration",
     "DiffusionTraining",
+    "Evaluation",
     "LustralModule",
+    "MMDKernelTraining",
     "RobustnessEvaluation",
     "ScoreReference",
 ]

@@ -4,7 +4,7 @@ from lustral.detectors.base import Detector, GroupDetector
 from lustral.detectors.group_mmd import GroupMMD
 from lustral.detectors.kernel_files import load_kernel_state, save_kernel
 from lustral.detectors.kernels import DeepKernel, GaussianKernel, Kernel, SemanticKernel
-from lustral.detectors.mmd import Estimator, mmd, power_objective
+from lustral.detectors.mmd import Estimator, finite_power, mmd, power_objective
 from lustral.detectors.published import load_dad_kernel
 from lustral.detectors.reference import Reference, StoredReference
 from lustral.detectors.sample_scores import PerturbationMMD, PerturbationNorm, SampleMMD
@@ -30,6 +30,7 @@ __all__ = [
     "Threshold",
     "TwoSampleTest",
     "calibrated",
+    "finite_power",
     "load_dad_kernel",
     "load_kernel_state",
     "mmd",

@@ -31,6 +31,10 @@ class _Referring(nn.Module, ABC):
         """Compare with these images from now on. Called before the first statistic."""
         self.reference = reference
 
+    def ready(self, device: torch.device | str) -> None:
+        """Compute now, on ``device``, what is computed once: the reference's side of a statistic, and with it the
+        bandwidths that a kernel leaves open."""
+
     def referred(self) -> Reference:
         """The reference.
 

@@ -34,6 +34,9 @@ class GroupMMD(GroupDetector):
         super().refer(reference)
         self._known = None
 
+    def ready(self, device: torch.device | str) -> None:
+        self.compared(torch.empty(0, device=device))
+
     def embed(self, x: Tensor, noise: NoiseStream) -> Embedded:
         self.compared(x)  # sets bandwidths that are open
         return self.runtime.call(self.kernel.embed, x)

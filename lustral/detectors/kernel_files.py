@@ -3,14 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from lustral.describe import arguments, describe
 from lustral.tensor_files import read_record, read_tensors, write_tensors
 
 _KEY = "lustral_kernel"
 _SCHEMA = 1
-_FROZEN = "features."
 
 
 def save_kernel(kernel: nn.Module, path: str | Path, notes: dict[str, str] | None = None) -> Path:
@@ -22,7 +21,7 @@ def save_kernel(kernel: nn.Module, path: str | Path, notes: dict[str, str] | Non
         OSError: if the file cannot be written.
     """
     record = {"schema": _SCHEMA, **_identity(kernel), "notes": notes or {}}
-    return write_tensors(path, trained_state(kernel), _KEY, record)
+    return write_tensors(path, kernel.state_dict(), _KEY, record)
 
 
 def load_kernel_state(kernel: nn.Module, path: str | Path) -> None:
@@ -49,15 +48,10 @@ def load_kernel_state(kernel: nn.Module, path: str | Path) -> None:
                 f"{path} holds a kernel with another {name}: {record.get(name)} there and {value} here; choose the "
                 "same, or train a kernel for this one."
             )
-    state, own = read_tensors(path), trained_state(kernel)
+    state, own = read_tensors(path), kernel.state_dict()
     if state.keys() != own.keys() or any(state[name].shape != tensor.shape for name, tensor in own.items()):
         raise ValueError(f"{path} does not fit {type(kernel).__name__}: it holds {sorted(state)}; train it again.")
-    kernel.load_state_dict(kernel.state_dict() | state)
-
-
-def trained_state(kernel: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a kernel without those of its frozen features."""
-    return {name: tensor for name, tensor in kernel.state_dict().items() if not name.startswith(_FROZEN)}
+    kernel.load_state_dict(state)
 
 
 def _identity(kernel: nn.Module) -> dict[str, Any]:

@@ -9,7 +9,7 @@ and where a negative one is set to zero, its gradient is lost.
 """
 
 from abc import ABC, abstractmethod
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,10 +27,10 @@ PUBLISHED_EPS = 5e-11
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     """(..., n, m) squared Euclidean distances of the vectors ``a`` (..., n, d) and ``b`` (..., m, d).
 
-    In float64 as |a|^2 + |b|^2 - 2 a b about a common centre, so that equal vectors come out as zero up to 1e-15 of
-    their squared spread.
+    In float64 as |a|^2 + |b|^2 - 2 a b about the mean of ``a``, so that equal vectors come out as zero up to 1e-15 of
+    their squared spread. (Detectors give the reference as ``a``: of ``b``, no row's bits depend on the others.)
     """
-    centre = b.detach().mean(-2, keepdim=True)
+    centre = a.detach().mean(-2, keepdim=True)
     a, b = a - centre, b - centre
     return a.square().sum(-1)[..., :, None] + b.square().sum(-1)[..., None, :] - 2.0 * a @ b.mT
 
@@ -146,6 +146,7 @@ class GaussianKernel(Kernel):
         super().__init__()
         self.bandwidth, self.features, self.weights = bandwidth, _frozen(features), weights
         self.scales = Scales({"bandwidth": bandwidth}, "log")
+        _leave_out_of_state(self, features)
         _load(self, weights)
 
     def train(self, mode: bool = True) -> "GaussianKernel":
@@ -193,6 +194,7 @@ class SemanticKernel(Kernel):
         self.eps, self.feature_bandwidth, self.pixel_bandwidth = eps, feature_bandwidth, pixel_bandwidth
         self.features, self.parametrisation, self.weights = _frozen(features), parametrisation, weights
         self.scales = _semantic_scales(eps, feature_bandwidth, pixel_bandwidth, parametrisation)
+        _leave_out_of_state(self, features)
         _load(self, weights)
 
     def train(self, mode: bool = True) -> "SemanticKernel":
@@ -280,6 +282,22 @@ def _median(distances: Tensor, same: bool, name: str) -> Tensor:
     if not median > 1e-12:
         raise ValueError(f"The median squared distance is {float(median):.3g}: give {name} a number instead of null.")
     return median
+
+
+def _leave_out_of_state(kernel: Kernel, features: nn.Module | None) -> None:
+    """Keep a frozen network out of checkpoints and weights files: it has a file of its own."""
+    names = () if features is None else tuple(f"features.{name}" for name in features.state_dict())
+
+    def drop(module: nn.Module, state: dict[str, Tensor], prefix: str, _: object) -> None:
+        for name in names:
+            state.pop(prefix + name, None)
+
+    def forgive(module: nn.Module, incompatible: Any) -> None:
+        incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if not key.endswith(names)]
+
+    if names:
+        kernel.register_state_dict_post_hook(drop)
+        kernel.register_load_state_dict_post_hook(forgive)
 
 
 def _frozen(network: nn.Module | None) -> nn.Module | None:

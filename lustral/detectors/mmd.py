@@ -67,6 +67,35 @@ def power_objective(k_xx: Tensor, k_yy: Tensor, k_xy: Tensor) -> Tensor:
     return signal / torch.sqrt(variance(k_xx, k_yy, k_xy) + _REGULARISER)
 
 
+def null_deviation(k_xx: Tensor, k_yy: Tensor, k_xy: Tensor, n: int) -> Tensor:
+    """(...) the standard deviation of `unbiased` for two samples of ``n`` out of the pool of x and y.
+
+    Under equal distributions the U-statistic is degenerate, of variance 2 E h^2 / n(n-1); h is a sum of four
+    uncorrelated terms of the centred kernel, so E h^2 = 4 E k~^2, with k~ the pool's doubly centred Gram matrix off its
+    diagonal.
+    """
+    k = torch.cat((torch.cat((k_xx, k_xy), -1), torch.cat((k_xy.mT, k_yy), -1)), -2)
+    k = k - k.mean(-1, keepdim=True) - k.mean(-2, keepdim=True) + k.mean((-2, -1), keepdim=True)
+    return torch.sqrt(8.0 * off_diagonal_mean(k.square()) / (n * (n - 1)))
+
+
+def finite_power(k_xx: Tensor, k_yy: Tensor, k_xy: Tensor, n: int, level: float = 0.05) -> Tensor:
+    """(...) (MMD^2 - z s_0) / sqrt(variance / n + s_0^2): the normal quantile of the power of a test of ``n`` against n
+    images, with s_0 the `null_deviation` at n and z that of 1 - level.
+
+    `power_objective` is its limit for large n, where the threshold z s_0, of order 1 / n, has vanished beside the
+    spread, of order 1 / sqrt(n). At the sizes of a batch it has not, and a kernel that maximises J loses power there.
+    x_i and y_i must not come from one source image, or the variance is too small.
+
+    Raises:
+        ValueError: if the samples differ in size.
+    """
+    null = null_deviation(k_xx, k_yy, k_xy, n)
+    z = torch.special.ndtri(torch.tensor(1.0 - level, dtype=k_xx.dtype, device=k_xx.device))
+    spread = torch.sqrt(variance(k_xx, k_yy, k_xy) / n + null.square() + 1e-300)
+    return (unbiased(k_xx, k_yy, k_xy) - z * null) / spread
+
+
 def pair_matrix(k_xx: Tensor, k_yy: Tensor, k_xy: Tensor) -> Tensor:
     """(..., n, n): H_ij = k(x_i, x_j) + k(y_i, y_j) - k(x_i, y_j) - k(x_j, y_i)."""
     return k_xx + k_yy - k_xy - k_xy.mT

@@ -32,6 +32,9 @@ class _Density(Detector):
         super().refer(reference)
         self._known = None
 
+    def ready(self, device: torch.device | str) -> None:
+        self._compared(torch.empty(0, device=device))
+
     def maps(self, x: Tensor, noise: NoiseStream) -> Tensor:
         """(B, C, H, W): what the kernel compares."""
         return x

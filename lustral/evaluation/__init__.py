@@ -3,21 +3,27 @@
 from lustral.defence import Defence
 from lustral.evaluation.card import make_card, write_card
 from lustral.evaluation.dealing import Dealing
+from lustral.evaluation.defence_evaluator import DefenceEvaluator
+from lustral.evaluation.detection import DetectionEvaluator, DetectionRecord
 from lustral.evaluation.evaluator import Evaluator
 from lustral.evaluation.fingerprint import Fingerprint
 from lustral.evaluation.intervals import Rate, bootstrap, compare, wilson
 from lustral.evaluation.protocol import Protocol
-from lustral.evaluation.records import Key, Record, RecordFolder, read_records
+from lustral.evaluation.records import Key, KeyedRecord, Record, RecordFolder, read_records
 from lustral.evaluation.selfcheck import self_check
 from lustral.evaluation.verdicts import Expected, Majority, MeanLogit, OneShot, VerdictRule, Worst, all_rules
 
 __all__ = [
     "Dealing",
     "Defence",
+    "DefenceEvaluator",
+    "DetectionEvaluator",
+    "DetectionRecord",
     "Evaluator",
     "Expected",
     "Fingerprint",
     "Key",
+    "KeyedRecord",
     "Majority",
     "MeanLogit",
     "OneShot",

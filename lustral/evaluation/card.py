@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from lustral.evaluation.dependence import dependences, group_section
 from lustral.evaluation.doubts import audit_records
 from lustral.evaluation.intervals import Clusters, Rate, bootstrap, wilson
 from lustral.evaluation.levels import level_means
-from lustral.evaluation.records import Key, Record, read_fingerprint, read_records
+from lustral.evaluation.records import Key, KeyedRecord, Record, read_fingerprint, read_records
 from lustral.evaluation.verdicts import VerdictRule, all_rules
 from lustral.networks.importing.reading import sha256
 from lustral.networks.weights import read_notes
@@ -167,31 +167,33 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def write_card(run: str | Path, keys: Collection[Key] | None = None) -> dict[str, Any]:
+def write_card(
+    run: str | Path,
+    keys: Collection[Key] | None = None,
+    make: Callable[..., dict[str, Any]] = make_card,
+    kind: type[KeyedRecord] = Record,
+) -> dict[str, Any]:
     """Make ``run/card.json`` from ``run/records``, ``run/cost`` and ``run/provenance``, and return the card.
 
     Args:
         run: the run folder.
         keys: (replicate, index) of the records that go into the card; the folder may hold more. None takes all.
+        make: takes what `make_card` does, for evaluations of another kind.
+        kind: the class of the records.
 
     Raises:
         ValueError: if a record of ``keys`` is missing, or a file is damaged.
     """
     run = Path(run)
     fingerprint = read_fingerprint(run / "records")
-    records = read_records(run / "records", keys)
+    records = read_records(run / "records", keys, kind)
     if keys is not None and len(records) < len(set(keys)):
         raise ValueError(f"{run / 'records'} lacks {len(set(keys)) - len(records)} of the records asked for.")
     costs = [_read(path) for path in sorted((run / "cost").glob("*.json"))]
     starts = [_read(path) for path in sorted((run / "provenance").glob("test-*.json"))]
     # Leave out starts of another evaluation in this folder; files of older versions lack the fingerprint, and are kept.
     starts = [start for start in starts if start.get("fingerprint") in (None, fingerprint["sha256"])]
-    card = make_card(
-        list(records.values()),
-        fingerprint,
-        costs,
-        _provenance(starts),
-    )
+    card = make(list(records.values()), fingerprint, costs, _provenance(starts))
     partial = run / f".card.{os.getpid()}"
     partial.write_text(json.dumps(card, indent=1) + "\n")
     partial.replace(run / "card.json")

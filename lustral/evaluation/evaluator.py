@@ -1,17 +1,15 @@
 """The evaluator: attacks and judges images, and makes a record of each."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lustral.attacks import Attack, Cases, CrossEntropy, Engine, gradient_attacks
+from lustral.attacks import Attack, Cases, Engine, gradient_attacks
 from lustral.defence import Defence
 from lustral.describe import describe
-from lustral.diffusion import Denoiser
 from lustral.evaluation.audit import Audited, audit_cases
-from lustral.evaluation.cost import Cost, LiveBytes
+from lustral.evaluation.defence_evaluator import DefenceEvaluator
 from lustral.evaluation.levels import FOLLOWED, level_statistics
 from lustral.evaluation.probes import Plan, make_plan
 from lustral.evaluation.protocol import Protocol
@@ -20,7 +18,7 @@ from lustral.noise import NoiseStream
 from lustral.threat import ThreatModel
 
 
-class Evaluator:
+class Evaluator(DefenceEvaluator):
     """Runs one attack against one defence under one protocol.
 
     Attack, selection, audit, and the verdicts on clean and adversarial images use separate noise streams. An image's
@@ -53,20 +51,14 @@ class Evaluator:
         observe: Callable[[str, int, int], None] | None = None,
         graph_budget: float = 0.0,
     ) -> None:
-        if protocol.replicates > 1 and defence.group_size == 1:
-            raise ValueError(
-                f"protocol.replicates is {protocol.replicates}, but this defence judges every image alone, in "
-                "the only partition into groups of one: set it to 1 (protocol.verdict_draws are more draws)."
-            )
-        # The defence is not trained here: parameters need no gradient, and layers must not use batch statistics.
-        defence.eval().requires_grad_(False)
-        self.defence, self.attack, self.threat, self.protocol = defence, attack, threat, protocol
-        self.seed, self.rows = seed, rows
-        self.engine = Engine(defence, rows, observe, graph_budget)
-        defence.runtime = self.engine.runtime
+        super().__init__(defence, protocol, seed, rows, observe, graph_budget)
+        self.attack, self.threat = attack, threat
         for source in self.sources():
             source.defence.eval().requires_grad_(False)  # type: ignore[attr-defined]
-        self.cost = Cost(self.engine.runtime)
+
+    @property
+    def adversary(self) -> Attack:
+        return self.attack
 
     def sources(self) -> list[Engine]:
         """The engines that the attack takes gradients from, each once: of the defence, or of its surrogates."""
@@ -79,7 +71,7 @@ class Evaluator:
         protocol = describe(self.protocol)
         del protocol["replicates"]
         return {
-            "defence": self._describe_defence(),
+            "defence": self.describe_defence(),
             "attack": {**describe(self.attack), "target": self.attack.target},
             "threat": describe(self.threat),
             "protocol": protocol,
@@ -113,10 +105,8 @@ class Evaluator:
         self.threat.check(tuple(cases.images.shape[1:]))
         noise = self.noise(cases.index, replicate)
         device = cases.images.device
-        if device.type == "cpu" and self.cost.peak_memory == 0:
-            self.engine.observe("peak memory", 0, 1)
-            self._measure_memory(cases, noise)
-        networks = self._networks()
+        self.look_at_memory(cases, noise)
+        networks = self.networks()
         # A deterministic defence is queried once for all verdict draws.
         draws = len(cases) * (self.protocol.verdict_draws if self.defence.random else 1)
         with self.cost.measured(len(cases), networks, device):
@@ -165,19 +155,9 @@ class Evaluator:
             for i in range(len(cases))
         ]
 
-    def noise(self, index: Tensor, replicate: int = 0) -> NoiseStream:
-        """The run's noise stream of the images at ``index`` (B,) in a replicate."""
-        stream = NoiseStream(self.seed, index)
-        return stream.fork(f"replicate {replicate}") if replicate else stream
-
     def _describe_audit(self) -> dict[str, Any]:
         plan = self.plan()
         return plan.described() if self.protocol.audit_images else {"reach": plan.reach}
-
-    def _describe_defence(self) -> dict[str, Any]:
-        described = describe(self.defence)
-        described["purifier"] |= self.defence.purifier.derived()
-        return described
 
     def _verdict(self, images: Tensor, noise: NoiseStream, kind: str) -> tuple[Tensor, dict[str, Tensor]]:
         stream, task = noise.fork("verdict", kind), f"verdict on {kind} images"
@@ -187,25 +167,3 @@ class Evaluator:
     def _followed(self) -> list[str]:
         """The trace entries of the verdict draws that records keep, if the purifier offers them."""
         return [name for name in FOLLOWED if name in self.defence.purifier.offers]
-
-    def _networks(self) -> Sequence[tuple[str, nn.Module]]:
-        """The networks whose calls are counted: the defence's, and those of the attack's surrogates."""
-        others = [source.defence.purifier for source in self.sources()]  # type: ignore[attr-defined]
-        purifiers = [self.defence.purifier, *others]
-        # The network inside a denoiser, if it has one: noise and score may call it without the denoiser's `forward`.
-        denoisers = [getattr(m, "network", m) for p in purifiers for m in p.modules() if isinstance(m, Denoiser)]
-        once = {id(network): network for network in denoisers}.values()
-        return [("classifier", self.defence.classifier), *(("denoiser", network) for network in once)]
-
-    def _measure_memory(self, cases: Cases, noise: NoiseStream) -> None:
-        """Measure the peak of live bytes in one full network call with its gradient, and in one without."""
-        size = self.defence.group_size
-        rows = torch.arange(min(max(self.rows // size, 1) * size, len(cases)))
-        few = cases.select(rows)
-        with LiveBytes() as live:
-            mode = self.defence.purifier.gradient_modes[0]  # "exact", or what a method without it offers
-            self.engine.answer(few.images, few.labels, noise.select(rows).fork("memory"), CrossEntropy(), gradient=mode)
-        self.cost.peak_memory = live.peak
-        with LiveBytes() as live:
-            self.engine.logits(few.images, noise.select(rows).fork("memory"))
-        self.cost.defence_peak_memory = live.peak

@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -37,9 +37,59 @@ _SHARD = re.compile(r"rank\d+-([0-9a-f]+)-[0-9a-f]+\.jsonl$")
 _CHECKSUM_BYTES = len(', "crc32": "00000000"}')
 
 
+Kind = TypeVar("Kind", bound="KeyedRecord")
+
+
+class KeyedRecord:
+    """What is stored of one sample by an evaluation of any kind; subclasses are dataclasses of plain data and tensors.
+
+    Attributes:
+        index: position in the full data set split.
+        replicate: the number of the partition into groups; 0 where images are judged alone.
+        group: the index of the first image of its group, which together with ``replicate`` identifies the group; None
+            where images are judged alone.
+    """
+
+    index: int
+    replicate: int
+    group: int | None
+
+    @property
+    def key(self) -> Key:
+        return self.replicate, self.index
+
+    @property
+    def unit(self) -> Key:
+        """(replicate, index of the group's first image): equal for exactly those images that were judged together."""
+        return self.replicate, self.index if self.group is None else self.group
+
+    def to_json(self) -> str:
+        """The record as one line with its checksum. The key comes first, so that it can be read without decoding the
+        rest. "replicate" is written unless it is 0, "group" unless it is None."""
+        values = {k: _pack(v) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        replicate, group = values.pop("replicate"), values.pop("group")
+        values = {
+            "index": values.pop("index"),
+            **({"replicate": replicate} if replicate else {}),
+            **({} if group is None else {"group": group}),
+            **values,
+        }
+        text = json.dumps(values)[:-1]
+        return f'{text}, "crc32": "{zlib.crc32(text.encode()):08x}"}}'
+
+    @classmethod
+    def from_json(cls: type[Kind], line: str | bytes) -> Kind:
+        values: dict[str, Any] = {
+            name: _unpack(value) if isinstance(value, dict) and "float32" in value else value
+            for name, value in json.loads(line).items()
+            if name != "crc32"
+        }
+        return cls(**values)
+
+
 @dataclass(frozen=True)
-class Record:
-    """All that is stored of one sample.
+class Record(KeyedRecord):
+    """All that is stored of one sample that was attacked.
 
     Attributes:
         index: position in the full data set split.
@@ -72,38 +122,6 @@ class Record:
     audit_steps: dict[str, list[float]] = field(default_factory=dict)
     replicate: int = 0
     group: int | None = None
-
-    @property
-    def key(self) -> Key:
-        return self.replicate, self.index
-
-    @property
-    def unit(self) -> Key:
-        """(replicate, index of the group's first image): equal for exactly those images that were judged together."""
-        return self.replicate, self.index if self.group is None else self.group
-
-    def to_json(self) -> str:
-        """The record as one line with its checksum. The key comes first, so that it can be read without decoding the
-        rest. "replicate" is written unless it is 0, "group" unless it is None."""
-        values = {k: _pack(v) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
-        replicate, group = values.pop("replicate"), values.pop("group")
-        values = {
-            "index": values.pop("index"),
-            **({"replicate": replicate} if replicate else {}),
-            **({} if group is None else {"group": group}),
-            **values,
-        }
-        text = json.dumps(values)[:-1]
-        return f'{text}, "crc32": "{zlib.crc32(text.encode()):08x}"}}'
-
-    @classmethod
-    def from_json(cls, line: str | bytes) -> "Record":
-        values: dict[str, Any] = {
-            name: _unpack(value) if isinstance(value, dict) and "float32" in value else value
-            for name, value in json.loads(line).items()
-            if name != "crc32"
-        }
-        return cls(**values)
 
 
 def _pack(tensor: Tensor) -> dict[str, Any]:
@@ -173,7 +191,7 @@ class RecordFolder:
                 "folder with --trainer.default_root_dir."
             ) from error
 
-    def append(self, records: Sequence[Record]) -> None:
+    def append(self, records: Sequence[KeyedRecord]) -> None:
         """Append records to this process's shard and flush it to the operating system, so that they survive if the
         process is killed.
 
@@ -193,7 +211,7 @@ class RecordFolder:
             ) from error
 
     def read(self) -> dict[Key, Record]:
-        """All records by key, of every process and start (see `read_records`)."""
+        """All records by key, of every process and start (see `read_records`), in a folder of attacked samples."""
         return read_records(self.folder)
 
     def keys(self) -> set[Key]:
@@ -206,7 +224,11 @@ class RecordFolder:
             self._shard = None
 
 
-def read_records(folder: str | Path, keys: Collection[Key] | None = None) -> dict[Key, Record]:
+def read_records(
+    folder: str | Path,
+    keys: Collection[Key] | None = None,
+    kind: type[Kind] = Record,  # type: ignore[assignment]
+) -> dict[Key, Kind]:
     """The records of a folder by key, in ascending order.
 
     If a key has several records, the first is taken for an image that is judged alone (they are equal), and the last
@@ -215,17 +237,18 @@ def read_records(folder: str | Path, keys: Collection[Key] | None = None) -> dic
     Args:
         folder: the folder.
         keys: the keys to read, as far as they have a record; other lines are not decoded. None: all.
+        kind: the class of the records, by the kind of evaluation that wrote them.
 
     Raises:
         ValueError: if a line is damaged; the message names file and line.
     """
     wanted = None if keys is None else set(keys)
-    records: dict[Key, Record] = {}
+    records: dict[Key, Kind] = {}
     for key, line, where in _lines(Path(folder)):
         known = records.get(key)
         if (wanted is None or key in wanted) and (known is None or known.group is not None):
             try:
-                records[key] = Record.from_json(line)
+                records[key] = kind.from_json(line)
             except (ValueError, KeyError, TypeError) as error:  # a damaged line of an older version, without a checksum
                 raise _damaged(where) from error
     return dict(sorted(records.items()))

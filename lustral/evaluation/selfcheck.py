@@ -31,8 +31,9 @@ PURIFIED, LOGITS, GRADIENT = "purified pixels", "logits", "gradients"
 _VARIANTS = 12  # number of queries with other noise
 
 
-def self_check(engine: Engine, attack: Attack, cases: Cases, seed: int) -> list[str]:
-    """Query a few ``cases`` (at least one) as the evaluation will, in several orders, and compare the answers.
+def self_check(engine: Engine, attack: Attack | None, cases: Cases, seed: int) -> list[str]:
+    """Query a few ``cases`` (at least one) as the evaluation will, in several orders, and compare the answers; without
+    an attack, no gradient is asked for.
 
     Returns:
         Remarks: sentences on oddities that make no number wrong.
@@ -42,7 +43,7 @@ def self_check(engine: Engine, attack: Attack, cases: Cases, seed: int) -> list[
     """
     cases = _few(cases, engine.group_size)
     noise = NoiseStream(seed, cases.index).fork("check")
-    looks = _gradients(engine, attack)
+    looks = [] if attack is None else _gradients(engine, attack)
     sources = {id(look.engine.defence): look.engine for look in (_Look(engine), *looks)}
     remarks: list[str] = []
     for source in sources.values():

@@ -1,22 +1,26 @@
 """From run folders to a report: as text, or as a folder of texts and figures."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
+from lustral.evaluation.detection import KIND as DETECTION
 from lustral.reporting.beside import beside, published_beside
 from lustral.reporting.curves import sweep_curve
-from lustral.reporting.data import csv_text, json_text
+from lustral.reporting.data import csv_text, json_text, robustness_rows
+from lustral.reporting.detection import detection_rows, detection_tables, figures_of_runs
 from lustral.reporting.figures import accuracy_bars, budget_curve, draws_histogram
 from lustral.reporting.frontier import frontier, frontiers
 from lustral.reporting.latex import latex, latex_figures
 from lustral.reporting.levels import level_histogram, levels_of, score_curve
 from lustral.reporting.markdown import markdown, markdown_figures
-from lustral.reporting.runs import Run, load_runs
+from lustral.reporting.runs import ROBUSTNESS, Run, load_runs, of_kind
 from lustral.reporting.style import save
 from lustral.reporting.sweeps import find_sweeps
-from lustral.reporting.tables import all_tables
+from lustral.reporting.tables import Table, all_tables
 
 FORMATS = ("markdown", "latex", "csv", "json")
 
@@ -71,17 +75,46 @@ def write_report(run_dirs: Sequence[str | Path], folder: str | Path) -> list[Pat
     return written
 
 
+@dataclass(frozen=True)
+class Kind:
+    """How runs of one kind of evaluation are reported.
+
+    Attributes:
+        tables: what is said of them.
+        figures: figures with captions by file stem.
+        rows: a dict for each row of the CSV file.
+    """
+
+    tables: Callable[[Sequence[Run]], list[Table]]
+    figures: Callable[[Sequence[Run]], dict[str, tuple[Figure, str]]]
+    rows: Callable[[Sequence[Run]], list[dict[str, Any]]]
+
+
 def _text(runs: Sequence[Run], format: str) -> str:
+    kinds = [(kind, own) for name, kind in KINDS.items() if (own := of_kind(runs, name))]
     if format == "csv":
-        return csv_text(runs)
+        return csv_text([row for kind, own in kinds for row in kind.rows(own)])
     if format == "json":
         return json_text(runs)
-    published = beside(published_beside(runs))
-    return (latex if format == "latex" else markdown)([*all_tables(runs), *([published] if published.rows else [])])
+    tables = [table for kind, own in kinds for table in kind.tables(own)]
+    return (latex if format == "latex" else markdown)(tables)
 
 
 def all_figures(runs: Sequence[Run]) -> dict[str, tuple[Figure, str]]:
     """Figures with captions by file stem; those that need records are left out for runs without."""
+    figures: dict[str, tuple[Figure, str]] = {}
+    for name, kind in KINDS.items():
+        if own := of_kind(runs, name):
+            figures |= kind.figures(own)
+    return figures
+
+
+def _robustness_tables(runs: Sequence[Run]) -> list[Table]:
+    published = beside(published_beside(runs))
+    return [*all_tables(runs), *([published] if published.rows else [])]
+
+
+def _robustness_figures(runs: Sequence[Run]) -> dict[str, tuple[Figure, str]]:
     figures = {
         "accuracy": (
             accuracy_bars({run.name: run.card for run in runs}),
@@ -148,3 +181,10 @@ def _many_runs(runs: Sequence[Run]) -> dict[str, tuple[Figure, str]]:
             "written beside each; hollow: suspect.",
         )
     return figures
+
+
+KINDS = {
+    ROBUSTNESS: Kind(_robustness_tables, _robustness_figures, robustness_rows),
+    DETECTION: Kind(detection_tables, figures_of_runs, detection_rows),
+}
+"""By the kind of evaluation, in the order in which a report has them."""

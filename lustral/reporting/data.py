@@ -1,9 +1,9 @@
-"""Cards as data for other programs: CSV with one row per run and verdict rule, or JSON."""
+"""Cards as data for other programs: CSV, for robustness with one row per run and verdict rule, or JSON."""
 
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lustral.ratio import parse_ratio
@@ -11,14 +11,18 @@ from lustral.reporting.runs import Run
 from lustral.reporting.words import attack_in_short, classifier_in_short, data_in_short, defence_in_short
 
 
-def csv_text(runs: Sequence[Run]) -> str:
-    """CSV with a header and one row per run and rule: measured numbers only, rates in [0, 1] at full precision."""
-    rows = [_row(run, rule) for run in runs for rule in run.card["verdicts"]]
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """CSV with a header and a line for each of ``rows``; what a row does not have is left empty."""
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(stream, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return stream.getvalue()
+
+
+def robustness_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """A row per run and rule: measured numbers only, rates in [0, 1] at full precision."""
+    return [_row(run, rule) for run in runs for rule in run.card["verdicts"]]
 
 
 def json_text(runs: Sequence[Run]) -> str:

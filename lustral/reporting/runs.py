@@ -1,7 +1,7 @@
 """Finished runs on disk: their cards, and their records for what a card does not contain."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,11 +10,15 @@ from typing import Any
 from lustral.evaluation import Key, Rate, Record, VerdictRule, all_rules, bootstrap, read_records
 from lustral.evaluation.card import SCHEMA, verdicts
 from lustral.evaluation.dependence import dependences
+from lustral.evaluation.detection import KIND as DETECTION
 from lustral.evaluation.doubts import audited_records
 from lustral.evaluation.levels import mean
 from lustral.ratio import parse_ratio
 
 Card = dict[str, Any]
+
+ROBUSTNESS = "robustness"
+"""The kind of an evaluation under attack, whose card does not name it."""
 
 _HOW_TO = "run `python cli.py test -c configs/eval/<recipe>.yaml` first"
 
@@ -32,6 +36,11 @@ class Run:
     name: str
     folder: Path
     card: Card
+
+    @property
+    def kind(self) -> str:
+        """What was evaluated: `ROBUSTNESS`, or what the card calls it."""
+        return kind_of(self.card)
 
     @property
     def recipe(self) -> str:
@@ -104,6 +113,16 @@ class Run:
         return next(rule for rule in all_rules(self.num_draws) if rule.name == name)
 
 
+def kind_of(card: Card) -> str:
+    """The kind of evaluation that a card is of."""
+    return card.get("kind", ROBUSTNESS)
+
+
+def of_kind(runs: Sequence[Run], kind: str) -> list[Run]:
+    """Those of the runs that are evaluations of one kind."""
+    return [run for run in runs if run.kind == kind]
+
+
 def aimed_rule(card: Card) -> str:
     """The verdict rule that the attack aimed at."""
     return next(name for name, entry in card["verdicts"].items() if entry["aimed_at"])
@@ -155,6 +174,10 @@ def read_card(path: Path) -> Card:
     return card
 
 
+_OTHER_KINDS: Mapping[str, tuple[str, ...]] = {
+    DETECTION: ("status", "n", "accuracy.clean", "detectors", "groups", "budgets", "attack.threat.norm", "data"),
+}
+"""The entries, dotted, that a card of another kind must have."""
 _PARTS = {
     "status": str, "n": int, "indices": list, "verdicts": dict, "cost": dict, "audit": dict, "attack": dict,
     "defence": dict, "protocol": dict, "data": dict, "fingerprint": str,
@@ -163,6 +186,10 @@ _PARTS = {
 
 def _lacking(card: Card) -> str:
     """The entries that a damaged card lacks or has in another form, in words; "" if there are none."""
+    if kind_of(card) != ROBUSTNESS:
+        if kind_of(card) not in _OTHER_KINDS:
+            return f"a kind of evaluation that is known here, {', '.join((ROBUSTNESS, *_OTHER_KINDS))}"
+        return next((path for path in _OTHER_KINDS[kind_of(card)] if _at(card, path) is None), "")
     for name, kind in _PARTS.items():
         if not isinstance(card.get(name), kind):
             return name
@@ -174,13 +201,19 @@ def _lacking(card: Card) -> str:
     wanted += ["defence.purifier.class", "defence.classifier.class"]
     wanted += ["protocol.verdict_draws", *(f"verdicts.{rule}.draws" for rule in card["verdicts"])]
     for path in wanted:
-        value: Any = card
-        for key in path.split("."):
-            value = value.get(key) if isinstance(value, dict) else None
+        value = _at(card, path)
         if value is None or (path in numbers and not isinstance(value, (int, float))):
             return path
     aimed = [rule for rule, entry in card["verdicts"].items() if entry.get("aimed_at")]
     return "" if len(aimed) == 1 else "the rule that the attack aimed at"
+
+
+def _at(card: Card, path: str) -> Any:
+    """The entry at a dotted path; None where there is none."""
+    value: Any = card
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
 
 
 _RATE = ("value", "low", "high")

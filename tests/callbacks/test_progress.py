@@ -16,7 +16,7 @@ from callbacks import InnerProgress
 
 def _progress(seconds: float = 30.0) -> Any:
     progress: Any = InnerProgress(seconds)
-    progress._module = SimpleNamespace(in_work=4, evaluator=SimpleNamespace(attack=SimpleNamespace(name="PGD")))
+    progress._module = SimpleNamespace(in_work=4, main_task="PGD", so_far="robust")
     progress._todo, progress._start = 8, time.monotonic()
     progress._observe("PGD", 1, 2)
     return progress
@@ -78,7 +78,7 @@ def test_a_terminal_shows_bars_and_in_the_end_a_line() -> None:
         above, _, below = terminal().partition("a warning")
         assert "0/8 images" not in above
         assert "0/8 images" in below
-        progress._done, progress._judged, progress._robust = 4, 4, 2.0
+        progress._done, progress._judged, progress._right = 4, 4, 2.0
         progress._tick()
         drawn = terminal()
         assert "4/8 images" in drawn
