@@ -58,6 +58,10 @@ def _trainer(folder: Path, epochs: int, *callbacks: Any) -> Trainer:
     )
 
 
+def _keep(folder: Path) -> ModelCheckpoint:
+    return ModelCheckpoint(folder / "part", filename="last")
+
+
 @pytest.mark.parametrize("estimator", ["biased", "unbiased"])
 def test_the_loss_is_its_equation(estimator: Any) -> None:
     denoiser, classifier, kernel = DUNet(4, 1, (2, 2), (1, 1)).eval(), ToyClassifier(), GaussianKernel(3.0)
@@ -79,13 +83,12 @@ def test_a_training_that_was_interrupted_ends_with_the_same_bits(
     weights = digit_weights["classifier"]
     whole = _module(weights)
     _trainer(tmp_path / "whole", 3).fit(whole, _data())
-    keep = ModelCheckpoint(tmp_path / "part", filename="last")
-    _trainer(tmp_path / "part", 1, keep).fit(_module(weights), _data())
+    _trainer(tmp_path / "part", 1, _keep(tmp_path)).fit(_module(weights), _data())
     made = (tmp_path / "part" / "adversarial" / "images.npy").read_bytes()
     state = torch.load(tmp_path / "part" / "last.ckpt", weights_only=True)["state_dict"]
     assert all(name.startswith("denoiser.") for name in state), "frozen networks are in no checkpoint"
     again = _module(weights)
-    _trainer(tmp_path / "part", 3).fit(again, _data(), ckpt_path=tmp_path / "part" / "last.ckpt")
+    _trainer(tmp_path / "part", 3, _keep(tmp_path)).fit(again, _data(), ckpt_path=tmp_path / "part" / "last.ckpt")
     assert (tmp_path / "part" / "adversarial" / "images.npy").read_bytes() == made
     for name, tensor in whole.denoiser.state_dict().items():
         assert torch.equal(tensor, again.denoiser.state_dict()[name]), name
