@@ -42,4 +42,4 @@ def load_dad_kernel(features: nn.Module, file: str) -> SemanticKernel:
         if not isinstance(tensor, Tensor) or tensor.numel() != 1 or not tensor.isfinite().all():
             raise ValueError(f"{name} in {path} is no tensor of one finite number: copy or download it again.")
         numbers[_NAMES[name]] = float(tensor.double())
-    return SemanticKernel(features, **numbers)
+    return SemanticKernel(features, numbers["eps"], numbers["feature_bandwidth"], numbers["pixel_bandwidth"])

@@ -176,10 +176,9 @@ class DAD(RoutedDenoise):
         kernel, found = self.detector.kernel, []
         for first in range(0, len(own["pixels"]), self.group_size):
             some = slice(first, first + self.group_size)
-            # Copies: how sums are vectorised, and so their last bits, depends on where a slice begins in memory.
-            group, clean = ({name: rows[some].clone() for name, rows in part.items()} for part in (own, held))
+            group, clean = ({name: rows[some] for name, rows in part.items()} for part in (own, held))
             grams = kernel.gram(clean, clean), kernel.gram(group, group), kernel.gram(clean, group)
-            found.append(combined(self.detector.estimator, *grams))
+            found.append(combined(self.detector.estimator, *grams))  # type: ignore[arg-type]
         return torch.stack(found)
 
 
