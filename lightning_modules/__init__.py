@@ -3,6 +3,7 @@
 from lightning_modules.classifier_training import ClassifierTraining
 from lightning_modules.denoiser_training import DenoiserTraining
 from lightning_modules.detection_evaluation import DetectionEvaluation
+from lightning_modules.detector_calibration import DetectorCalibration
 from lightning_modules.diffusion_training import DiffusionTraining
 from lightning_modules.evaluation import Evaluation
 from lightning_modules.mmd_kernel_training import MMDKernelTraining
@@ -14,6 +15,7 @@ __all__ = [
     "ClassifierTraining",
     "DenoiserTraining",
     "DetectionEvaluation",
+    "DetectorCalibration",
     "DiffusionTraining",
     "Evaluation",
     "LustralModule",

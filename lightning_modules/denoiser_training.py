@@ -167,10 +167,10 @@ class DenoiserTraining(LustralModule):
     def _fill(self, kept: AdversarialSet, data: Any) -> None:
         todo = kept.missing()
         self.trainer.strategy.barrier()  # before anybody writes, so that all divide the same list
-        shares = list(todo[self.global_rank :: self.trainer.world_size].split(self.rows * _SHARE))
+        own = todo[self.global_rank :: self.trainer.world_size]
         if len(todo):
             rank_zero_info(f"Adversarial images of {len(todo)} positions are made: {kept.folder}")
-        for share in shares:
+        for share in own.split(self.rows * _SHARE) if len(own) else ():
             x, y = (part.to(self.device) for part in data.train_images(share.tolist()))
             kept.write(share, self._attacked(x, y, share.to(self.device)))
 

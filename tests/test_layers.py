@@ -45,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "complaints": set(),
     "diffusion": BOTTOM,
     "networks": BOTTOM | {"diffusion"},
-    "purifiers": BOTTOM | {"diffusion"},
+    "purifiers": BOTTOM | {"diffusion", "detectors"},
     "detectors": BOTTOM | {"diffusion"},
     "metrics": BOTTOM | {"diffusion", "networks"},
     "attacks": BOTTOM | {"diffusion", "networks", "purifiers", "detectors"},

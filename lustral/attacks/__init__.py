@@ -4,8 +4,11 @@ from lustral.attacks.apgd import APGD, APGDTargeted
 from lustral.attacks.base import Attack, AttackResult
 from lustral.attacks.engine import Answer, Engine
 from lustral.attacks.ensemble import Ensemble, gradient_attacks, surrogates
+from lustral.attacks.evading_pgd import LagrangianPGD, OrthogonalPGD
+from lustral.attacks.evasion import Evade, SelectiveEvasion, WithStatistic
 from lustral.attacks.fab import FAB
 from lustral.attacks.first_order import FirstOrderAttack, GradientAttack, State
+from lustral.attacks.mixed_groups import MixedGroups
 from lustral.attacks.mma import MMA, CappedTargetMargin
 from lustral.attacks.objectives import (
     CrossEntropy,
@@ -39,15 +42,20 @@ __all__ = [
     "DifferenceOfLogitsRatio",
     "Engine",
     "Ensemble",
+    "Evade",
     "FirstOrderAttack",
     "GradientAttack",
     "Judged",
+    "LagrangianPGD",
     "Margin",
     "MeanLogitCrossEntropy",
     "MeanLogitMargin",
+    "MixedGroups",
     "MoveReference",
     "Objective",
+    "OrthogonalPGD",
     "RandomDirections",
+    "SelectiveEvasion",
     "SelectiveMargin",
     "Square",
     "State",
@@ -55,6 +63,7 @@ __all__ = [
     "TargetedDifferenceOfLogitsRatio",
     "Victim",
     "WithScore",
+    "WithStatistic",
     "gradient_attacks",
     "surrogates",
 ]

@@ -5,9 +5,10 @@ from lustral.detectors.group_mmd import GroupMMD
 from lustral.detectors.kernel_files import load_kernel_state, save_kernel
 from lustral.detectors.kernels import DeepKernel, GaussianKernel, Kernel, SemanticKernel
 from lustral.detectors.mmd import Estimator, finite_power, mmd, power_objective
+from lustral.detectors.published import load_dad_kernel
 from lustral.detectors.reference import Reference, StoredReference
 from lustral.detectors.sample_scores import PerturbationMMD, PerturbationNorm, SampleMMD
-from lustral.detectors.thresholds import Threshold, calibrated, read_threshold
+from lustral.detectors.thresholds import StoredThreshold, Threshold, calibrated, read_threshold
 from lustral.detectors.trials import TwoSampleTest, run_trials
 from lustral.detectors.two_sample import permutation_test, wild_bootstrap_test
 
@@ -25,10 +26,12 @@ __all__ = [
     "SampleMMD",
     "SemanticKernel",
     "StoredReference",
+    "StoredThreshold",
     "Threshold",
     "TwoSampleTest",
     "calibrated",
     "finite_power",
+    "load_dad_kernel",
     "load_kernel_state",
     "mmd",
     "permutation_test",

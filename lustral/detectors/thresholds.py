@@ -144,3 +144,22 @@ def identity(detector: Detector | GroupDetector) -> str:
 def reference_sha256(detector: Detector | GroupDetector) -> str:
     """The hash of a detector's reference images; "" if it has none."""
     return "" if detector.reference is None else detector.reference.sha256
+
+
+class StoredThreshold:
+    """A calibrated threshold from a file (use as a ``class_path``).
+
+    Args:
+        file: written by `Threshold.write`: ``threshold.json`` of a run of ``configs/calibration``.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it is damaged or of another schema.
+    """
+
+    def __init__(self, file: str) -> None:
+        self.file, self.threshold = file, read_threshold(file)
+
+    def described(self) -> dict[str, object]:
+        """What decides results: the threshold and what it is of, not the path of the file."""
+        return asdict(self.threshold)

@@ -4,6 +4,8 @@ from lustral.diffusion import Context
 from lustral.purifiers.answers import AnswerOfInput, AnswerOfTransformed, AnswerOfUnguided, ReferenceAnswer
 from lustral.purifiers.attention import AttentionMask
 from lustral.purifiers.base import GradientMode, Purified, Purifier
+from lustral.purifiers.dad import DAD, DADPerSample
+from lustral.purifiers.denoise import Denoise
 from lustral.purifiers.diffpure import DiffPure
 from lustral.purifiers.distribution_transfer import DistributionTransfer
 from lustral.purifiers.gdmp import GDMP
@@ -24,6 +26,7 @@ from lustral.purifiers.transforms import BitDepth, GaussianBlur
 from lustral.purifiers.variant import Variant
 
 __all__ = [
+    "DAD",
     "GDMP",
     "GNSP",
     "JPEG",
@@ -35,6 +38,8 @@ __all__ = [
     "BitDepth",
     "ConstantMask",
     "Context",
+    "DADPerSample",
+    "Denoise",
     "DiffPure",
     "DistributionTransfer",
     "EntropyGuidance",

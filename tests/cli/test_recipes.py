@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from lustral.tables import Choice, read_tables
-from tests.cli.evaluations import FAST, FAST_ATTACK, evaluate, fastest
+from tests.cli.evaluations import FAST, FAST_ATTACK, evaluate, fastest, num_judged
 from tests.cli.shrunk import Shrinker, as_words, attack, purifier_of, training
 
 CONFIGS = Path("configs")
@@ -54,7 +54,7 @@ def test_evaluation_recipes_write_a_card(
     evaluate(cli, "test", tmp_path, *choice.words(), *fastest(shrinker, choice, tmp_path / "attack"))
     card = json.loads((tmp_path / "card.json").read_text())
     assert card["schema"] == 1
-    assert card["n"] == 1
+    assert card["n"] == num_judged(choice)
     assert {"one_shot", "majority", "expected", "worst"} <= card["verdicts"].keys()
     for verdict in card["verdicts"].values():
         for kind in ("clean", "robust"):
@@ -81,7 +81,7 @@ def test_a_purifier_stands_before_the_classifier_of_its_base_recipe(
     attack = {} if named is None else {"attack": CONFIGS / named[1]}
     choice = Choice(recipe, groups={"purifier": purifier, **attack})
     evaluate(cli, "predict", tmp_path, *choice.words(), *fastest(shrinker, choice, tmp_path / "attack"))
-    assert len((tmp_path / "predictions-rank0.csv").read_text().splitlines()) == 2
+    assert len((tmp_path / "predictions-rank0.csv").read_text().splitlines()) == 1 + num_judged(choice)
 
 
 @pytest.mark.parametrize("recipe", AUDITED, ids=lambda path: path.stem)
