@@ -77,7 +77,7 @@ DATA: dict[str, Callable[[Path], list[str]]] = {
     "imagenet30": _imagenet30,
     "imagenet100": _imagenet100,
     "imagenet": lambda folder: [
-        *("--data.root", str(write_imagenet(folder / "data", [f"n{number:08d}" for number in range(4)]))),
+        *("--data.root", str(write_imagenet(folder / "data", [f"n{number:08d}" for number in range(4)], n=4))),
         *("--data.image_size", str(IMAGENET_PIXELS), *SMALL_DATA),
     ],
     "streetdigits": lambda folder: SMALL_DATA,
@@ -90,16 +90,34 @@ def training(recipe: Path, folder: Path) -> list[str]:
     data = DATA[recipe.stem.partition("_")[0]](folder)
     sheet = SHEET if recipe.stem.endswith("_diffusion") else []
     denoiser = _image_denoiser(recipe, folder) if recipe.stem.endswith("_denoiser") else []
-    return [*data, *NETWORKS.get(recipe.stem, []), *sheet, *denoiser]
+    kernel = _mmd_kernel(recipe, folder) if recipe.stem.endswith("_mmd") else []
+    return [*data, *NETWORKS.get(recipe.stem, []), *sheet, *denoiser, *kernel]
+
+
+def _mmd_kernel(recipe: Path, folder: Path) -> list[str]:
+    """Small networks, eight images to train on and as many held out, and an attack of one step."""
+    given = followed(recipe)["model"]["init_args"]
+    shrinker = _with_digits(folder)
+    small = shrinker.network(given["classifier"], "model.classifier")
+    features = given["kernel"]["init_args"]["features"]["init_args"]["classifier"]
+    small |= shrinker.network(features, "model.kernel.features.classifier")
+    counts = {"num_images": 4, "num_held_out": 4, "num_reference": 2, "group_sizes": [2], "trials": 5}
+    small |= _under("model", counts) | {"model.attack.num_steps": 1, "model.attack.num_targets": 1}
+    return as_words("", small)
+
+
+def _with_digits(folder: Path) -> "Shrinker":
+    """A shrinker with a classifier of digits, and without references."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        digits = save_network(WideResNet(10, 1, channels=1, image_size=8), folder / "digits.safetensors")
+    return Shrinker(folder, {"classifier": digits}, lambda *words: 1)
 
 
 def _image_denoiser(recipe: Path, folder: Path) -> list[str]:
     """Of DAD: small networks, a kernel with numbers instead of a file, and an attack of one step."""
     given = followed(recipe)["model"]["init_args"]
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        digits = save_network(WideResNet(10, 1, channels=1, image_size=8), folder / "digits.safetensors")
-    shrinker = Shrinker(folder, {"classifier": digits}, lambda *words: 1)
+    shrinker = _with_digits(folder)
     small = {"model.denoiser.widths": [4, 4], "model.denoiser.depths": [1, 1]}
     small |= shrinker.network(given["classifier"], "model.classifier")
     small |= shrinker.kernel(given["kernel"], "model.kernel")
