@@ -64,7 +64,7 @@ class VictimSet:
         if len(todo):
             rank_zero_info(f"Adversarial images of {len(todo)} positions are made: {kept.folder}")
         self.classifier.to(module.device)
-        for share in todo[module.global_rank :: module.trainer.world_size].split(self.rows * _SHARE):
+        for share in todo[module.global_rank :: module.trainer.world_size].contiguous().split(self.rows * _SHARE):
             if len(share):
                 x, y = (part.to(module.device) for part in data.train_images(share.tolist()))
                 kept.write(share, self.attacked(x, y, share.to(module.device)))

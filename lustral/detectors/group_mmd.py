@@ -27,7 +27,8 @@ class GroupMMD(GroupDetector):
         super().__init__(reference)
         if estimator not in ("unbiased", "biased"):
             raise ValueError(f"estimator is {estimator!r}; it may be unbiased or biased.")
-        self.kernel, self.estimator = kernel.eval().requires_grad_(False), estimator
+        self.kernel = kernel.eval().requires_grad_(False)
+        self.estimator: Estimator = estimator
         self._known: tuple[Embedded, Tensor] | None = None
 
     def refer(self, reference: Reference) -> None:

@@ -192,7 +192,8 @@ class SemanticKernel(Kernel):
     ) -> None:
         super().__init__()
         self.eps, self.feature_bandwidth, self.pixel_bandwidth = eps, feature_bandwidth, pixel_bandwidth
-        self.features, self.parametrisation, self.weights = _frozen(features), parametrisation, weights
+        self.features, self.parametrisation, self.weights = features, parametrisation, weights
+        _frozen(features)
         self.scales = _semantic_scales(eps, feature_bandwidth, pixel_bandwidth, parametrisation)
         _leave_out_of_state(self, features)
         _load(self, weights)

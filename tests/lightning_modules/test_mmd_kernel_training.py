@@ -97,5 +97,5 @@ def test_random_weights_are_refused(digit_weights: dict[str, Path], tmp_path: Pa
     module = training(digit_weights["classifier"])
     module.victims.classifier.weights = None
     trainer = Trainer(accelerator="cpu", max_epochs=1, logger=False, default_root_dir=tmp_path)
-    with pytest.raises(ValueError, match="weights of classifier, kernel.features are random"):
+    with pytest.raises(ValueError, match=r"weights of classifier, kernel\.features are random"):
         trainer.fit(module, datamodule=Digits(64))
