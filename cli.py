@@ -201,6 +201,7 @@ def _quieten() -> None:
         ".*does not have many workers.*",  # the digits are in memory; real data sets set num_workers in their config
         "LightningCLI's args parameter is intended.*",
         ".*LeafSpec.* is deprecated.*",  # Lightning's own use of torch
+        "Found .* module.s. in eval mode at the start of training.*",  # frozen networks inside a trained part
         ".*Checkpoint directory .* exists and is not empty.*",  # a second training in a folder is a resumed one
     ):
         warnings.filterwarnings("ignore", message=message)

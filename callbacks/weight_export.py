@@ -5,6 +5,7 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from lustral.detectors import Kernel, save_kernel
 from lustral.networks import save_network
 
 
@@ -24,5 +25,7 @@ class WeightExport(Callback):
             return
         notes = {"step": str(trainer.global_step), "epoch": str(trainer.current_epoch)}
         notes |= {name: f"{float(value):.6g}" for name, value in trainer.callback_metrics.items() if "val/" in name}
-        path = save_network(network, Path(trainer.default_root_dir) / "weights.safetensors", notes)
+        # A kernel is not among the networks that a weights file rebuilds: its frozen features are given anew.
+        save = save_kernel if isinstance(network, Kernel) else save_network
+        path = save(network, Path(trainer.default_root_dir) / "weights.safetensors", notes)
         rank_zero_info(f"Weights: {path}")

@@ -185,20 +185,33 @@ class ImageDataModule(LightningDataModule, ABC):
         samples = Samples(self.test_source, list(positions))
         return torch.stack([samples[i][0] for i in range(len(samples))])
 
+    def train_images(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """(n, C, H, W) in [0, 1] and (n,) labels at ``positions`` (n,) of the training split, not augmented."""
+        samples = Samples(self.train_source, list(positions))
+        found = [samples[i] for i in range(len(samples))]
+        return torch.stack([image for image, _, _ in found]), torch.tensor([label for _, label, _ in found])
+
+    def train_fingerprint(self) -> dict[str, object]:
+        """The identity of the training split's images, as those of a test (see :meth:`fingerprint`)."""
+        return self._identity("train", self.train_source)
+
     def fingerprint(self) -> dict[str, object]:
         """The identity of the test data: equal for equal pixels and labels, wherever the files are.
 
         It does not depend on the subset, ``num_test``, batch size or workers. An image has the same index with all
         of these, so results on a part of the images can be joined with results on all of them.
         """
+        return self._identity(self.test_on, self.test_source)
+
+    def _identity(self, split: str, source: ImageSource) -> dict[str, object]:
         return {
             "dataset": self.name,
-            "split": self.test_on,
+            "split": split,
             "num_classes": self.num_classes,
             "channels": self.channels,
             "image_size": self.image_size,
             "pixels": dict(self.pixel_options()),
-            "content": self.test_source.digest(),
+            "content": source.digest(),
         }
 
     # What Lightning calls --------------------------------------------------------------------------------
@@ -217,9 +230,13 @@ class ImageDataModule(LightningDataModule, ABC):
         _ = self.train_parts if stage in ("fit", "validate") else self.test_indices
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffled, augmented batches of the training part; an incomplete last batch is left out."""
-        positions, _ = self.train_parts
-        samples = Samples(self.train_source, positions, self.seed if self.augment else None)
+        """Shuffled, augmented batches of the training part; an incomplete last batch is left out. If the Lightning
+        module names ``train_positions``, only those images, without augmentation."""
+        module = None if self.trainer is None else self.trainer.lightning_module
+        chosen: list[int] | None = getattr(module, "train_positions", None)
+        positions = self.train_parts[0] if chosen is None else chosen
+        augments = self.augment and chosen is None
+        samples = Samples(self.train_source, positions, self.seed if augments else None)
         sampler = EpochSampler(len(samples), self.seed, *self._process())
         # Batch statistics fail on a last batch of one image; but if the only batch is short, it is kept.
         return self._loader(samples, sampler, drop_last=len(sampler) > self.batch_size)

@@ -18,7 +18,7 @@ from lustral.describe import foreign_source
 from lustral.diffusion import Denoiser
 from lustral.environment import release_heap
 from lustral.evaluation import Dealing, DefenceEvaluator, Fingerprint, Key, KeyedRecord, Record, self_check
-from lustral.networks import Classifier
+from lustral.networks import Classifier, DUNet
 from lustral.noise import NoiseStream
 from lustral.purifiers import Purifier
 
@@ -153,7 +153,7 @@ class Evaluation(LustralModule):
         parts: dict[str, torch.nn.Module] = {"classifier": self.defence.classifier}
         for whole, purifier in self._purifiers.items():
             for name, module in purifier.named_modules():
-                if isinstance(module, (Denoiser, Classifier)):
+                if isinstance(module, (Denoiser, Classifier, DUNet)):
                     parts[f"{whole}.{name}" if name else whole] = module
         return [name for name, part in parts.items() if getattr(part, "weights", None) is None and _learns(part)]
 

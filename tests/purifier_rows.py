@@ -33,6 +33,8 @@ from lustral.purifiers import (
     BitDepth,
     Chain,
     ConstantMask,
+    DADPerSample,
+    Denoise,
     DiffPure,
     DistributionTransfer,
     EntropyGuidance,
@@ -68,6 +70,7 @@ from tests.contracts import (
     randomise,
     stored_scores,
 )
+from tests.toys.detection import SmoothNetwork, sample_mmd
 
 SHAPE = (1, 4, 4)
 
@@ -221,6 +224,10 @@ PURIFIERS: dict[str, Callable[[], Purifier]] = {
     "bit_depth_straight_through": lambda: BitDepth(3, "straight_through"),
     "bit_depth_soft": lambda: BitDepth(3, "soft"),
     "blur": GaussianBlur,
+    "denoise": lambda: Denoise(SmoothNetwork()),
+    "denoise_symmetric": lambda: Denoise(SmoothNetwork(), 0.1, "symmetric"),
+    "dad_per_sample": lambda: DADPerSample(Denoise(SmoothNetwork()), sample_mmd(), 0.01),
+    "dad_per_sample_raw": lambda: DADPerSample(Denoise(SmoothNetwork()), sample_mmd(), 0.01, "raw"),
     "noisy": NoisyPurifier,  # the suite's own toy must keep the contract that it helps to test
 }
 

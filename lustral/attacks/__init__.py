@@ -5,9 +5,13 @@ from lustral.attacks.base import Attack, AttackResult
 from lustral.attacks.disruption import ConsistencyDisruption
 from lustral.attacks.engine import Answer, Engine
 from lustral.attacks.ensemble import Ensemble, gradient_attacks, surrogates
+from lustral.attacks.evading_pgd import LagrangianPGD, OrthogonalPGD
+from lustral.attacks.evasion import Evade, SelectiveEvasion, WithStatistic
 from lustral.attacks.fab import FAB
 from lustral.attacks.first_order import FirstOrderAttack, GradientAttack, State
 from lustral.attacks.foreign import ForeignAttack
+from lustral.attacks.mixed_groups import MixedGroups
+from lustral.attacks.mma import MMA, CappedTargetMargin
 from lustral.attacks.objectives import (
     CrossEntropy,
     DifferenceOfLogitsRatio,
@@ -28,11 +32,13 @@ from lustral.attacks.victim_module import VictimModule
 __all__ = [
     "APGD",
     "FAB",
+    "MMA",
     "PGD",
     "APGDTargeted",
     "Answer",
     "Attack",
     "AttackResult",
+    "CappedTargetMargin",
     "Cases",
     "ConsistencyDisruption",
     "CrossEntropy",
@@ -40,17 +46,22 @@ __all__ = [
     "DifferenceOfLogitsRatio",
     "Engine",
     "Ensemble",
+    "Evade",
     "FirstOrderAttack",
     "ForeignAttack",
     "GradientAttack",
     "Judged",
+    "LagrangianPGD",
     "Margin",
     "MeanLogitCrossEntropy",
     "MeanLogitMargin",
+    "MixedGroups",
     "MoveAttention",
     "MoveReference",
     "Objective",
+    "OrthogonalPGD",
     "RandomDirections",
+    "SelectiveEvasion",
     "SelectiveMargin",
     "Square",
     "State",
@@ -59,6 +70,7 @@ __all__ = [
     "Victim",
     "VictimModule",
     "WithScore",
+    "WithStatistic",
     "gradient_attacks",
     "surrogates",
 ]

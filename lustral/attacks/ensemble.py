@@ -9,6 +9,7 @@ from lustral.attacks.base import Attack, AttackResult
 from lustral.attacks.engine import Engine
 from lustral.attacks.first_order import GradientAttack
 from lustral.attacks.leaderboard import MEASURES
+from lustral.attacks.mixed_groups import MixedGroups
 from lustral.attacks.selection import better, select
 from lustral.attacks.victim import Cases, whole_groups
 from lustral.noise import NoiseStream
@@ -104,7 +105,10 @@ class Ensemble(Attack):
 
 
 def gradient_attacks(attack: Attack) -> list[GradientAttack]:
-    """The attacks that follow gradients: the attack itself, or members of the ensemble at any depth."""
+    """The attacks that follow gradients: the attack itself, or members of the ensemble at any depth; of mixed groups,
+    the one that perturbs them."""
+    if isinstance(attack, MixedGroups):
+        return gradient_attacks(attack.attack)
     if isinstance(attack, Ensemble):
         return [found for member in attack.attacks for found in gradient_attacks(member)]
     return [attack] if isinstance(attack, GradientAttack) else []

@@ -26,6 +26,7 @@ _COMPACT_EVERY = 5  # steps between removals of decided cases: finding them sync
 
 
 Held = Literal["own", "clean"]
+Selection = Literal["best", "last", "last_of_each"]
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,8 @@ class FirstOrderAttack(GradientAttack):
         eot, objective, gradient, selection_draws, surrogate, context, carry: see `GradientAttack`; the objective is
             CrossEntropy if none is named.
         selection: "best" returns the iterate with the highest score on selection draws, of all restarts; "last" the
-            last iterate of the last restart, as the classic implementations do.
+            last iterate of the last restart, as the classic implementations do; "last_of_each" the best on selection
+            draws of the last iterates of all restarts, each of which is run to its end.
         finalists: iterates per image, those of highest loss, that are scored again on selection draws ("best" only).
         spread: further finalists per restart, evenly spaced over its steps, where the attack differentiates something
             other than the defence itself ("best" only).
@@ -203,7 +205,7 @@ class FirstOrderAttack(GradientAttack):
         eot: int = 1,
         objective: Objective | None = None,
         gradient: GradientMode = "exact",
-        selection: Literal["best", "last"] = "best",
+        selection: Selection = "best",
         finalists: int = 3,
         selection_draws: int = 16,
         surrogate: None | Variant | Purifier = None,
@@ -217,10 +219,11 @@ class FirstOrderAttack(GradientAttack):
                 raise ValueError(f"{name} is {value}; it must be at least 1.")
         if spread < 0:
             raise ValueError(f"spread is {spread}; it cannot be negative.")
-        if selection not in ("best", "last"):
-            raise ValueError(f"selection is {selection!r}; it may be best, last.")
+        if selection not in get_args(Selection):
+            raise ValueError(f"selection is {selection!r}; it may be {', '.join(get_args(Selection))}.")
         self.num_steps, self.restarts = num_steps, restarts
-        self.selection, self.finalists, self.spread = selection, finalists, spread
+        self.selection: Selection = selection
+        self.finalists, self.spread = finalists, spread
 
     @abstractmethod
     def start(self, x: Tensor, y: Tensor, threat: ThreatModel, noise: NoiseStream) -> State:
@@ -282,7 +285,7 @@ class FirstOrderAttack(GradientAttack):
         statistics = GradientStatistics(cases.images)
         last = cases.images
         every = {self.num_steps * (j + 1) // (self.spread + 1) for j in range(self.spread)}
-        spaced = set() if honest else every
+        spaced = set() if honest or self.selection == "last_of_each" else every
         for restart in range(self.restarts):
             rows = torch.arange(len(cases), device=cases.images.device)
             stream, some = noise.at(restart=restart), cases
@@ -292,7 +295,8 @@ class FirstOrderAttack(GradientAttack):
                 state = replace(state, given={**state.given, TARGET: targets[restart]})
             state = replace(state, query=cases.confined(state.query))
             if state.context:  # the purifier is handed a context: the answers are not those of the defence itself
-                board.may_decide, spaced = False, every
+                board.may_decide = False
+                spaced = spaced if self.selection == "last_of_each" else every
             for k in range(self.num_steps):
                 if self.selection == "best" and board.may_decide and k % _COMPACT_EVERY == 0:
                     open_rows = ~board.decided[rows]
@@ -321,7 +325,11 @@ class FirstOrderAttack(GradientAttack):
             else:
                 board.enter(rows, state.query)
                 last = cases.images.index_copy(0, rows, state.query)
-        if self.selection == "best":
+        if self.selection == "last_of_each":
+            ends = select(engine, board.entered, cases, noise.fork("selection"), self.selection_draws, self.score)
+            statistics.mark(ends.failed)
+            last = ends.images
+        elif self.selection == "best":
             last = self._best(engine, cases, board, statistics, noise.fork("selection"))
         return last, statistics.result()
 

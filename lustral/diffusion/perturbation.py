@@ -78,7 +78,19 @@ def perturbation(
     call: Callable[..., Tensor] = lambda function, *tensors: function(*tensors),
     graph_budget: float = 0.0,
 ) -> Tensor:
-    """(B,) float64 perturbation scores (norms over all pixels) of images ``x`` (B, C, H, W) in diffusion space.
+    """(B,) float64 perturbation scores: norms over all pixels of the `perturbation_map` of the same arguments."""
+    return perturbation_map(statistic, denoiser, x, noise, call, graph_budget).double().flatten(1).norm(dim=1)
+
+
+def perturbation_map(
+    statistic: PerturbationScore,
+    denoiser: Denoiser,
+    x: Tensor,
+    noise: NoiseStream,
+    call: Callable[..., Tensor] = lambda function, *tensors: function(*tensors),
+    graph_budget: float = 0.0,
+) -> Tensor:
+    """(B, C, H, W) the statistic's vector for images ``x`` (B, C, H, W) in diffusion space.
 
     Args:
         statistic: the perturbation score.
@@ -94,5 +106,4 @@ def perturbation(
         z = noise.normal(x.shape[1:], step=i, dtype=x.dtype) if statistic.random else x
         return total + call(lambda x, z: statistic.term(denoiser, i, x, z), x, z)
 
-    vector = unroll(step, statistic.num_calls, torch.zeros_like(x), {"x": x}, graph_budget)
-    return vector.double().flatten(1).norm(dim=1)
+    return unroll(step, statistic.num_calls, torch.zeros_like(x), {"x": x}, graph_budget)

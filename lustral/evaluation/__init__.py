@@ -6,6 +6,7 @@ from lustral.evaluation.corrupted import CorruptionEvaluator, CorruptionRecord, 
 from lustral.evaluation.corruption_card import make_corruption_card
 from lustral.evaluation.dealing import Dealing
 from lustral.evaluation.defence_evaluator import DefenceEvaluator
+from lustral.evaluation.detection import DetectionEvaluator, DetectionRecord
 from lustral.evaluation.evaluator import Evaluator
 from lustral.evaluation.fingerprint import Fingerprint
 from lustral.evaluation.intervals import Rate, bootstrap, compare, wilson
@@ -20,6 +21,8 @@ __all__ = [
     "Dealing",
     "Defence",
     "DefenceEvaluator",
+    "DetectionEvaluator",
+    "DetectionRecord",
     "Evaluator",
     "Expected",
     "Fingerprint",

@@ -13,6 +13,7 @@ from lustral.describe import describe
 from lustral.diffusion import Denoiser
 from lustral.evaluation.cost import Cost, LiveBytes
 from lustral.evaluation.protocol import Protocol
+from lustral.networks import DUNet, Penultimate
 from lustral.noise import NoiseStream
 
 
@@ -83,9 +84,10 @@ class DefenceEvaluator(ABC):
         others = [source.defence.purifier for source in self.sources()]  # type: ignore[attr-defined]
         purifiers = [self.defence.purifier, *others]
         # The network inside a denoiser, if it has one: noise and score may call it without the denoiser's `forward`.
-        denoisers = [getattr(m, "network", m) for p in purifiers for m in p.modules() if isinstance(m, Denoiser)]
-        once = {id(network): network for network in denoisers}.values()
-        return [("classifier", self.defence.classifier), *(("denoiser", network) for network in once)]
+        parts = [m for p in purifiers for m in p.modules() if isinstance(m, (Denoiser, DUNet, Penultimate))]
+        networks = [getattr(m, "network", m) for m in parts]
+        once = {id(each): ("features" if isinstance(each, Penultimate) else "denoiser", each) for each in networks}
+        return [("classifier", self.defence.classifier), *once.values()]
 
     def look_at_memory(self, cases: Cases, noise: NoiseStream) -> None:
         """Measure, once a process and on a CPU only, the peak of live bytes in one full network call without a

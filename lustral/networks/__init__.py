@@ -4,7 +4,9 @@ from lustral.networks.adm import ADMDenoiser
 from lustral.networks.cifar_resnet import CifarResNet
 from lustral.networks.classifier import Classifier, Stage
 from lustral.networks.denoisers import PreconditionedDenoiser
+from lustral.networks.dunet import DUNet, load_image_denoiser
 from lustral.networks.mobilenet_v2 import CifarMobileNetV2
+from lustral.networks.penultimate import ConvFeatures, Penultimate
 from lustral.networks.preact_resnet import PreActResNet
 from lustral.networks.shufflenet_v2 import ShuffleNetV2
 from lustral.networks.song_unet import SongUNet, SongUNetDenoiser
@@ -21,6 +23,9 @@ __all__ = [
     "CifarMobileNetV2",
     "CifarResNet",
     "Classifier",
+    "ConvFeatures",
+    "DUNet",
+    "Penultimate",
     "PreActResNet",
     "PreconditionedDenoiser",
     "ShuffleNetV2",
@@ -36,6 +41,7 @@ __all__ = [
     "load_classifier",
     "load_denoiser",
     "load_flow",
+    "load_image_denoiser",
     "load_network",
     "save_network",
     "with_new_head",

@@ -7,13 +7,12 @@ so that opening a file cannot run foreign code.
 import inspect
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
@@ -22,6 +21,7 @@ from lustral.diffusion import Denoiser
 from lustral.diffusion.schedules import ScheduleName
 from lustral.networks.builders import builders
 from lustral.networks.classifier import Classifier
+from lustral.tensor_files import read_tensors, write_tensors
 
 _KEY = "lustral"
 _SCHEMA = 1
@@ -49,24 +49,8 @@ def save_network(network: nn.Module, path: str | Path, notes: dict[str, str] | N
     Raises:
         OSError: if the file cannot be written.
     """
-    path = Path(path).expanduser()
     record = {"schema": _SCHEMA, **architecture(network), "notes": notes or {}}
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(b"")
-        mode = partial.stat().st_mode  # by the umask; safetensors makes files that only their owner may read
-        save_file(state, partial, metadata={_KEY: json.dumps(record)})
-        partial.chmod(mode)
-        partial.replace(path)
-    except (SafetensorError, OSError) as error:
-        with suppress(OSError):
-            partial.unlink()
-        raise OSError(
-            f"The weights file {path} cannot be written ({error}): free or unlock its folder, or choose another."
-        ) from error
-    return path
+    return write_tensors(path, network.state_dict(), _KEY, record)
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -77,7 +61,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ValueError: if it is truncated, is no Lustral weights file, is of a newer version, or holds NaN or Inf.
     """
     record, _ = _header(path)
-    return record, _tensors(path)
+    return record, read_tensors(path)
 
 
 def _header(path: str | Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
@@ -112,19 +96,6 @@ def _header(path: str | Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]
     if not isinstance(builder, str) or not isinstance(given, dict):
         raise ValueError(f"{path} names no network and its arguments: copy, train or import it again.")
     return record, shapes
-
-
-def _tensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a weights file, after `_header` has checked it."""
-    try:
-        with safe_open(Path(path).expanduser(), framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged or no safetensors file ({error}): copy or train it again.") from error
-    bad = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
-    if bad:
-        raise ValueError(f"{path} holds NaN or Inf in {bad[0]} ({len(bad)} tensors in all): train it again.")
-    return state
 
 
 def read_notes(path: str | Path) -> dict[str, str]:
@@ -277,4 +248,4 @@ def _check_shapes(network: nn.Module, shapes: dict[str, tuple[int, ...]], path: 
 
 def _load_state(network: nn.Module, path: str | Path) -> None:
     with torch.no_grad():
-        network.load_state_dict(_tensors(path), strict=True)
+        network.load_state_dict(read_tensors(path), strict=True)

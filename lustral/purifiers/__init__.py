@@ -6,6 +6,8 @@ from lustral.purifiers.attention import AttentionMask
 from lustral.purifiers.base import GradientMode, Purified, Purifier
 from lustral.purifiers.chain import Chain
 from lustral.purifiers.cmap import CMAP
+from lustral.purifiers.dad import DAD, DADPerSample
+from lustral.purifiers.denoise import Denoise
 from lustral.purifiers.diffpure import DiffPure
 from lustral.purifiers.distribution_transfer import DistributionTransfer
 from lustral.purifiers.gdmp import GDMP
@@ -29,6 +31,7 @@ from lustral.purifiers.variant import Variant
 
 __all__ = [
     "CMAP",
+    "DAD",
     "GDMP",
     "GNSP",
     "JPEG",
@@ -41,6 +44,8 @@ __all__ = [
     "Chain",
     "ConstantMask",
     "Context",
+    "DADPerSample",
+    "Denoise",
     "DiffPure",
     "DistributionTransfer",
     "EntropyGuidance",

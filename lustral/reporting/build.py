@@ -7,10 +7,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from lustral.evaluation.detection import KIND as DETECTION
 from lustral.reporting.beside import beside, published_beside
 from lustral.reporting.corruptions import corruption_rows, corruption_tables
 from lustral.reporting.curves import sweep_curve
 from lustral.reporting.data import csv_text, json_text, robustness_rows
+from lustral.reporting.detection import detection_rows, detection_tables, figures_of_runs
 from lustral.reporting.figures import accuracy_bars, budget_curve, draws_histogram
 from lustral.reporting.frontier import frontier, frontiers
 from lustral.reporting.heatmap import corruption_figures
@@ -188,5 +190,6 @@ KINDS = {
     ROBUSTNESS: Kind(_robustness_tables, _robustness_figures, robustness_rows),
     CORRUPTIONS: Kind(corruption_tables, corruption_figures, corruption_rows),
     QUALITY: Kind(quality_tables, quality_figures, quality_rows),
+    DETECTION: Kind(detection_tables, figures_of_runs, detection_rows),
 }
 """By the kind of evaluation, in the order in which a report has them."""

@@ -11,6 +11,7 @@ from lustral.evaluation import Key, Rate, Record, VerdictRule, all_rules, bootst
 from lustral.evaluation.card import SCHEMA, verdicts
 from lustral.evaluation.corruption_card import KIND, SIDES
 from lustral.evaluation.dependence import dependences
+from lustral.evaluation.detection import KIND as DETECTION
 from lustral.evaluation.doubts import audited_records
 from lustral.evaluation.levels import mean
 from lustral.ratio import parse_ratio
@@ -190,6 +191,7 @@ _OTHER_KINDS: Mapping[str, tuple[str, ...]] = {
         *("alignment.value", "cost.calls_per_image", "attack.class", "attack.threat.eps", "attack.threat.norm"),
         *("defence.purifier.class", "defence.classifier.class", "data", "fingerprint"),
     ),
+    DETECTION: ("status", "n", "accuracy.clean", "detectors", "groups", "budgets", "attack.threat.norm", "data"),
 }
 """The entries, dotted, that a card of another kind must have."""
 _PARTS = {

@@ -4,13 +4,18 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from lustral.detectors import GaussianKernel, GroupMMD, Reference, StoredThreshold
 from lustral.diffusion.schedules import make_schedule
-from lustral.purifiers import SSNI, Purifier
+from lustral.networks import DUNet
+from lustral.purifiers import SSNI, Denoise, Purifier
 from lustral.recipes import imported
 from tests.cli.shrunk import followed
-from tests.contracts import VariedDenoiser, stored_scores
+from tests.contracts import VariedDenoiser, images, stored_scores
 
 PIXELS = 16
+SHAPE = (3, PIXELS, PIXELS)
 
 
 def built(value: Any) -> Any:
@@ -22,10 +27,18 @@ def built(value: Any) -> Any:
     if not isinstance(value, dict) or "class_path" not in value:
         return value
     made_by, given = imported(value["class_path"]), value.get("init_args") or {}
+    if made_by is StoredThreshold:
+        return 0.05
     options: dict[str, Any] = {}
     for name, part in given.items():
-        if name != "reference" or made_by is not SSNI:  # whose stored scores are made below
+        if made_by is GroupMMD and name in ("kernel", "reference"):  # of trained networks: made below
+            continue
+        if made_by is Denoise and name == "denoiser":
+            options[name] = DUNet(PIXELS, 3, (4, 4), (1, 1))
+        elif name != "reference" or made_by is not SSNI:  # whose stored scores are made below
             options[name] = _denoiser(part) if name in ("denoiser", "scorer") else built(part)
+    if made_by is GroupMMD:
+        return GroupMMD(GaussianKernel(50.0), options["estimator"], Reference(images(5, SHAPE), torch.arange(5), {}))
     if "resize_to" in options and options["resize_to"] is not None:
         options["resize_to"] = PIXELS
     if made_by is SSNI:

@@ -9,11 +9,14 @@ from typing import Any
 
 import torch
 import yaml
+from torch import nn
 
 from datamodules.imagenet import LISTS
 from datamodules.synsets import read_synsets
+from lustral.detectors import Reference
 from lustral.networks import (
     Classifier,
+    DUNet,
     PreconditionedDenoiser,
     SongUNetDenoiser,
     TimmClassifier,
@@ -97,6 +100,10 @@ DATA: dict[str, Callable[[Path], list[str]]] = {
     "svhn": lambda folder: ["--data.root", str(write_svhn(folder / "data")), *SMALL_DATA],
     "imagenet30": _imagenet30,
     "imagenet100": _imagenet100,
+    "imagenet": lambda folder: [
+        *("--data.root", str(write_imagenet(folder / "data", [f"n{number:08d}" for number in range(4)], n=4))),
+        *("--data.image_size", str(IMAGENET_PIXELS), *SMALL_DATA),
+    ],
     "streetdigits": lambda folder: SMALL_DATA,
     "digits": lambda folder: [],
 }
@@ -111,7 +118,46 @@ def training(recipe: Path, folder: Path) -> list[str]:
         small += SHEET
     if recipe.stem.endswith("_diffusion"):
         small += ["--trainer.callbacks.num_steps", "2"]
+    if recipe.stem.endswith("_denoiser"):
+        small += _image_denoiser(recipe, folder)
+    if recipe.stem.endswith("_mmd"):
+        small += _mmd_kernel(recipe, folder)
     return small
+
+
+def _mmd_kernel(recipe: Path, folder: Path) -> list[str]:
+    """Small networks, eight images to train on and as many held out, and an attack of one step."""
+    given = followed(recipe)["model"]["init_args"]
+    shrinker = _with_digits(folder)
+    small = shrinker.network(given["classifier"], "model.classifier")
+    features = given["kernel"]["init_args"]["features"]["init_args"]["classifier"]
+    small |= shrinker.network(features, "model.kernel.features.classifier")
+    counts = {"num_images": 4, "num_held_out": 4, "num_reference": 2, "group_sizes": [2], "trials": 5}
+    small |= _under("model", counts) | {"model.attack.num_steps": 1, "model.attack.num_targets": 1}
+    return as_words("", small)
+
+
+def _with_digits(folder: Path) -> "Shrinker":
+    """A shrinker with a classifier of digits, and without references."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        digits = save_network(WideResNet(10, 1, channels=1, image_size=8), folder / "digits.safetensors")
+    return Shrinker(folder, {"classifier": digits}, lambda *words: 1)
+
+
+def _image_denoiser(recipe: Path, folder: Path) -> list[str]:
+    """Of DAD: small networks, a kernel with numbers instead of a file, and an attack of one step."""
+    given = followed(recipe)["model"]["init_args"]
+    shrinker = _with_digits(folder)
+    small = {"model.denoiser.widths": [4, 4], "model.denoiser.depths": [1, 1]}
+    small |= shrinker.network(given["classifier"], "model.classifier")
+    small |= shrinker.kernel(given["kernel"], "model.kernel")
+    small |= {"model.attack.num_steps": 1, "model.attack.num_targets": 1}
+    if recipe.stem.startswith("imagenet"):
+        small["model.denoiser.image_size"] = IMAGENET_PIXELS
+    if recipe.stem.startswith("streetdigits"):
+        small["data.num_train"] = 12
+    return as_words("", small)
 
 
 # Evaluations -----------------------------------------------------------------------------------------------
@@ -137,6 +183,9 @@ SMALLEST: dict[str, dict[str, Any]] = {
     },
     "EPS": {"num_times": 2},
 }
+
+GROUP = 2
+"""Images that a small DAD judges together."""
 
 Part = dict[str, Any]
 
@@ -234,6 +283,8 @@ class Shrinker:
         """Fewer steps of a small denoiser at its own size; SSNI's reference is one of that denoiser."""
         name, given = part["class_path"].rpartition(".")[2], part.get("init_args") or {}
         small = _under(key, _fewest(given, 2))
+        if name in ("DAD", "DADPerSample"):
+            return small | self.detecting(given, key)
         for network in ("denoiser", "scorer"):
             if network in given:
                 small |= self.network(given[network], f"{key}.{network}")
@@ -248,6 +299,34 @@ class Shrinker:
             file = Path(given["reference"]["init_args"]["file"])
             small[f"{key}.reference.file"] = str(self.reference(file.parent.name))
         return small
+
+    def detecting(self, given: Part, key: str) -> dict[str, Any]:
+        """DAD's denoiser, kernel and reference, a number for its threshold, and small groups."""
+        detector, where = whole(given["detector"])["init_args"], f"{key}.detector"
+        small = self.purifier(whole(given["denoise"]), f"{key}.denoise")
+        small |= self.kernel(whole(detector["kernel"]), f"{where}.kernel") | {f"{key}.threshold": 0.05}
+        reference = detector["reference"]["init_args"]
+        shape = self._shape_of(Path(reference["file"]).parent.name)
+        file = self.folder / "reference" / f"{'x'.join(map(str, shape))}.safetensors"
+        if not file.exists():
+            images = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
+            Reference(images, torch.arange(3), {}).write(file)
+        small |= {f"{where}.reference.file": str(file)}
+        small |= {f"{where}.reference.num_images": 3} if "num_images" in reference else {}
+        return small | ({f"{key}.group_size": GROUP} if "group_size" in given else {})
+
+    def kernel(self, part: Part, key: str) -> dict[str, Any]:
+        """Numbers in the place of a file, on the features of a small classifier."""
+        classifier = part["init_args"]["features"]["init_args"]["classifier"]
+        small = self.network(classifier, f"{key}.features.classifier")
+        return small | {f"{key}.weights": None, f"{key}.feature_bandwidth": 20.0, f"{key}.pixel_bandwidth": 10.0}
+
+    @staticmethod
+    def _shape_of(run: str) -> tuple[int, int, int]:
+        """Of the images of a run's data set."""
+        name = run.partition("_")[0]
+        size = {"digits": 8, "imagenet": IMAGENET_PIXELS}.get(name, 32)
+        return (1 if name == "digits" else 3, size, size)
 
     def surrogate(self, part: Part, key: str) -> dict[str, Any]:
         """The purifier's own in the fewest steps, or another purifier."""
@@ -293,13 +372,17 @@ class Shrinker:
     def _trained(self, weights: str, loader: str) -> Path:
         """In the place of what a training recipe would have written."""
         kind, run = loader.removeprefix("load_"), Path(weights).parent.name
-        if run.startswith("digits_"):
+        if run.startswith("digits_") and kind in self.digits:
             return self.digits[kind]
         path = self.folder / "weights" / f"{run}.safetensors"
         if not path.exists():
             with torch.random.fork_rng():
                 torch.manual_seed(0)
-                small = self._classifier_of(run) if kind == "classifier" else self._denoiser_of(run)
+                if kind == "image_denoiser":
+                    channels, size, _ = self._shape_of(run)
+                    small: nn.Module = DUNet(size, channels, (4, 4), (1, 1))
+                else:
+                    small = self._classifier_of(run) if kind == "classifier" else self._denoiser_of(run)
             save_network(small, path)
         return path
 

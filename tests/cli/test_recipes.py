@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lustral.detectors import StoredReference
 from lustral.tables import Choice, read_tables
-from tests.cli.evaluations import FAST, FAST_ATTACK, evaluate, fastest
+from lustral.tensor_files import read_tensors
+from tests.cli.evaluations import FAST, FAST_ATTACK, evaluate, fastest, num_judged
 from tests.cli.shrunk import Shrinker, as_words, attack, purifier_of, training
 
 CONFIGS = Path("configs")
@@ -21,6 +23,8 @@ REFERENCE = sorted((CONFIGS / "reference").glob("*.yaml"))
 AUTOATTACK = sorted((CONFIGS / "attack").glob("*autoattack*.yaml"))
 TABLES = read_tables(CONFIGS / "tables")
 PURIFIER = re.compile(r"(?:purifier:|--model\.purifier) (?:configs/|\.\./)(purifier/\S+)")
+SCALES = ("eps", "feature_bandwidth", "pixel_bandwidth")
+DETECTION = [path for path in EVAL if path.stem.endswith("_detection")]
 AUDITED = [CONFIGS / "eval" / f"{name}.yaml" for name in ("digits_ssni_n_diffpure", "cifar10_undefended")]
 
 
@@ -37,8 +41,13 @@ def test_training_recipes_write_weights_that_rebuild_their_network(
         *training(recipe, tmp_path),
     )
     assert code == 0
-    network = load_network(tmp_path / "run" / "weights.safetensors")
-    assert sum(parameter.numel() for parameter in network.parameters()) > 0
+    weights = tmp_path / "run" / "weights.safetensors"
+    if recipe.stem.endswith("_mmd"):  # a kernel, whose frozen features are not in its file
+        assert sorted(read_tensors(weights)) == [f"scales.{name}" for name in SCALES]
+        assert StoredReference(str(tmp_path / "run" / "reference.safetensors")).made_by["part"] == "validation"
+    else:
+        network = load_network(weights)
+        assert sum(parameter.numel() for parameter in network.parameters()) > 0
     assert (tmp_path / "run" / "config_fit.yaml").is_file()
 
 
@@ -48,7 +57,9 @@ def test_there_are_few_evaluation_recipes() -> None:
 
 
 @pytest.mark.parametrize(
-    "recipe", [path for path in EVAL if path not in (*AUDITED, *CORRUPTED, *QUALITY)], ids=lambda path: path.stem
+    "recipe",
+    [path for path in EVAL if path not in (*AUDITED, *CORRUPTED, *QUALITY, *DETECTION)],
+    ids=lambda path: path.stem,
 )
 def test_evaluation_recipes_write_a_card(
     recipe: Path, cli: Callable[..., int], tmp_path: Path, shrinker: Shrinker, brief_check: None
@@ -58,7 +69,7 @@ def test_evaluation_recipes_write_a_card(
     evaluate(cli, "test", tmp_path, *choice.words(), *fastest(shrinker, choice, tmp_path / "attack"))
     card = json.loads((tmp_path / "card.json").read_text())
     assert card["schema"] == 1
-    assert card["n"] == 1
+    assert card["n"] == num_judged(choice)
     assert {"one_shot", "majority", "expected", "worst"} <= card["verdicts"].keys()
     for verdict in card["verdicts"].values():
         for kind in ("clean", "robust"):
@@ -132,6 +143,47 @@ def test_quality_is_measured_on_the_images_of_a_finished_run(
         assert complaint in capsys.readouterr().err
 
 
+def test_detectors_are_judged_reported_and_gone_on_with(
+    cli: Callable[..., int], tmp_path: Path, shrinker: Shrinker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, classifier, denoiser = DETECTION[0], shrinker.digits["classifier"], shrinker.digits["denoiser"]
+    kernel = "model.group_detectors.trained.kernel"
+    small = {
+        "model.classifier.weights": str(classifier),
+        **{
+            f"model.detectors.{name}.denoiser.weights": str(denoiser)
+            for name in ("perturbation_mmd", "perturbation_norm")
+        },
+        **{
+            f"model.{name}.kernel.features.classifier.weights": str(classifier)
+            for name in ("detectors.sample_mmd", "group_detectors.trained", "group_detectors.median")
+        },
+        f"{kernel}.weights": None,
+        f"{kernel}.feature_bandwidth": 20.0,
+        f"{kernel}.pixel_bandwidth": 10.0,
+        "model.attack.num_steps": 2,
+        "model.rows": 8,
+        "model.budgets": [0.05],
+        "model.num_reference": 20,
+        "model.group_sizes": [3, 50],
+        "model.trials": 40,
+    }
+    run = tmp_path / recipe.stem
+    for count in (6, 8):  # the second goes on with the first's records
+        evaluate(cli, "test", run, "-c", recipe, *as_words("", small), "--data.num_test", str(count))
+    card = json.loads((run / "card.json").read_text())
+    assert (card["kind"], card["status"], card["n"]) == ("detection", "ok", 8)
+    assert len(list((run / "records").glob("*.jsonl"))) == 2
+    for found in card["detectors"].values():
+        assert found["by_budget"].keys() == {"0.05", "0.15"}
+        assert all(views.keys() == {"adversarial", "random"} for views in found["by_budget"].values())
+    assert card["groups"]["left_out"]["group_sizes"] == [50]
+    assert card["groups"]["by_detector"]["trained"]["3"]["level"].keys() == {"permutation", "wild_bootstrap"}
+    assert {path.name for path in run.glob("*.png")} == {"detection.png", "power.png"}
+    assert cli("report", run, "--output", tmp_path / "report") == 0
+    assert "Detection of groups" in (tmp_path / "report" / "report.md").read_text()
+
+
 def _unpicked() -> list[Path]:
     """The purifiers that no recipe and no row of a table picks."""
     rows = [row.choice.groups.get("purifier", Path()).resolve() for table in TABLES for row in table.rows]
@@ -148,7 +200,7 @@ def test_a_purifier_stands_before_the_classifier_of_its_base_recipe(
     attack = {} if named is None else {"attack": CONFIGS / named[1]}
     choice = Choice(recipe, groups={"purifier": purifier, **attack})
     evaluate(cli, "predict", tmp_path, *choice.words(), *fastest(shrinker, choice, tmp_path / "attack"))
-    assert len((tmp_path / "predictions-rank0.csv").read_text().splitlines()) == 2
+    assert len((tmp_path / "predictions-rank0.csv").read_text().splitlines()) == 1 + num_judged(choice)
 
 
 @pytest.mark.parametrize("recipe", AUDITED, ids=lambda path: path.stem)

@@ -20,16 +20,20 @@ from lustral.attacks import (
     gradient_attacks,
     surrogates,
 )
+from lustral.detectors import GroupMMD, Reference, SemanticKernel
 from lustral.diffusion import ConsistencyGenerator, EulerMaruyama, VPSchedule
 from lustral.diffusion.perturbation import EPS
 from lustral.evaluation import Defence
+from lustral.networks import Penultimate
 from lustral.purifiers import (
     CMAP,
+    DAD,
     GNSP,
     JPEG,
     SSNI,
     AnswerOfTransformed,
     AttentionMask,
+    Denoise,
     DiffPure,
     DistributionTransfer,
     HeterogeneousNoise,
@@ -41,7 +45,8 @@ from lustral.purifiers import (
     Variant,
 )
 from lustral.threat import ThreatModel
-from tests.contracts import SeenClassifier, SmoothDenoiser, images, stored_scores, stream
+from tests.contracts import SeenClassifier, SmoothDenoiser, ToyClassifier, images, stored_scores, stream
+from tests.toys.detection import SmoothNetwork
 
 CONFIGS = sorted(Path("configs/attack").glob("*.yaml"))
 SMALL = {"base_channels": 8, "multipliers": [1, 2], "blocks": 1, "weights": None}
@@ -71,6 +76,15 @@ def _built(path: Path, weights: Path, fewer: dict[str, int]) -> Attack:
         for name in given.keys() & vars(node).keys():
             node[name] = given[name]
     return parser.instantiate_classes(config)["attack"]
+
+
+def _detecting() -> DAD:
+    """A group of two images, which an attack may or may not leave undetected."""
+    detector = GroupMMD(
+        SemanticKernel(Penultimate(ToyClassifier(5, (1, 8, 8))), 0.1, 20.0, 4.0),
+        reference=Reference(images(4, (1, 8, 8), 1), torch.arange(4), {}),
+    )
+    return DAD(Denoise(SmoothNetwork()), detector, 0.05, 2)
 
 
 def _purifier(attack: Attack, shape: tuple[int, int, int]) -> Purifier:
@@ -107,7 +121,8 @@ def _carries(attack: Attack) -> bool:
 def test_an_attack_config_runs_against_a_purifier_with_levels(path: Path, digit_weights: dict[str, Path]) -> None:
     attack = _built(path, digit_weights["denoiser"], FEWER)
     chosen = Cases(images(2, (1, 8, 8)), torch.tensor([0, 2]), stream(2).index)
-    defence = Defence(SeenClassifier(5, (1, 8, 8)), _purifier(attack, (1, 8, 8))).requires_grad_(False)
+    purifier = _detecting() if "dad_" in path.stem else _purifier(attack, (1, 8, 8))
+    defence = Defence(SeenClassifier(5, (1, 8, 8)), purifier).requires_grad_(False)
     if isinstance(defence.purifier, SSNI):
         levels = defence(chosen.images, stream(2), wants=["levels"]).trace["levels"]
         assert 10 < levels.amin() < levels.amax() < 104

@@ -14,6 +14,7 @@ from torch import Tensor
 from lustral.attacks import (
     APGD,
     FAB,
+    MMA,
     PGD,
     Answer,
     APGDTargeted,
@@ -69,6 +70,8 @@ ATTACKS: dict[str, tuple[Callable[[], Attack], ThreatModel]] = {
     "apgd_dlr": (lambda: APGD(8, eot=2, objective=DifferenceOfLogitsRatio(), selection_draws=4), LINF),
     "apgd_targeted": (lambda: APGDTargeted(5, 3, eot=2, selection_draws=4), LINF),
     "apgd_targeted_l2": (lambda: APGDTargeted(5, 2, eot=2, selection_draws=4), L2),
+    "mma": (lambda: MMA(4, 2, eot=2, selection_draws=4), LINF),
+    "mma_l2": (lambda: MMA(4, 2, confidence=0.5, selection_draws=4), L2),
     "fab": (lambda: FAB(6, 2, eot=2, selection_draws=4), LINF),
     "fab_l2": (lambda: FAB(6, 2, eot=2, selection_draws=4), L2),
     "square": (lambda: Square(30, eot=2, selection_draws=4), LINF),

@@ -11,6 +11,7 @@ from lustral.networks.importing.cifar_nets import (
 )
 from lustral.networks.importing.consistency_jax import CONSISTENCY_JAX
 from lustral.networks.importing.consistency_models import CONSISTENCY_MODELS
+from lustral.networks.importing.dad import DAD_DENOISER
 from lustral.networks.importing.ddpm import DDPM, LEE_KIM_SVHN
 from lustral.networks.importing.edm import EDM
 from lustral.networks.importing.formats import Format
@@ -45,6 +46,7 @@ FORMATS: dict[str, Format] = {
         EDM,
         CONSISTENCY_JAX,
         CONSISTENCY_MODELS,
+        DAD_DENOISER,
     )
 }
 
