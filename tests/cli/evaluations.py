@@ -28,8 +28,7 @@ def fastest(shrinker: Shrinker, choice: Choice, folder: Path) -> list[str]:
     """Words that make an evaluation as small as it can be."""
     small = [*shrinker.evaluation(choice), *FASTEST, *attack(choice.parts()["attack"], folder, **FASTEST_ATTACK)]
     if (group := num_judged(choice)) > 1:
-        # With two rows, the gradient of the discrepancy between an image and itself, which is 0, has bits by its place.
-        small += ["--data.num_test", str(group), "--data.batch_size", str(group), "--model.rows", "32"]
+        small += ["--data.num_test", str(group), "--data.batch_size", str(group)]
     return small
 
 
