@@ -29,8 +29,7 @@ def fastest(shrinker: Shrinker, choice: Choice, folder: Path) -> list[str]:
     part = shrinker.members(choice.parts()["attack"])
     small = [*shrinker.evaluation(choice), *FASTEST, *attack(part, folder, **FASTEST_ATTACK)]
     if (group := num_judged(choice)) > 1:
-        # With two rows, the gradient of the discrepancy between an image and itself, which is 0, has bits by its place.
-        small += ["--data.num_test", str(group), "--data.batch_size", str(group), "--model.rows", "32"]
+        small += ["--data.num_test", str(group), "--data.batch_size", str(group)]
     return small
 
 

@@ -10,6 +10,7 @@ from lustral.networks.dunet import DUNet
 from lustral.networks.importing.checkpoints import read_checkpoint
 from lustral.networks.importing.classifiers import batch_norm
 from lustral.networks.importing.formats import Format
+from lustral.networks.importing.options import whole
 from lustral.networks.importing.reading import count, shape
 from lustral.networks.importing.rules import fill, rule
 
@@ -38,7 +39,7 @@ def _without_dead(tensors: Mapping[str, Tensor], file: str) -> dict[str, Tensor]
 
 
 def _denoiser(path: Path, *, image_size: int = 32) -> DUNet:
-    file = path.name
+    file, image_size = path.name, whole("image_size", image_size)
     tensors = _without_dead(read_checkpoint(path), file)
     channels = shape(tensors, "fwd.0.0.conv.weight", 4, file)[1]
     stages = count(tensors, "fwd.")

@@ -66,7 +66,7 @@ def test_whole_numbers_are_asked_for_in_a_sentence(form: str, option: str, value
 def test_every_format_with_a_size_is_asked() -> None:
     assert {form for form, option in WHOLE if option == "image_size"} == {
         *("guided-diffusion", "improved-diffusion", "ddpm", "score-sde", "consistency-jax"),
-        *("consistency-models", "timm"),
+        *("consistency-models", "timm", "dad-denoiser"),
     }
 
 
