@@ -63,7 +63,8 @@ class Arrays(ImageDataModule):
             raise ValueError(f"data.layout is {layout!r}; it may be {' or '.join(get_args(Layout))}, or null.")
         if crop_padding < 0:
             raise ValueError(f"data.crop_padding is {crop_padding}; it cannot be negative.")
-        self.test_file, self.train_file, self.layout, self.classes = test_file, train_file, layout, classes
+        self.test_file, self.train_file, self.classes = test_file, train_file, classes
+        self.layout: Layout | None = layout
         self.augment, self.crop_padding = augment, crop_padding
 
     @cached_property

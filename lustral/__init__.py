@@ -5,9 +5,12 @@ purified = lustral.purify(images, purifier)
 print(lustral.evaluate(model, images, labels, purifier=purifier, threat="linf 8/255"))
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lustral import environment  # before torch and torchvision are used, whoever imports the first piece
+
+if TYPE_CHECKING:
+    from lustral.api import Evaluation, defend, evaluate, purify
 
 _ENTRIES = ("Evaluation", "defend", "evaluate", "purify")
 

@@ -44,7 +44,8 @@ class ForeignAttack(Attack):
         if together < 1:
             raise ValueError(f"together is {together}; it must be at least 1.")
         self.function: Any = _imported(function) if isinstance(function, str) else function
-        self.together, self.gradient = together, gradient
+        self.together = together
+        self.gradient: GradientMode = gradient
 
     @property
     def name(self) -> str:

@@ -24,7 +24,8 @@ class VictimModule(nn.Module):
 
     def __init__(self, victim: Victim, noise: NoiseStream, gradient: GradientMode = "exact") -> None:
         super().__init__()
-        self.victim, self.noise, self.gradient = victim, noise, gradient
+        self.victim, self.noise = victim, noise
+        self.gradient: GradientMode = gradient
         self.calls = 0
         super().train(False)
 
