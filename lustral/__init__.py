@@ -5,19 +5,14 @@ purified = lustral.purify(images, purifier)
 print(lustral.evaluate(model, images, labels, purifier=purifier, threat="linf 8/255"))
 """
 
-from typing import TYPE_CHECKING, Any
-
 from lustral import environment  # before torch and torchvision are used, whoever imports the first piece
-
-if TYPE_CHECKING:
-    from lustral.api import Evaluation, defend, evaluate, purify
 
 _ENTRIES = ("Evaluation", "defend", "evaluate", "purify")
 
-__all__ = ["Evaluation", "defend", "environment", "evaluate", "purify"]
+__all__ = ["environment"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """The entries of `lustral.api`, imported when they are first asked for: the command line needs none of them."""
     if name in _ENTRIES:
         from lustral import api

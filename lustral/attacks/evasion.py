@@ -27,7 +27,7 @@ class WithStatistic(SteeredObjective):
 
     needs = ("statistic",)
 
-    def term(self, trace: Mapping[str, Tensor], y: Tensor) -> Tensor:
+    def term(self, trace: Mapping[str, Tensor], y: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         return trace["statistic"]
 
 
@@ -52,7 +52,7 @@ class Evade(SteeredObjective):
         super().__init__(objective, weight)
         self.margin = margin
 
-    def term(self, trace: Mapping[str, Tensor], y: Tensor) -> Tensor:
+    def term(self, trace: Mapping[str, Tensor], y: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         return -(trace["alarm"] - (1.0 - self.margin)).clamp_min(0.0)
 
 

@@ -47,7 +47,13 @@ def semantic_gram(x: Embedded, y: Embedded, eps: Tensor, s0: Tensor, s: Tensor) 
 
 
 class Kernel(nn.Module, ABC):
-    """A kernel k of images (or of maps of their shape, such as perturbation scores)."""
+    """A kernel k of images (or of maps of their shape, such as perturbation scores).
+
+    Attributes:
+        embeds: the names of what `embed` returns.
+    """
+
+    embeds: frozenset[str]
 
     @abstractmethod
     def embed(self, x: Tensor) -> Embedded:
@@ -140,6 +146,8 @@ class GaussianKernel(Kernel):
         weights: a file written by `lustral.detectors.save_kernel`; None: the bandwidth above.
     """
 
+    embeds = frozenset({"vectors"})
+
     def __init__(
         self, bandwidth: None | float = None, features: None | nn.Module = None, weights: None | str = None
     ) -> None:
@@ -180,6 +188,8 @@ class SemanticKernel(Kernel):
         parametrisation: "log", or "reference" for parity (see `Scales`).
         weights: a file written by `lustral.detectors.save_kernel`; None: the values above.
     """
+
+    embeds = frozenset({"features", "pixels"})
 
     def __init__(
         self,
@@ -223,6 +233,8 @@ class DeepKernel(Kernel):
         network: gives (n, D) features of images in [0, 1] (`lustral.networks.ConvFeatures`); trained.
         eps, feature_bandwidth, pixel_bandwidth, parametrisation, weights: see `SemanticKernel`.
     """
+
+    embeds = frozenset({"features", "pixels"})
 
     def __init__(
         self,

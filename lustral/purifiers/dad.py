@@ -155,7 +155,7 @@ class DAD(RoutedDenoise):
             raise ValueError(f"against is held, but {type(detector).__name__} is no GroupMMD: leave it reference.")
         self.detector = detector
         self.against: Against = against
-        self.holds = frozenset({"features", "pixels"} if against == "held" else ())
+        self.holds = detector.kernel.embeds if isinstance(detector, GroupMMD) and against == "held" else frozenset()
 
     def prepare(self, x: Tensor, noise: NoiseStream) -> Context:
         if self.against == "reference":
@@ -175,7 +175,7 @@ class DAD(RoutedDenoise):
         """(groups,) the discrepancy between each group and the held one in its place."""
         assert isinstance(self.detector, GroupMMD)
         kernel, found = self.detector.kernel, []
-        for first in range(0, len(own["pixels"]), self.group_size):
+        for first in range(0, len(next(iter(own.values()))), self.group_size):
             some = slice(first, first + self.group_size)
             group, clean = ({name: rows[some] for name, rows in part.items()} for part in (own, held))
             grams = kernel.gram(clean, clean), kernel.gram(group, group), kernel.gram(clean, group)
