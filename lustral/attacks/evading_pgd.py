@@ -32,7 +32,7 @@ class _Multiplied(Evade):
     def __call__(
         self, logits: Tensor, y: Tensor, trace: Mapping[str, Tensor] = _NOTHING, given: Mapping[str, Tensor] = _NOTHING
     ) -> Tensor:
-        steering = given[MULTIPLIER] * mean_over_draws(self.term(trace, y))
+        steering = given[MULTIPLIER] * mean_over_draws(self.term(trace, y, given))
         return self.objective(logits, y, trace, given) + steering.to(logits.dtype)
 
 
