@@ -20,7 +20,9 @@ EVAL = sorted((CONFIGS / "eval").glob("*.yaml"))
 CORRUPTED = [path for path in EVAL if path.stem.endswith("_corruptions")]
 QUALITY = [path for path in EVAL if path.stem.endswith("_quality")]
 REFERENCE = sorted((CONFIGS / "reference").glob("*.yaml"))
-AUTOATTACK = sorted((CONFIGS / "attack").glob("*autoattack*.yaml"))
+AUTOATTACK = [  # those of surrogates run in the rows of tables
+    path for path in sorted((CONFIGS / "attack").glob("*autoattack*.yaml")) if not path.stem.startswith("surrogate")
+]
 TABLES = read_tables(CONFIGS / "tables")
 PURIFIER = re.compile(r"(?:purifier:|--model\.purifier) (?:configs/|\.\./)(purifier/\S+)")
 SCALES = ("eps", "feature_bandwidth", "pixel_bandwidth")
