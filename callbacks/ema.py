@@ -1,5 +1,7 @@
 """Exponential moving average of the trained weights."""
 
+from collections.abc import Sequence
+
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
@@ -36,19 +38,21 @@ class EMA(WeightAveraging):
             raise ValueError(f"EMA half_life is {half_life} and ramp {ramp}; both must be positive.")
         self.decay, self.half_life, self.ramp = decay, half_life, ramp
         self._images_an_update = 0
-        super().__init__(use_buffers=True, avg_fn=self._average)
+        super().__init__(use_buffers=True, multi_avg_fn=self._average)
 
-    def _average(self, average: Tensor, current: Tensor, updates: Tensor | int) -> Tensor:
-        if not current.is_floating_point():
-            return current
-        n = torch.as_tensor(updates, dtype=average.dtype, device=average.device)
+    def _average(self, averages: Sequence[Tensor], currents: Sequence[Tensor], updates: Tensor) -> None:
+        """Move ``averages``, all of one type and device, towards ``currents``."""
+        if not averages[0].is_floating_point():
+            torch._foreach_copy_(averages, currents)
+            return
+        n = updates.to(averages[0].dtype)
         if self.decay is not None:
             kept = torch.clamp((1.0 + n) / (10.0 + n), max=self.decay)
         else:
             assert self.half_life is not None
             half_life = torch.clamp(self.ramp * n * self._images_an_update, max=self.half_life)
             kept = 0.5 ** (self._images_an_update / half_life.clamp_min(1e-8))
-        return torch.lerp(average, current, 1.0 - kept)
+        torch._foreach_lerp_(averages, currents, [1.0 - kept] * len(averages))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         low = [

@@ -6,6 +6,7 @@ image and shared noise, or a step of a teacher's flow), how far they are from ea
 what the methods differ in.
 """
 
+import math
 from abc import abstractmethod
 from typing import NamedTuple
 
@@ -26,9 +27,12 @@ from lustral.diffusion.consistency_schedules import (
 from lustral.diffusion.denoiser import Denoiser
 from lustral.diffusion.distances import Distance, PseudoHuber, SquaredDistance
 from lustral.diffusion.losses import DiffusionLoss
-from lustral.diffusion.schedules import DiscreteSchedule, EDMSchedule, coefficient
+from lustral.diffusion.schedules import MAX_TIME, DiscreteSchedule, EDMSchedule, coefficient
 from lustral.diffusion.solvers import Heun
 from lustral.noise import NoiseStream
+
+LEAST_SHARE = 0.01
+"""Of the levels drawn from a distribution, within a network's range."""
 
 
 class Pair(NamedTuple):
@@ -167,7 +171,7 @@ class ImprovedConsistencyTraining(ConsistencyLoss):
         distance: PseudoHuber (the default), whose norm is that of the whole image.
 
     Raises:
-        ValueError: if a number is out of its range.
+        ValueError: if a number is out of its range; in `check`, if next to no level lies in the network's.
     """
 
     def __init__(
@@ -182,6 +186,10 @@ class ImprovedConsistencyTraining(ConsistencyLoss):
         _check_growth(start, end)
         _check_std(std)
         self.start, self.end, self.mean, self.std = start, end, mean, std
+
+    def check(self, denoiser: Denoiser) -> None:
+        super().check(denoiser)
+        _check_reach(consistency_range(denoiser), self.mean, self.std)
 
     def num_levels(self, progress: Progress) -> int:
         """The number of levels of the grid."""
@@ -213,7 +221,7 @@ class EasyConsistencyTuning(ConsistencyLoss):
         distance: PseudoHuber with c = 0 by default.
 
     Raises:
-        ValueError: if a number is out of its range.
+        ValueError: if a number is out of its range; in `check`, if next to no level lies in the network's.
     """
 
     def __init__(
@@ -229,6 +237,10 @@ class EasyConsistencyTuning(ConsistencyLoss):
             raise ValueError(f"q = {q} must be above 1 and num_stages = {num_stages} at least 1.")
         _check_std(std)
         self.q, self.num_stages, self.mean, self.std = q, num_stages, mean, std
+
+    def check(self, denoiser: Denoiser) -> None:
+        super().check(denoiser)
+        _check_reach(consistency_range(denoiser), self.mean, self.std)
 
     def levels(self, schedule: EDMSchedule, noise: NoiseStream, progress: Progress) -> Pair:
         later = (self.mean + self.std * noise.normal((), dtype=torch.float64)).exp()
@@ -273,6 +285,13 @@ class ConsistencyDistillation(ConsistencyLoss):
 
     def check(self, denoiser: Denoiser) -> None:
         super().check(denoiser)
+        top = torch.tensor(float(MAX_TIME), dtype=torch.float64)
+        highest, asked = float(self.teacher.schedule.noise_ratio(top)), consistency_range(denoiser).sigma_max
+        if highest < asked * (1 - 1e-6):
+            raise ValueError(
+                f"The teacher knows noise levels up to {highest:g} and the network's go to {asked:g}: set sigma_max of "
+                "the network to the former, or choose another teacher."
+            )
         if tuple(self.teacher.image_shape) != tuple(denoiser.image_shape):
             raise ValueError(
                 f"The teacher's images are {tuple(self.teacher.image_shape)} and the network's "
@@ -300,6 +319,17 @@ def _check_growth(start: int, end: int) -> None:
 def _check_std(std: float) -> None:
     if not std > 0:
         raise ValueError(f"std is {std}; the standard deviation of ln sigma must be positive.")
+
+
+def _check_reach(schedule: EDMSchedule, mean: float, std: float) -> None:
+    """Refuse a distribution of ln sigma that next to never gives a level of the schedule."""
+    ends = torch.tensor([schedule.sigma_min, schedule.sigma_max], dtype=torch.float64)
+    share = float(torch.erf((ends.log() - mean) / (math.sqrt(2.0) * std)).diff()) / 2.0
+    if not share >= LEAST_SHARE:
+        raise ValueError(
+            f"mean = {mean} and std = {std} of ln sigma put {share:.2g} of the levels between {schedule.sigma_min} and "
+            f"{schedule.sigma_max}, where this consistency function is: at least {LEAST_SHARE} must lie there."
+        )
 
 
 def _grid(schedule: EDMSchedule, num_levels: int, noise: NoiseStream) -> Tensor:

@@ -4,6 +4,7 @@
 2412.08394).
 """
 
+import math
 from collections.abc import Collection, Sequence
 from functools import partial
 from typing import ClassVar, Literal, get_args
@@ -120,14 +121,17 @@ class CMAP(Purifier):
         ):
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1.")
+        if stop_tolerance is not None and math.isnan(stop_tolerance):
+            raise ValueError("stop_tolerance is nan; it is a loss by pixel and latent, or None to take all steps.")
         if stop_tolerance is not None and stop_window < 2:
             raise ValueError(f"stop_window is {stop_window}; with a stop_tolerance it must be at least 2.")
-        if lr <= 0 or scale <= 0 or len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        positive = 0 < lr < math.inf and 0 < scale < math.inf
+        if not positive or len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"lr = {lr} and scale = {scale} must be positive, and betas = {betas} two from [0, 1).")
-        if min(ssim_weight, latent_weight, smoothing, damping) < 0:
+        if not all(0 <= value < math.inf for value in (ssim_weight, latent_weight, smoothing, damping)):
             raise ValueError(
                 f"ssim_weight = {ssim_weight}, latent_weight = {latent_weight}, smoothing = {smoothing} and damping = "
-                f"{damping} cannot be negative."
+                f"{damping} cannot be negative or infinite."
             )
         self.generator = generator.eval().requires_grad_(False)
         self.num_latents, self.num_steps, self.lr = num_latents, num_steps, lr

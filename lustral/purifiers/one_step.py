@@ -33,14 +33,13 @@ class OneStepConsistency(Purifier):
             raise ValueError(f"level is {level}; it lies in 1..num_levels = {num_levels}, which is at least 2.")
         top = torch.tensor(float(MAX_TIME), dtype=torch.float64)
         highest = float(denoiser.schedule.noise_ratio(top))
-        if sigma_max is not None and not EDMSchedule().sigma_min < sigma_max <= highest * (1 + 1e-9):
-            raise ValueError(
-                f"sigma_max is {sigma_max}; it lies in ({EDMSchedule().sigma_min}, {highest:g}], the levels of the "
-                "schedule."
-            )
+        # A consistency function knows no level below the end of its own trajectory.
+        lowest = (denoiser.schedule if isinstance(denoiser.schedule, EDMSchedule) else EDMSchedule()).sigma_min
+        if sigma_max is not None and not lowest < sigma_max <= highest * (1 + 1e-9):
+            raise ValueError(f"sigma_max is {sigma_max}; the schedule's levels lie in ({lowest}, {highest:g}].")
         self.denoiser = denoiser.eval().requires_grad_(False)
         self.level, self.num_levels, self.sigma_max = level, num_levels, sigma_max
-        grid = EDMSchedule(sigma_max=sigma_max or highest)
+        grid = EDMSchedule(lowest, sigma_max or highest)
         share = (level - 1) / (num_levels - 1)
         self._t = denoiser.schedule.time(grid.sigma(torch.tensor(1.0 + share * (MAX_TIME - 1), dtype=torch.float64)))
 

@@ -1,7 +1,6 @@
 """Structural similarity (Wang et al. 2004)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 WINDOW, SIGMA = 11, 1.5
@@ -20,17 +19,20 @@ def ssim_map(x: Tensor, y: Tensor) -> Tensor:
     constants for images in [0, 1], which GDMP's implementation uses on images in [-1, 1]. On images smaller than the
     window, the window is the largest odd one that fits.
     """
-    size = min(WINDOW, *(side - 1 + side % 2 for side in x.shape[-2:]))
-    at = torch.arange(size, dtype=x.dtype, device=x.device) - size // 2
-    line = (-0.5 * (at / SIGMA).square()).exp()
-    window = torch.outer(line, line) / line.sum().square()
-    kernel = window.expand(x.shape[1], 1, size, size)
+    height, width = x.shape[-2:]
+    size = min(WINDOW, *(side - 1 + side % 2 for side in (height, width)))
+    down = _window(height, size, x)
+    across = down if width == height else _window(width, size, x)
+    # All five means at once, as products of matrices: many times faster than convolutions, where images are small.
+    mean_x, mean_y, mean_xx, mean_yy, mean_xy = (down @ torch.stack((x, y, x * x, y * y, x * y)) @ across.mT).unbind()
+    product, squares = mean_x * mean_y, mean_x * mean_x + mean_y * mean_y
+    likeness = (2 * product + C1) * (2 * (mean_xy - product) + C2)
+    return likeness / ((squares + C1) * (mean_xx + mean_yy - squares + C2))
 
-    def mean(z: Tensor) -> Tensor:
-        return F.conv2d(z, kernel, padding=size // 2, groups=z.shape[1])
 
-    mean_x, mean_y = mean(x), mean(y)
-    var_x, var_y = mean(x * x) - mean_x**2, mean(y * y) - mean_y**2
-    shared = mean(x * y) - mean_x * mean_y
-    likeness = (2 * mean_x * mean_y + C1) * (2 * shared + C2)
-    return likeness / ((mean_x**2 + mean_y**2 + C1) * (var_x + var_y + C2))
+def _window(side: int, size: int, like: Tensor) -> Tensor:
+    """(side, side): the means under a Gaussian window of ``size`` pixels around each of ``side``; zeros beyond."""
+    at = torch.arange(side, dtype=like.dtype, device=like.device)
+    line = (-0.5 * ((at[:size] - size // 2) / SIGMA).square()).exp()
+    apart = (at[:, None] - at).abs()
+    return torch.where(apart <= size // 2, (-0.5 * (apart / SIGMA).square()).exp(), 0.0) / line.sum()

@@ -1,7 +1,7 @@
 """CMAP: its loss and steps from their formulas, no coupling between images, and theorem 1 for Gaussian data."""
 
 import itertools
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -10,7 +10,15 @@ from torch import Tensor
 
 from lustral.attacks import Engine
 from lustral.defence import Defence
-from lustral.diffusion import ConsistencyGenerator, EDMSchedule, Generator, Heun, LinearSchedule, to_diffusion
+from lustral.diffusion import (
+    ConsistencyGenerator,
+    Context,
+    EDMSchedule,
+    Generator,
+    Heun,
+    LinearSchedule,
+    to_diffusion,
+)
 from lustral.noise import NoiseStream
 from lustral.purifiers import (
     CMAP,
@@ -22,6 +30,7 @@ from lustral.purifiers import (
     LatentMoments,
     LatentWasserstein,
     OneStepConsistency,
+    Purified,
     Variant,
 )
 from lustral.purifiers.implicit import through_minimiser
@@ -285,6 +294,9 @@ def test_the_published_loss_has_no_exact_gradient_and_names_the_variants() -> No
         ({"num_steps": 0}, "num_steps is 0"),
         ({"stop_tolerance": 0.1, "stop_window": 1}, "at least 2"),
         ({"lr": 0.0}, "must be positive"),
+        ({"lr": float("nan")}, "must be positive"),
+        ({"latent_weight": float("nan")}, "cannot be negative"),
+        ({"stop_tolerance": float("nan")}, "stop_tolerance is nan"),
         ({"smoothing": -1.0}, "cannot be negative"),
     ],
 )
@@ -326,12 +338,14 @@ def test_the_levels_of_one_step_are_the_papers() -> None:
         assert OneStepConsistency(denoiser, level).derived()["sigma"] == pytest.approx(sigma, rel=0.01)
     assert OneStepConsistency(denoiser, 18).derived()["sigma"] == pytest.approx(80.0)
     assert OneStepConsistency(denoiser, 18, sigma_max=20.0).derived()["sigma"] == pytest.approx(20.0)
+    higher = SmoothDenoiser(EDMSchedule(sigma_min=0.05), SHAPE)
+    assert OneStepConsistency(higher, 1).derived()["sigma"] == pytest.approx(0.05), "no level below its range"
     table = SmoothDenoiser(LinearSchedule(), SHAPE)
     assert OneStepConsistency(table, 5, sigma_max=80.0).derived()["sigma"] == pytest.approx(0.1395, abs=0.01)
     refused: list[tuple[dict[str, Any], str]] = [
         ({"level": 0}, "level is 0"),
         ({"level": 5, "num_levels": 4}, "it lies in 1..num_levels = 4"),
-        ({"sigma_max": 100.0}, "sigma_max is 100.0; it lies in"),
+        ({"sigma_max": 100.0}, "sigma_max is 100.0; the schedule"),
     ]
     for options, told in refused:
         with pytest.raises(ValueError, match=told):
@@ -378,6 +392,63 @@ def test_a_chain_refuses_views_in_its_midst_and_nothing_at_all() -> None:
         Chain([_cmap(), Identity()])(images(2, SHAPE), stream(2))
     with pytest.raises(ValueError, match="at least one"):
         Chain([])
+
+
+def test_a_chain_counts_the_calls_of_every_part_once_or_not_at_all() -> None:
+    def one() -> OneStepConsistency:
+        return OneStepConsistency(SmoothDenoiser(EDMSchedule(), SHAPE))
+
+    assert Chain([Chain([one(), one()]), one()]).derived()["network_calls"] == 3
+
+    class Silent(OneStepConsistency):
+        def derived(self) -> dict[str, float]:
+            return {}
+
+    silent = Silent(SmoothDenoiser(EDMSchedule(), SHAPE))
+    assert "network_calls" not in Chain([silent, _cmap()]).derived(), "it would be the second part's alone"
+
+
+class _Grouped(NoisyPurifier):
+    """Purifies groups of four, and remembers how many rows it was given."""
+
+    def __init__(self) -> None:
+        super().__init__(0.01)
+        self.group_size, self.seen = 4, list[int]()
+
+    def run(self, x: Tensor, *rest: Any) -> Purified:
+        self.seen.append(len(x))
+        return super().run(x, *rest)
+
+
+def test_a_part_that_purifies_groups_is_given_whole_ones_whatever_stands_beside_it() -> None:
+    grouped, x, noise = _Grouped(), images(8, SHAPE), stream(8)
+    chain = Chain([NoisyPurifier(0.1), grouped])
+    whole = chain(x, noise).images
+    chain.runtime = Runtime(3)
+    assert chain.group_size == 4
+    torch.testing.assert_close(chain(x, noise).images, whole)
+    assert grouped.seen == [8, 8]
+    other = _Grouped()
+    other.group_size = 3
+    with pytest.raises(ValueError, match=r"groups of \[3, 4\] images"):
+        Chain([grouped, other])
+
+
+def test_what_a_chain_prepares_is_of_the_rows_of_a_call_too() -> None:
+    """A ragged part makes the chain ragged; the others' contexts may not depend on how many images there are."""
+
+    class Watching(GaussianBlur):
+        seen: ClassVar[list[int]] = []
+
+        def prepare(self, x: Tensor, noise: NoiseStream) -> Context:
+            self.seen.append(len(x))
+            return super().prepare(x, noise)
+
+    chain = Chain([Watching(), _cmap(stop_tolerance=0.1)])
+    chain.runtime = Runtime(3)
+    with torch.no_grad():
+        chain.prepared(images(5, SHAPE), stream(5))
+    assert set(Watching.seen) == {3}
 
 
 def test_views_vote_behind_a_defence() -> None:

@@ -189,6 +189,11 @@ def test_what_cannot_be_trained_is_refused() -> None:
         ConsistencyDistillation(GaussianConsistency())
     with pytest.raises(ValueError, match="teacher's weights are random"):
         ConsistencyDistillation(SongUNetDenoiser(8, 1, 8, (1, 2), 1, (4,), preconditioning="edm"))
+    with pytest.raises(ValueError, match=r"teacher knows noise levels up to 5 and the network's go to 20"):
+        ConsistencyDistillation(_teacher(EDMSchedule(sigma_max=5.0))).check(GaussianConsistency())
+    for loss in (ImprovedConsistencyTraining(mean=30.0, std=0.1), EasyConsistencyTuning(mean=float("nan"))):
+        with pytest.raises(ValueError, match=r"of the levels between 0.01 and 20.0, where this consistency function"):
+            loss.check(GaussianConsistency())
     with pytest.raises(ValueError, match=r"teacher's images are \(1, 2, 2\)"):
         LOSSES["cd"].check(GaussianConsistency(shape=(1, 4, 4)))
 
