@@ -8,6 +8,7 @@ of a purifier, of an attack and of data is among them.
 import json
 import re
 from collections.abc import Callable, Hashable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -245,14 +246,20 @@ def _shortened(purifier: Purifier) -> Purifier:
     return Variant(changes).of(purifier) if changes else purifier
 
 
-def _resolved(words: list[str]) -> dict[str, Any]:
-    """The configuration that the front door's parser makes of words, without the trainer's part."""
+@cache
+def _parser() -> ArgumentParser:
     set_loader("yaml", front_door._value)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("-c", "--config", action="config")
     parser.add_subclass_arguments(LightningModule, "model")
     parser.add_subclass_arguments(LightningDataModule, "data")
-    return _plain(parser.parse_args([*words, *resets(["test", *words])]))
+    return parser
+
+
+def _resolved(words: list[str]) -> dict[str, Any]:
+    """The configuration that the front door's parser makes of words, without the trainer's part."""
+    set_loader("yaml", front_door._value)
+    return _plain(_parser().parse_args([*words, *resets(["test", *words])]))
 
 
 def _plain(value: Any) -> Any:
@@ -261,15 +268,22 @@ def _plain(value: Any) -> Any:
     return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
+@cache
+def _compared() -> list[str]:
+    """Of every row, what tells it from others."""
+    return [case.of(*COMPARED) for case in CASES]
+
+
 @pytest.mark.parametrize("case", _each(PARSED))
 def test_a_row_is_what_its_command_chooses_and_no_other_is(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     known = {id(other.row.choice): other.parts for other in CASES}
     monkeypatch.setattr(Choice, "parts", lambda choice: known[id(choice)])  # nobody changes them
     config = _resolved(case.row.choice.words())
     assert config["model"]["class_path"].endswith(RobustnessEvaluation.__name__)
+    compared = _compared()
     own = case.of(*COMPARED)
-    for other in CASES:
-        assert fits(other.row.choice, config) == (other.of(*COMPARED) == own), other.row
+    for other, its in zip(CASES, compared, strict=True):
+        assert fits(other.row.choice, config) == (its == own), other.row
 
 
 VICTIMS = {
