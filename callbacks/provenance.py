@@ -33,6 +33,8 @@ PACKAGES = (
     "scikit-learn",
 )
 
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is seven times faster
+
 
 class Provenance(SaveConfigCallback):
     """Saves ``config_<stage>.yaml`` and ``provenance/<stage>-<time>.json`` into the run folder when a stage starts, and
@@ -66,7 +68,7 @@ class Provenance(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         folder = Path(trainer.default_root_dir)
         text = self.parser.dump(self.config, skip_none=False)
-        facts = json.dumps(_facts(trainer, stage, yaml.safe_load(text)), indent=1, default=str) + "\n"
+        facts = json.dumps(_facts(trainer, stage, yaml.load(text, _LOADER)), indent=1, default=str) + "\n"
         (folder / "provenance").mkdir(parents=True, exist_ok=True)
         _write(folder / f"config_{stage}.yaml", text)
         _write(folder / "provenance" / f"{stage}-{time.time_ns():020d}.json", facts)

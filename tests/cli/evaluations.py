@@ -7,9 +7,12 @@ from typing import Any
 from lustral.tables import Choice
 from tests.cli.shrunk import GROUP, Shrinker, attack
 
+EVAL = sorted(Path("configs/eval").glob("*.yaml"))
+ATTACKED = [path for path in EVAL if not path.stem.endswith(("_corruptions", "_quality", "_detection"))]
+"""The recipes of attacks, every one of which `test_recipes.py` runs: a base with the purifier of its first line."""
 FAST = [
-    *("--data.num_test", "3", "--model.protocol.verdict_draws", "3"),
-    *("--model.protocol.audit_images", "1", "--model.rows", "8"),
+    *("--data.num_test", "2", "--model.protocol.verdict_draws", "2"),
+    *("--model.protocol.audit_images", "1", "--model.rows", "4"),
 ]
 FAST_ATTACK: dict[str, Any] = {"num_steps": 2, "eot": 2, "selection_draws": 2, "num_queries": 2}
 FASTEST = [

@@ -3,6 +3,7 @@
 import copy
 import importlib
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -409,18 +410,46 @@ class Shrinker:
 
 
 def attack(part: Part, folder: Path, **options: Any) -> list[str]:
-    """Command-line words that give ``options`` to an attack, those that it has; the members of an ensemble get them in
-    a file below ``folder``, and one target class instead of many."""
+    """Command-line words that give ``options`` to an attack, those that it has.
+
+    An ensemble gets them in a file below ``folder``, and its members too, with one target class instead of many. Of
+    members that are of the same classes the first is kept: all of them attack in few steps in `test_table_rows.py`,
+    and each alone in `tests/lustral/test_attack_configs.py`.
+    """
     if "attacks" not in part.get("init_args", {}):
         return as_words("model.attack", _known(part, options))
-    members = [whole(member) for member in part["init_args"]["attacks"]]
+    members = {classes(member): whole(member) for member in reversed(part["init_args"]["attacks"])}
     small = [
-        {**m, "init_args": {**m.get("init_args", {}), **_known(m, {"num_targets": 1, **options})}} for m in members
+        {**m, "init_args": {**m.get("init_args", {}), **_known(m, {"num_targets": 1, **options})}}
+        for m in reversed(members.values())
     ]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "attack.yaml"
-    path.write_text(yaml.safe_dump({**part, "init_args": {**part["init_args"], "attacks": small}}))
+    given = {**part["init_args"], **_known(part, options), "attacks": small}
+    path.write_text(yaml.safe_dump({**part, "init_args": given}))
     return ["--model.attack", str(path)]
+
+
+def classes(part: Any) -> str:
+    """Those of a purifier or an attack, and of what that is made of, networks apart (every one is in some recipe's
+    test); what is left are numbers."""
+    return json.dumps(_classes(part))
+
+
+def attacks(part: Any) -> set[str]:
+    """The classes of an attack; of an ensemble its own, and those of each of its members."""
+    members = (part.get("init_args") or {}).get("attacks", []) if isinstance(part, dict) else []
+    return {part["class_path"]}.union(*map(attacks, members)) if members else {classes(part)}
+
+
+def _classes(value: Any) -> Any:
+    if isinstance(value, dict):
+        options = sorted((value.get("init_args") or {}).items())
+        inner = [_classes(part) for name, part in options if name not in ("denoiser", "scorer")]
+        return [value.get("class_path"), *(each for each in inner if each)]
+    if isinstance(value, list):
+        return [each for each in map(_classes, value) if each]
+    return value if isinstance(value, str) and value.startswith("lustral.") else None
 
 
 def purifier_of(recipe: Path) -> Choice:
@@ -475,6 +504,8 @@ def _fewest(given: Part, most: int) -> dict[str, Any]:
         small["num_steps"] = [4, 1]  # with fewer in its first stage it refuses to be built
     elif "num_steps" in given:
         small["num_steps"] = min(most, int(given.get("t_star", most)))
+    if given.get("num_resamples"):
+        small["num_resamples"] = min(most, given["num_resamples"])
     if "num_rounds" in given:
         small["num_rounds"] = min(most, given["num_rounds"])
     if "rounds" in given:

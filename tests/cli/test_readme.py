@@ -22,6 +22,7 @@ from tests.lustral.importing.classifier_originals import Original, deepmind_prea
 from tests.lustral.importing.song_reference import make
 from tests.lustral.importing.test_import_score_sde import DDPMPP, checkpoint
 
+pytestmark = pytest.mark.usefixtures("brief_check")
 README = Path("README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]

@@ -11,12 +11,11 @@ import yaml
 from lustral.detectors import StoredReference
 from lustral.tables import Choice, read_tables
 from lustral.tensor_files import read_tensors
-from tests.cli.evaluations import FAST, FAST_ATTACK, evaluate, fastest, num_judged
-from tests.cli.shrunk import Shrinker, as_words, attack, purifier_of, training
+from tests.cli.evaluations import ATTACKED, EVAL, FAST, FAST_ATTACK, evaluate, fastest, num_judged
+from tests.cli.shrunk import Shrinker, as_words, attack, followed, purifier_of, training
 
 CONFIGS = Path("configs")
 TRAIN = sorted((CONFIGS / "train").glob("*.yaml"))
-EVAL = sorted((CONFIGS / "eval").glob("*.yaml"))
 CORRUPTED = [path for path in EVAL if path.stem.endswith("_corruptions")]
 QUALITY = [path for path in EVAL if path.stem.endswith("_quality")]
 REFERENCE = sorted((CONFIGS / "reference").glob("*.yaml"))
@@ -60,7 +59,7 @@ def test_there_are_few_evaluation_recipes() -> None:
 
 @pytest.mark.parametrize(
     "recipe",
-    [path for path in EVAL if path not in (*AUDITED, *CORRUPTED, *QUALITY, *DETECTION)],
+    [path for path in ATTACKED if path not in AUDITED],
     ids=lambda path: path.stem,
 )
 def test_evaluation_recipes_write_a_card(
@@ -82,6 +81,7 @@ def test_evaluation_recipes_write_a_card(
     assert (tmp_path / "panels.png").is_file()
 
 
+@pytest.mark.usefixtures("brief_check")
 @pytest.mark.parametrize("recipe", CORRUPTED, ids=lambda path: path.stem)
 def test_corruption_recipes_write_a_card_that_can_be_reported(
     recipe: Path, cli: Callable[..., int], tmp_path: Path, shrinker: Shrinker
@@ -122,6 +122,7 @@ def test_quality_recipes_write_a_card_and_pictures(
     assert list((tmp_path / "tensorboard").iterdir())
 
 
+@pytest.mark.usefixtures("brief_check")
 def test_quality_is_measured_on_the_images_of_a_finished_run(
     cli: Callable[..., int], tmp_path: Path, shrinker: Shrinker, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,6 +146,7 @@ def test_quality_is_measured_on_the_images_of_a_finished_run(
         assert complaint in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("brief_check")
 def test_detectors_are_judged_reported_and_gone_on_with(
     cli: Callable[..., int], tmp_path: Path, shrinker: Shrinker, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -171,10 +173,10 @@ def test_detectors_are_judged_reported_and_gone_on_with(
         "model.trials": 40,
     }
     run = tmp_path / recipe.stem
-    for count in (6, 8):  # the second goes on with the first's records
+    for count in (4, 6):  # the second goes on with the first's records
         evaluate(cli, "test", run, "-c", recipe, *as_words("", small), "--data.num_test", str(count))
     card = json.loads((run / "card.json").read_text())
-    assert (card["kind"], card["status"], card["n"]) == ("detection", "ok", 8)
+    assert (card["kind"], card["status"], card["n"]) == ("detection", "ok", 6)
     assert len(list((run / "records").glob("*.jsonl"))) == 2
     for found in card["detectors"].values():
         assert found["by_budget"].keys() == {"0.05", "0.15"}
@@ -193,6 +195,7 @@ def _unpicked() -> list[Path]:
     return [path for path in sorted((CONFIGS / "purifier").glob("*.yaml")) if path.resolve() not in (*rows, *picked)]
 
 
+@pytest.mark.usefixtures("brief_check")
 @pytest.mark.parametrize("purifier", _unpicked(), ids=lambda path: path.stem)
 def test_a_purifier_stands_before_the_classifier_of_its_base_recipe(
     purifier: Path, cli: Callable[..., int], tmp_path: Path, shrinker: Shrinker
@@ -213,12 +216,13 @@ def test_an_evaluation_is_audited_and_reported(
     small = [*shrinker.evaluation(choice), *FAST, *attack(choice.parts()["attack"], tmp_path, **FAST_ATTACK)]
     evaluate(cli, "test", run, *choice.words(), *small)
     card = json.loads((run / "card.json").read_text())
-    assert card["n"] == 3
+    assert card["n"] == 2
     assert {"random_directions", "large_eps"} <= card["audit"]["expected_accuracy"].keys()
     assert cli("report", run, "--output", tmp_path / "report") == 0
     assert recipe.stem in (tmp_path / "report" / "report.md").read_text()
 
 
+@pytest.mark.usefixtures("brief_check")
 @pytest.mark.parametrize("attack", AUTOATTACK, ids=lambda path: path.stem)
 def test_autoattack_takes_the_place_of_the_attack_of_a_recipe(
     attack: Path, cli: Callable[..., int], tmp_path: Path, shrinker: Shrinker
@@ -247,7 +251,19 @@ def test_references_are_of_held_out_images(recipe: Path, shrinker: Shrinker) -> 
     assert len(record["scores"]) == (130 if recipe.stem.startswith("digits") else 5)
 
 
-CLUSTERS = [(recipe, "slurm") for recipe in TRAIN] + [(TRAIN[0], "ddp")]
+def _by_training() -> list[Path]:
+    """A recipe of each class of trainings."""
+    return list({followed(path)["model"]["class_path"]: path for path in reversed(TRAIN)}.values())
+
+
+CLUSTERS = [(recipe, "slurm") for recipe in _by_training()] + [(TRAIN[0], "ddp")]
+
+
+@pytest.mark.parametrize("recipe", TRAIN, ids=lambda path: path.stem)
+def test_a_training_recipe_leaves_the_choice_of_a_cluster_to_its_layer(recipe: Path) -> None:
+    own = followed(recipe)
+    assert not {"strategy", "num_nodes", "devices", "accelerator"} & (own.get("trainer") or {}).keys()
+    assert own["model"]["class_path"].endswith("Training")
 
 
 @pytest.mark.parametrize(("recipe", "trainer"), CLUSTERS, ids=[f"{trainer}-{path.stem}" for path, trainer in CLUSTERS])

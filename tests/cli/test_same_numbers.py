@@ -14,6 +14,8 @@ import torch
 
 from lustral.evaluation import read_records
 
+pytestmark = pytest.mark.usefixtures("brief_check")
+
 
 @pytest.fixture(scope="module")
 def words(digit_weights: dict[str, Path]) -> list[str]:
@@ -21,9 +23,9 @@ def words(digit_weights: dict[str, Path]) -> list[str]:
     return [
         *("test", "-c", "configs/eval/digits_diffpure.yaml", "--trainer.accelerator", "cpu", "--data.num_test", "5"),
         *("--model.classifier.weights", str(digit_weights["classifier"]), "--model.purifier.num_steps", "2"),
-        *("--model.purifier.denoiser.weights", str(digit_weights["denoiser"]), "--model.rows", "8"),
+        *("--model.purifier.denoiser.weights", str(digit_weights["denoiser"]), "--model.rows", "4"),
         *("--model.attack.num_steps", "2", "--model.attack.eot", "2", "--model.attack.selection_draws", "2"),
-        *("--model.protocol.verdict_draws", "3", "--model.protocol.audit_images", "0"),
+        *("--model.protocol.verdict_draws", "2", "--model.protocol.audit_images", "0"),
     ]
 
 
@@ -82,25 +84,25 @@ def test_another_seed_changes_the_records(
     assert _records(run) != _records(reference)
 
 
-@pytest.mark.parametrize("images", [5, 1], ids=["two processes", "one of two processes has nothing to do"])
-def test_two_processes_give_the_same_records(images: int, reference: Path, words: list[str], tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    command = [*words, "--trainer.default_root_dir", str(run), "--data.num_test", str(images), "--data.batch_size", "2"]
+def _on_two_processes(words: list[str], run: Path, *more: str) -> str:
+    """What an evaluation on two processes says."""
+    command = [sys.executable, "cli.py", *words, "--trainer.default_root_dir", str(run), *more]
     command += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    done = subprocess.run(
-        [sys.executable, "cli.py", *command], capture_output=True, text=True, timeout=240, env=_environment()
-    )
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=_environment())
     assert done.returncode == 0, done.stderr
-    expected = dict(list(_records(reference).items()))
-    found = _records(run)
-    assert len(found) == images
+    return done.stderr
+
+
+def test_one_of_two_processes_may_have_nothing_to_do(reference: Path, words: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    _on_two_processes(words, run, "--data.num_test", "1", "--data.batch_size", "2")
+    expected, found = _records(reference), _records(run)
+    assert len(found) == 1
     assert found == {index: expected[index] for index in found}
-    if images == 5:
-        assert _card(run) == _card(reference)
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_records(
-    reference: Path, words: list[str], cli: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_killed_run_goes_on_on_two_processes_and_ends_with_the_same_records(
+    reference: Path, words: list[str], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     command = ["cli.py", *words, "--trainer.default_root_dir", str(run), "--data.batch_size", "1"]
@@ -109,14 +111,15 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_records(
     )
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and process.poll() is None:
-        if len(_records(run)) >= 2:
+        if len(_records(run)) >= 1:
             break
-        time.sleep(0.05)
+        time.sleep(0.02)
     process.kill()
     process.wait()
     kept = _records(run)
-    assert 2 <= len(kept) < 5, "the run was killed too early or too late to show anything"
-    assert cli(*command[1:]) == 0
-    assert "have a record already and are skipped" in capsys.readouterr().err
+    assert 1 <= len(kept) <= 3, "the run was killed too early, or too late to leave something for both processes"
+    told = _on_two_processes(words, run, "--data.batch_size", "2")
+    assert "have a record already and are skipped" in told
+    assert len(list((run / "records").glob("*.jsonl"))) == 3  # of the first process, and of both of the second start
     assert _records(run) == _records(reference)
     assert _card(run) == _card(reference)

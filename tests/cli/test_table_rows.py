@@ -1,12 +1,14 @@
 """Every row of every table.
 
 All are built at their full size before toy networks. Each combination of classes and each purifier is attacked
-in few steps. And so many rows run shrunk by `test` that every class, data set and recipe is among them.
+in few steps. And so many rows run shrunk by `test` that, with the recipes in `test_recipes.py`, every chain of classes
+of a purifier, of an attack and of data is among them.
 """
 
 import json
 import re
 from collections.abc import Callable, Hashable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,9 +28,10 @@ from lustral.ratio import parse_ratio
 from lustral.tables import Choice, PaperTable, Row, fits, read_tables
 from lustral.tables.choice import GROUPS
 from lustral.threat import ThreatModel
+from tests.cli.evaluations import ATTACKED as RECIPES
 from tests.cli.evaluations import FASTEST_ATTACK, evaluate, fastest, num_judged
 from tests.cli.full_size import PIXELS, built, network_calls
-from tests.cli.shrunk import Shrinker, fewer, followed
+from tests.cli.shrunk import Shrinker, attacks, classes, fewer, followed, purifier_of
 from tests.contracts import images, stream
 
 TABLES = read_tables("configs/tables")
@@ -54,23 +57,12 @@ class Case(NamedTuple):
         return json.dumps([_in_floats(parts.get(name)) for name in names], sort_keys=True)
 
     def classes(self, name: str) -> str:
-        """Those of its purifier or of its attack, and of what that is made of, networks apart (every one is in some
-        recipe's test); what is left are numbers."""
-        return json.dumps(_classes(self.parts[name]))
+        """Those of its purifier or of its attack, and of what that is made of."""
+        return classes(self.parts[name])
 
     def file(self, group: str) -> Path:
         """Which of a group it picks."""
         return self.row.choice.groups.get(group, self.row.choice.recipe).resolve()
-
-
-def _classes(value: Any) -> Any:
-    if isinstance(value, dict):
-        options = sorted((value.get("init_args") or {}).items())
-        inner = [_classes(part) for name, part in options if name not in ("denoiser", "scorer")]
-        return [value.get("class_path"), *(each for each in inner if each)]
-    if isinstance(value, list):
-        return [each for each in map(_classes, value) if each]
-    return value if isinstance(value, str) and value.startswith("lustral.") else None
 
 
 def _class(part: Any) -> str:
@@ -111,13 +103,29 @@ def _cover(*keys: Callable[[Case], Hashable]) -> list[Case]:
     return [CASES[number] for number in sorted(found)]
 
 
-RUN = _cover(
-    lambda case: case.classes("purifier"),
-    lambda case: case.classes("attack"),
-    lambda case: (_class(case.parts["data"]), _class(case.parts["classifier"])),
-    lambda case: (case.row.choice.recipe, case.row.choice.layers),
-    lambda case: case.parts["threat"]["norm"],
-)
+def _kinds(parts: dict[str, Any]) -> set[Hashable]:
+    """What of an evaluation must go through the front door: the classes of its purifier and of its attack, each member
+    of an ensemble by itself, its data with its classifier, and its norm."""
+    made = {("attack", each) for each in attacks(parts["attack"])} | {("purifier", classes(parts["purifier"]))}
+    return made | {("norm", parts["threat"]["norm"]), (_class(parts["data"]), _class(parts["classifier"]))}
+
+
+def _run() -> list[Case]:
+    """A few rows, those of the digits rather than others and single attacks rather than ensembles, that together have
+    every kind which no recipe has."""
+    of = [_kinds(case.parts) for case in CASES]
+    price = [
+        (1.0 if "Digits" in _class(case.parts["data"]) else 1.4) + 0.1 * len(of[n]) for n, case in enumerate(CASES)
+    ]
+    missing, found = set[Hashable]().union(*of) - RUN_BY_RECIPES, list[int]()
+    while missing:
+        found.append(max(range(len(CASES)), key=lambda n: len(of[n] & missing) / price[n]))
+        missing -= of[found[-1]]
+    return [CASES[number] for number in sorted(found)]
+
+
+RUN_BY_RECIPES = set[Hashable]().union(*(_kinds(purifier_of(path).parts()) for path in RECIPES))
+RUN = _run()
 ATTACKED = _cover(lambda case: (case.classes("purifier"), case.classes("attack")), lambda case: case.file("purifier"))
 PARSED = _cover(
     *(lambda case, group=group: case.file(group) for group in GROUPS),
@@ -135,8 +143,13 @@ def test_no_table_is_empty_and_each_names_its_command() -> None:
 
 def test_every_class_and_every_purifier_and_attack_of_a_table_is_run() -> None:
     """Those that no table picks run in `test_recipes.py`, and every file of an attack in `test_attack_configs.py`."""
+    run = [case.parts for case in RUN] + [purifier_of(path).parts() for path in RECIPES]
     for group in ("purifier", "attack", "data"):
-        assert _named([case.parts[group] for case in RUN]) == _named([case.parts[group] for case in CASES])
+        assert _named([parts[group] for parts in run]) >= _named([case.parts[group] for case in CASES])
+    for case in CASES:  # chains of classes, and each member of an ensemble
+        assert any(parts["purifier"] and classes(parts["purifier"]) == case.classes("purifier") for parts in run)
+        assert attacks(case.parts["attack"]) <= set[str]().union(*(attacks(parts["attack"]) for parts in run))
+        assert any(_class(parts["data"]) == _class(case.parts["data"]) for parts in run)
     combinations = {(case.classes("purifier"), case.classes("attack")) for case in CASES}
     assert {(case.classes("purifier"), case.classes("attack")) for case in ATTACKED} == combinations
     assert {case.file("purifier") for case in ATTACKED} == {case.file("purifier") for case in CASES}
@@ -233,14 +246,20 @@ def _shortened(purifier: Purifier) -> Purifier:
     return Variant(changes).of(purifier) if changes else purifier
 
 
-def _resolved(words: list[str]) -> dict[str, Any]:
-    """The configuration that the front door's parser makes of words, without the trainer's part."""
+@cache
+def _parser() -> ArgumentParser:
     set_loader("yaml", front_door._value)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("-c", "--config", action="config")
     parser.add_subclass_arguments(LightningModule, "model")
     parser.add_subclass_arguments(LightningDataModule, "data")
-    return _plain(parser.parse_args([*words, *resets(["test", *words])]))
+    return parser
+
+
+def _resolved(words: list[str]) -> dict[str, Any]:
+    """The configuration that the front door's parser makes of words, without the trainer's part."""
+    set_loader("yaml", front_door._value)
+    return _plain(_parser().parse_args([*words, *resets(["test", *words])]))
 
 
 def _plain(value: Any) -> Any:
@@ -249,15 +268,22 @@ def _plain(value: Any) -> Any:
     return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
+@cache
+def _compared() -> list[str]:
+    """Of every row, what tells it from others."""
+    return [case.of(*COMPARED) for case in CASES]
+
+
 @pytest.mark.parametrize("case", _each(PARSED))
 def test_a_row_is_what_its_command_chooses_and_no_other_is(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     known = {id(other.row.choice): other.parts for other in CASES}
     monkeypatch.setattr(Choice, "parts", lambda choice: known[id(choice)])  # nobody changes them
     config = _resolved(case.row.choice.words())
     assert config["model"]["class_path"].endswith(RobustnessEvaluation.__name__)
+    compared = _compared()
     own = case.of(*COMPARED)
-    for other in CASES:
-        assert fits(other.row.choice, config) == (other.of(*COMPARED) == own), other.row
+    for other, its in zip(CASES, compared, strict=True):
+        assert fits(other.row.choice, config) == (its == own), other.row
 
 
 VICTIMS = {
