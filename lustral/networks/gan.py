@@ -111,7 +111,25 @@ class GANDiscriminator(nn.Module):
 
 def _convolution(into: int, width: int) -> list[nn.Module]:
     groups = next(g for g in (8, 4, 2, 1) if width % g == 0)
-    return [nn.Conv2d(into, width, 3, padding=1), nn.GroupNorm(groups, width), nn.SiLU()]
+    return [nn.Conv2d(into, width, 3, padding=1), _GroupNorm(groups, width), _SiLU()]
+
+
+# Torch's own take another kernel for their gradient where that gradient is to be differentiated again, which rounds
+# otherwise: CMAP's images would depend on whether gradients are on. Written out, the bits are the same.
+
+
+class _GroupNorm(nn.GroupNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        grouped = x.unflatten(1, (self.num_groups, -1))
+        apart = grouped - grouped.mean((2, 3, 4), keepdim=True)
+        spread = apart.square().mean((2, 3, 4), keepdim=True)
+        normal = (apart * torch.rsqrt(spread + self.eps)).flatten(1, 2)
+        return normal * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+class _SiLU(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(x)
 
 
 def load_generator(weights: str) -> GANGenerator:

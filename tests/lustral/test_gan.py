@@ -1,5 +1,6 @@
 """The GAN: its generator fills the seam, and the gradient of each loss reaches its own network alone."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,21 @@ def test_a_weights_file_rebuilds_it(tmp_path: Path) -> None:
     other = save_network(UNetDenoiser(8, 1, (8, 8), 1, (False, False), norm_groups=4), tmp_path / "unet.safetensors")
     with pytest.raises(ValueError, match="holds a UNetDenoiser, which is no GANGenerator"):
         load_generator(str(other))
+
+
+def test_its_layers_are_torchs_written_out() -> None:
+    generator = GANGenerator(8, 1, 5, [16, 4])
+    randomise(generator, 0.3)
+    plain = copy.deepcopy(generator)
+    for stage in plain.stages:
+        for place, layer in enumerate(stage):  # type: ignore[arg-type]
+            if isinstance(layer, nn.GroupNorm):
+                stage[place] = nn.GroupNorm(layer.num_groups, layer.num_channels)  # type: ignore[index]
+                stage[place].load_state_dict(layer.state_dict())  # type: ignore[index]
+            elif not isinstance(layer, nn.Conv2d):
+                stage[place] = nn.SiLU()  # type: ignore[index]
+    z = stream(3).normal((5,))
+    torch.testing.assert_close(generator(z), plain(z))
 
 
 def test_what_cannot_be_built_is_refused() -> None:

@@ -84,6 +84,7 @@ def test_generated_images_leave_their_class_and_the_weight_holds_them_near() -> 
     assert found[0.0] > found[100.0] + 0.5
 
 
+@torch.no_grad()
 def test_beyond_the_confidence_only_the_distance_counts() -> None:
     defence, x = _defence("consistency"), images(4)
     z = stream(4).fork("z").normal((1, 4, 4))
