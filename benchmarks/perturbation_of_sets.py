@@ -65,6 +65,7 @@ def mean_test(a: Tensor, b: Tensor, seed: int = 0, permutations: int = 2000) -> 
     return float(permutation_test(torch.outer(pooled, pooled)[None], len(a), noise, permutations, "biased").p_value)
 
 
+@torch.no_grad()
 def kernel_test(kernel: Kernel, a: Tensor, b: Tensor, seed: int = 0, permutations: int = 2000) -> tuple[float, float]:
     """The squared MMD (unbiased) of images ``a`` (n, C, H, W) and ``b`` (m, C, H, W), and its p-value."""
     pooled = torch.cat((a, b))
