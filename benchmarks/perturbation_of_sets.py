@@ -5,7 +5,7 @@ Sets of clean, generated and adversarial images, and of clean ones with random n
 reference of other clean images: norms of the expected perturbation score under the digits' diffusion model, and squared
 MMDs with the semantic-aware kernel (features of the digits' classifier) and a Gaussian kernel of pixels (median
 bandwidths of the training images). The p-values are of permutation tests; that of the score is of its mean. The test
-digits are divided into the reference and the clean set, of which the adversarial images are made.
+digits are divided, class by class, into the reference and the clean set, of which the adversarial images are made.
 
 A table, and a picture (`--picture`) with a panel for each generator. Generators whose weights are missing are left out,
 and named.
@@ -83,6 +83,12 @@ def compared(reference: Tensor, images: Tensor, score: Callable[[Tensor], Tensor
     return Compared(mean, mean - half, mean + half, mean_test(known, own), found)
 
 
+def alternating(y: Tensor) -> Tensor:
+    """(n,) bool: every second image of each class of the labels ``y`` (n,), so that both halves have equal shares."""
+    own = y[:, None] == y
+    return own.tril().sum(1) % 2 == 1
+
+
 def drawn(runs: Path, count: int, seed: int = 0) -> dict[str, Tensor]:
     """(count, 1, 8, 8) images of each generator whose weights are there."""
     noise, found = NoiseStream(seed, torch.arange(count)).fork("samples"), dict[str, Tensor]()
@@ -135,9 +141,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Compared]:
     data = Digits(batch_size=510)
     data.setup("test")
     x, y, index = next(iter(data.test_dataloader()))
-    count = min(given.images, len(x) // 2)
-    reference, clean = x[0 : 2 * count : 2], x[1 : 2 * count : 2]
-    labels, number = y[1 : 2 * count : 2], index[1 : 2 * count : 2]
+    known = alternating(y)
+    count = min(given.images, int(known.sum()), int((~known).sum()))
+    reference = x[known][:count]
+    clean, labels, number = (part[~known][:count] for part in (x, y, index))
 
     classifier = load_classifier(str(given.runs / "digits_classifier" / "weights.safetensors")).eval()
     denoiser = load_denoiser(str(given.runs / "digits_diffusion" / "weights.safetensors")).eval().requires_grad_(False)

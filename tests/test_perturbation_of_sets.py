@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.perturbation_of_sets import compared, kernel_test, main, mean_test
+from benchmarks.perturbation_of_sets import alternating, compared, kernel_test, main, mean_test
 from lustral.detectors import GaussianKernel, mmd
 from lustral.networks import GANGenerator, save_network
 from tests.contracts import generator, images
@@ -19,6 +19,11 @@ def test_the_test_of_means_is_one_of_means() -> None:
     wide = (a - a.mean()) * 30 + b.mean()
     assert mean_test(wide, b) > 0.5, "of another spread, but of the same mean"
     assert mean_test(a, b) == mean_test(1000 * a - 7, 1000 * b - 7)
+
+
+def test_both_halves_have_every_class_alike() -> None:
+    y = torch.tensor([1, 6, 1, 1, 6, 2, 1, 6])
+    assert alternating(y).tolist() == [True, True, False, True, False, True, False, True]
 
 
 def test_a_discrepancy_is_the_unbiased_mmd() -> None:
