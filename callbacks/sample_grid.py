@@ -1,4 +1,4 @@
-"""What a diffusion model draws, as a picture: in TensorBoard, and as a file in the run folder."""
+"""What a diffusion model or a one-step generator draws: a picture in TensorBoard, and a file in the run folder."""
 
 import math
 from pathlib import Path
@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
-from lustral.diffusion import Ancestral, Denoiser, Solver
+from lustral.diffusion import Ancestral, Denoiser, Generator, Solver, generated
 from lustral.diffusion.sampling import sample
 from lustral.noise import NoiseStream
 
@@ -22,14 +22,15 @@ SMALLEST_SIDE = 48
 
 
 class SampleGrid(Callback):
-    """Draws samples whenever a diffusion model is validated or tested, with averaged weights where there is an `EMA`.
+    """Draws samples whenever a diffusion model or a generator (of a GAN) is validated or tested, with averaged weights
+    where there is an `EMA`.
 
     The picture goes to TensorBoard (``val/samples``, ``test/samples``) and to ``samples.png`` in the run folder.
     Sample k has the same noise at every epoch, so that a slider through the epochs shows the same images improve.
 
     Args:
-        solver: the reverse step; None is Ancestral, which follows every schedule.
-        num_steps: reverse steps, from pure noise.
+        solver: the reverse step; None is Ancestral, which follows every schedule. A generator has none.
+        num_steps: reverse steps, from pure noise; a generator takes one network call.
         num_images: how many, drawn by the first process.
         every_n_epochs: of the validations while training, those after an epoch that this divides.
         rows: samples a network call.
@@ -55,7 +56,7 @@ class SampleGrid(Callback):
         for name, number in numbers.items():
             if number < 1:
                 raise ValueError(f"{name} is {number}; {type(self).__name__} needs at least 1.")
-        self.solver, self.num_steps, self.num_images = solver or Ancestral(), num_steps, num_images
+        self.solver, self.num_steps, self.num_images = solver, num_steps, num_images
         self.every_n_epochs, self.rows, self.seed, self.label = every_n_epochs, rows, seed, label
 
     def key(self, stage: str, name: str) -> str:
@@ -63,12 +64,19 @@ class SampleGrid(Callback):
         return f"{stage}/{self.label}_{name}" if self.label else f"{stage}/{name}"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if not isinstance(denoiser := getattr(pl_module, "denoiser", None), Denoiser):
+        denoiser, generator = (getattr(pl_module, name, None) for name in ("denoiser", "generator"))
+        if isinstance(denoiser, Denoiser):
+            (self.solver or Ancestral()).check(denoiser)
+        elif not isinstance(generator, Generator):
             raise ValueError(
                 f"{type(self).__name__} draws samples of a diffusion model, but {type(pl_module).__name__} has "
-                "none: take it out of trainer.callbacks."
+                "none, nor a generator: take it out of trainer.callbacks."
             )
-        self.solver.check(denoiser)
+        elif self.solver is not None:
+            raise ValueError(
+                f"{type(self).__name__} is given the solver {type(self.solver).__name__}, but a generator draws in one "
+                "network call: leave out solver."
+            )
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         if any(isinstance(later, WeightAveraging) for later in callbacks[callbacks.index(self) :]):
             raise ValueError(
@@ -94,8 +102,10 @@ class SampleGrid(Callback):
     def draw(self, pl_module: LightningModule, numbers: Tensor) -> Tensor:
         """(n, C, H, W) in [0, 1], the samples with these numbers, (n,) int64."""
         noise = NoiseStream(self.seed, numbers.to(pl_module.device)).fork("samples")
+        if isinstance(generator := getattr(pl_module, "generator", None), Generator):
+            return generated(generator, noise, self.rows)
         denoiser: Any = pl_module.denoiser
-        return sample(denoiser, noise, self.solver, self.num_steps, rows=self.rows)
+        return sample(denoiser, noise, self.solver or Ancestral(), self.num_steps, rows=self.rows)
 
     def show(self, trainer: Trainer, images: Tensor, stage: str) -> None:
         """Put a sheet of ``images`` where it can be looked at."""

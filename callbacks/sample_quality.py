@@ -1,4 +1,4 @@
-"""How good are the images that a diffusion model draws? A number at validation and test."""
+"""How good are the images that a diffusion model or a generator draws? A number at validation and test."""
 
 import math
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class SampleQuality(SampleGrid):
     Args:
         classifier: whose features; trained on these images. Or an Inception v3 out of a file, with ``resize``, see
             `lustral.metrics.FrechetDistance`: nothing is downloaded.
-        solver: the reverse step; None is Ancestral, which follows every schedule.
+        solver: the reverse step; None is Ancestral, which follows every schedule. A generator has none.
         num_samples: how many; of the training images, and of those compared with, at most as many are taken.
         num_steps: reverse steps, from pure noise.
         every_n_epochs: of the validations while training, those after an epoch that this divides.

@@ -8,6 +8,7 @@ from lightning_modules.detection_evaluation import DetectionEvaluation
 from lightning_modules.detector_calibration import DetectorCalibration
 from lightning_modules.diffusion_training import DiffusionTraining
 from lightning_modules.evaluation import Evaluation
+from lightning_modules.gan_training import GANTraining
 from lightning_modules.mmd_kernel_training import MMDKernelTraining
 from lightning_modules.module import LustralModule
 from lightning_modules.quality_evaluation import QualityEvaluation
@@ -23,6 +24,7 @@ __all__ = [
     "DetectorCalibration",
     "DiffusionTraining",
     "Evaluation",
+    "GANTraining",
     "LustralModule",
     "MMDKernelTraining",
     "QualityEvaluation",

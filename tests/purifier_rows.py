@@ -19,7 +19,7 @@ from lustral.diffusion import (
     VPSchedule,
 )
 from lustral.diffusion.perturbation import EPS, SingleScore
-from lustral.networks import UNetDenoiser
+from lustral.networks import GANGenerator, UNetDenoiser
 from lustral.purifiers import (
     CMAP,
     GDMP,
@@ -145,6 +145,13 @@ def _cmap(**options: Any) -> CMAP:
     return CMAP(generator, **{**given, **options})
 
 
+def _cmap_gan(**options: Any) -> CMAP:
+    """The same with a generator whose latents are vectors."""
+    generator = GANGenerator(4, 1, 6, [4]).double()
+    randomise(generator, 0.6)
+    return CMAP(generator, 3, num_steps=3, lr=0.05, ssim_weight=0.5, latent_weight=0.1, **options)
+
+
 PURIFIERS: dict[str, Callable[[], Purifier]] = {
     "diffpure_flow": lambda: _diffpure(FlowEuler()),
     "diffpure_heun": lambda: _diffpure(Heun()),
@@ -187,6 +194,7 @@ PURIFIERS: dict[str, Callable[[], Purifier]] = {
     "cmap_stopped": lambda: _cmap(start="inversion", stop_tolerance=0.03, stop_window=2),
     "cmap_unrolled": lambda: _cmap(smoothing=0.1, constraint=LatentWasserstein(), start="inversion"),
     "cmap_unrolled_gradient": lambda: _cmap(smoothing=0.1, optimiser="gradient", stop_tolerance=0.02, stop_window=2),
+    "cmap_gan_unrolled": lambda: _cmap_gan(smoothing=0.1, optimiser="gradient"),
     "cmap_implicit": lambda: _cmap(smoothing=0.1, constraint=LatentMMD(), derivative="implicit"),
     "one_step": lambda: OneStepConsistency(SmoothDenoiser(EDMSchedule(), SHAPE), 6),
     "chain": lambda: Chain([_diffpure(EulerMaruyama()), _cmap(smoothing=0.1, optimiser="gradient")]),

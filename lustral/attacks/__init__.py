@@ -10,6 +10,7 @@ from lustral.attacks.evasion import Evade, SelectiveEvasion, WithStatistic
 from lustral.attacks.fab import FAB
 from lustral.attacks.first_order import FirstOrderAttack, GradientAttack, State
 from lustral.attacks.foreign import ForeignAttack
+from lustral.attacks.latent_search import LatentSearch
 from lustral.attacks.mixed_groups import MixedGroups
 from lustral.attacks.mma import MMA, CappedTargetMargin
 from lustral.attacks.objectives import (
@@ -22,6 +23,7 @@ from lustral.attacks.objectives import (
     SelectiveMargin,
     TargetedDifferenceOfLogitsRatio,
 )
+from lustral.attacks.on_manifold import OnManifold
 from lustral.attacks.pgd import PGD
 from lustral.attacks.random_directions import RandomDirections
 from lustral.attacks.square import Square
@@ -52,6 +54,7 @@ __all__ = [
     "GradientAttack",
     "Judged",
     "LagrangianPGD",
+    "LatentSearch",
     "Margin",
     "MeanLogitCrossEntropy",
     "MeanLogitMargin",
@@ -59,6 +62,7 @@ __all__ = [
     "MoveAttention",
     "MoveReference",
     "Objective",
+    "OnManifold",
     "OrthogonalPGD",
     "RandomDirections",
     "SelectiveEvasion",

@@ -6,19 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lustral.attacks.base import Attack
 from lustral.attacks.engine import Engine
-from lustral.attacks.selection import select
-from lustral.attacks.victim import Cases
+from lustral.attacks.latent_search import LatentSearch
 from lustral.diffusion.inner import inner_gradient
-from lustral.noise import NoiseStream
 from lustral.purifiers import CMAP
 from lustral.threat import ThreatModel
 
 Form = Literal["corrected", "published"]
 
 
-class ConsistencyDisruption(Attack):
+class ConsistencyDisruption(LatentSearch):
     """From the latents that CMAP finds for the clean image, descends CMAP's own loss minus the classifier's
     cross-entropy, with the generated image projected into the threat set in the L1 term and before the classifier
     (equation 15). Each of the n latents ends in an adversarial image; the best of them on selection draws, purified
@@ -52,94 +49,34 @@ class ConsistencyDisruption(Attack):
     ) -> None:
         if form not in get_args(Form):
             raise ValueError(f"form is {form!r}; it may be {', '.join(get_args(Form))}.")
-        if strength < 0 or num_steps < 1 or selection_draws < 1:
-            raise ValueError(
-                f"strength = {strength} cannot be negative, and num_steps = {num_steps} and selection_draws = "
-                f"{selection_draws} must be at least 1."
-            )
-        self.strength, self.num_steps, self.selection_draws = strength, num_steps, selection_draws
+        super().__init__(num_steps, selection_draws)
+        if strength < 0:
+            raise ValueError(f"strength = {strength} cannot be negative.")
+        self.strength = strength
         self.form: Form = form
 
     @property
     def name(self) -> str:
         return f"{type(self).__name__} {self.form}"
 
-    @property
-    def measures(self) -> tuple[str, ...]:
-        """The cross-entropy at the first and at the last step, a mean over latents."""
-        return ("loss_first", "loss_last")
+    def pull(
+        self, engine: Engine, purifier: CMAP, threat: ThreatModel, z: Tensor, x: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """CMAP's loss minus the cross-entropy, and the cross-entropy."""
+        generated = purifier.generator(z)
+        image = self._projected(generated, x, threat)
+        logits = engine.defence.classifier(image)  # type: ignore[attr-defined]
+        if self.form == "published":
+            logits = logits.softmax(1)
+        entropy = F.cross_entropy(logits, y, reduction="none")
+        own = purifier.scale * (self._apart(image, x) - purifier.ssim_weight * purifier.distances(generated, x)[1])
+        return own - self.strength * purifier.num_latents * entropy, entropy
 
-    def run(
-        self, engine: Engine, cases: Cases, threat: ThreatModel, noise: NoiseStream
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        purifier = getattr(engine.defence, "purifier", None)
-        if not isinstance(purifier, CMAP):
-            raise ValueError(
-                f"{type(self).__name__} searches the latents of CMAP, but the defence has {type(purifier).__name__}: "
-                "choose another attack."
-            )
-        x, y = cases.images, cases.labels
-        latents = engine.judge(x, noise.fork("clean"), 1, ["latents"], "latents of the clean image")[1]["latents"][0]
-        state = {"latents": latents, **purifier.remembering(latents)}
-        losses = []
-        for step in range(self.num_steps):
-
-            def descend(
-                state: dict[str, Tensor], x: Tensor, y: Tensor, step: int = step
-            ) -> tuple[dict[str, Tensor], Tensor]:
-                return self._descend(engine, purifier, threat, state, x, y, step)
-
-            state, loss = engine.runtime.call(descend, state, x, y)
-            losses.append(loss)
-            engine.observe(self.name, step + 1, self.num_steps)
-        count = latents.shape[1]
-        generated = engine.runtime.call(purifier.generator, state["latents"].flatten(0, 1)).unflatten(0, (-1, count))
-        found = [cases.confined(threat.project(generated[:, k], x)) for k in range(count)]
-        chosen = select(engine, found, cases, noise.fork("selection"), self.selection_draws, self.score)
-        statistics = dict(zip(self.measures, (losses[0], losses[-1]), strict=True))
-        return chosen.images, {k: values.masked_fill(chosen.failed, torch.nan) for k, values in statistics.items()}
-
-    def _descend(
-        self,
-        engine: Engine,
-        purifier: CMAP,
-        threat: ThreatModel,
-        state: dict[str, Tensor],
-        x: Tensor,
-        y: Tensor,
-        step: int,
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """One step of all latents of some images, and (B,) their cross-entropy before it."""
-        latents = state["latents"]
-        count = latents.shape[1]
-
-        def pull(latent: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-            seen: list[Tensor] = []
-
-            def loss(z: Tensor) -> Tensor:
-                generated = purifier.generator(z)
-                image = self._projected(generated, x, threat)
-                logits = engine.defence.classifier(image)  # type: ignore[attr-defined]
-                if self.form == "published":
-                    logits = logits.softmax(1)
-                entropy = F.cross_entropy(logits, y, reduction="none")
-                seen.append(entropy.detach())
-                own = purifier.scale * (
-                    self._apart(image, x) - purifier.ssim_weight * purifier.distances(generated, x)[1]
-                )
-                return own - self.strength * count * entropy
-
-            return inner_gradient(loss, latent), seen[0]
-
-        repeated = (part.repeat_interleave(count, 0) for part in (x, y))
-        gradient, entropy = engine.runtime.call(pull, latents.flatten(0, 1), *repeated)
-        gradient = gradient.unflatten(0, (-1, count))
-        if purifier.latent_weight:
-            factor = purifier.scale * purifier.latent_weight
-            gradient = gradient + inner_gradient(lambda z: factor * purifier.constrained(z), latents)
-        memory = {name: values for name, values in state.items() if name != "latents"}
-        moved, memory = purifier.moved(latents, gradient, memory, step)
-        return {"latents": moved, **memory}, entropy.unflatten(0, (-1, count)).mean(1)
+    def coupled(self, purifier: CMAP, latents: Tensor) -> Tensor | None:
+        if not purifier.latent_weight:
+            return None
+        factor = purifier.scale * purifier.latent_weight
+        return inner_gradient(lambda z: factor * purifier.constrained(z), latents)
 
     def _projected(self, generated: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
         if self.form == "corrected":

@@ -11,7 +11,7 @@ from lustral.diffusion.consistency_sampling import MultistepConsistency
 from lustral.diffusion.consistency_schedules import Progress
 from lustral.diffusion.denoiser import Denoiser, RememberedDenoiser, from_diffusion, to_diffusion
 from lustral.diffusion.distances import LPIPS, Distance, PseudoHuber, SquaredDistance
-from lustral.diffusion.generator import ConsistencyGenerator, Generator
+from lustral.diffusion.generator import ConsistencyGenerator, Generator, generated
 from lustral.diffusion.losses import DiffusionLoss, EDMLoss, HybridLoss, PosteriorLoss, SimpleLoss
 from lustral.diffusion.perturbation import EPS, PerturbationScore, SingleScore
 from lustral.diffusion.schedules import (
@@ -65,6 +65,7 @@ __all__ = [
     "VESchedule",
     "VPSchedule",
     "from_diffusion",
+    "generated",
     "to_diffusion",
     "unroll",
 ]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lustral.diffusion.denoiser import Denoiser, from_diffusion, to_diffusion
 from lustral.diffusion.schedules import MAX_TIME, coefficient
+from lustral.noise import NoiseStream
 
 
 class Generator(nn.Module, ABC):
@@ -69,3 +70,21 @@ class ConsistencyGenerator(Generator):
         """The image noised to the highest level."""
         alpha = coefficient(self.denoiser.schedule.alpha(self._t), x)
         return alpha * to_diffusion(x) + self.latent_std * noise
+
+
+@torch.no_grad()
+def generated(generator: Generator, noise: NoiseStream, rows: int = 128) -> Tensor:
+    """One generated image for each row of ``noise``: (B, C, H, W) in [0, 1], from latents that are keyed by sample.
+
+    Args:
+        generator: in eval mode.
+        noise: the stream of the latents, one row per sample.
+        rows: samples per network call, at least 1.
+
+    Raises:
+        ValueError: if rows is below 1.
+    """
+    if rows < 1:
+        raise ValueError(f"rows is {rows}; at least 1 sample a network call is needed.")
+    latents = generator.latent_std * noise.fork("latents").normal(generator.latent_shape)
+    return torch.cat([generator(part) for part in latents.split(rows)])

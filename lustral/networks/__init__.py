@@ -5,6 +5,7 @@ from lustral.networks.cifar_resnet import CifarResNet
 from lustral.networks.classifier import Classifier, Stage
 from lustral.networks.denoisers import PreconditionedDenoiser
 from lustral.networks.dunet import DUNet, load_image_denoiser
+from lustral.networks.gan import GANDiscriminator, GANGenerator, load_generator
 from lustral.networks.mobilenet_v2 import CifarMobileNetV2
 from lustral.networks.penultimate import ConvFeatures, Penultimate
 from lustral.networks.preact_resnet import PreActResNet
@@ -25,6 +26,8 @@ __all__ = [
     "Classifier",
     "ConvFeatures",
     "DUNet",
+    "GANDiscriminator",
+    "GANGenerator",
     "Penultimate",
     "PreActResNet",
     "PreconditionedDenoiser",
@@ -41,6 +44,7 @@ __all__ = [
     "load_classifier",
     "load_denoiser",
     "load_flow",
+    "load_generator",
     "load_image_denoiser",
     "load_network",
     "save_network",

@@ -18,6 +18,7 @@ from lustral.detectors import Reference
 from lustral.networks import (
     Classifier,
     DUNet,
+    GANGenerator,
     PreconditionedDenoiser,
     SongUNetDenoiser,
     TimmClassifier,
@@ -115,7 +116,7 @@ def training(recipe: Path, folder: Path) -> list[str]:
     small = [*DATA[recipe.stem.partition("_")[0]](folder), *NETWORKS.get(recipe.stem, [])]
     if recipe.stem == "imagenet100_classifier":
         small += _body(folder)
-    if recipe.stem.endswith(("_diffusion", "_consistency")):
+    if recipe.stem.endswith(("_diffusion", "_consistency", "_gan")):
         small += SHEET
     if recipe.stem.endswith("_diffusion"):
         small += ["--trainer.callbacks.num_steps", "2"]
@@ -290,8 +291,12 @@ class Shrinker:
             if network in given:
                 small |= self.network(given[network], f"{key}.{network}")
         if "generator" in given:
-            denoiser = given["generator"]["init_args"]["denoiser"]
-            small |= self.network(denoiser, f"{key}.generator.denoiser") | {f"{key}.num_latents": 2}
+            inner = whole(given["generator"])
+            if inner["class_path"].endswith(".load_generator"):
+                small |= self.network(inner, f"{key}.generator")
+            else:
+                small |= self.network(inner["init_args"]["denoiser"], f"{key}.generator.denoiser")
+            small[f"{key}.num_latents"] = 2
         if given.get("resize_to") is not None:
             small[f"{key}.resize_to"] = IMAGENET_DENOISER_PIXELS
         if name == "SSNI":
@@ -379,9 +384,11 @@ class Shrinker:
         if not path.exists():
             with torch.random.fork_rng():
                 torch.manual_seed(0)
-                if kind == "image_denoiser":
-                    channels, size, _ = self._shape_of(run)
-                    small: nn.Module = DUNet(size, channels, (4, 4), (1, 1))
+                channels, size, _ = self._shape_of(run)
+                if kind == "generator":
+                    small: nn.Module = GANGenerator(size, channels, 4, [4, 4])
+                elif kind == "image_denoiser":
+                    small = DUNet(size, channels, (4, 4), (1, 1))
                 else:
                     small = self._classifier_of(run) if kind == "classifier" else self._denoiser_of(run)
             save_network(small, path)

@@ -12,9 +12,9 @@ from lustral.attacks import (
     PGD,
     Attack,
     Cases,
-    ConsistencyDisruption,
     Engine,
     Ensemble,
+    LatentSearch,
     MeanLogitCrossEntropy,
     MoveAttention,
     gradient_attacks,
@@ -96,7 +96,7 @@ def _purifier(attack: Attack, shape: tuple[int, int, int]) -> Purifier:
         return DistributionTransfer(SmoothDenoiser(VPSchedule(), shape).float(), joint, num_steps=2, scale=20.0)
     denoiser = SmoothDenoiser(VPSchedule(), shape).float()
     members = gradient_attacks(attack)
-    if isinstance(attack, ConsistencyDisruption) or {"smoothing", "solver_steps"} & varied or _carries(attack):
+    if isinstance(attack, LatentSearch) or {"smoothing", "solver_steps"} & varied or _carries(attack):
         return CMAP(ConsistencyGenerator(denoiser, 1.0), num_latents=2, num_steps=2, lr=0.05)
     looks = any(isinstance(m, PGD) and (m.region != "all" or isinstance(m.objective, MoveAttention)) for m in members)
     if looks or {"mask.rounding", "allow_inert"} & varied:
