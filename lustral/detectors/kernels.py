@@ -47,7 +47,13 @@ def semantic_gram(x: Embedded, y: Embedded, eps: Tensor, s0: Tensor, s: Tensor) 
 
 
 class Kernel(nn.Module, ABC):
-    """A kernel k of images (or of maps of their shape, such as perturbation scores)."""
+    """A kernel k of images (or of maps of their shape, such as perturbation scores).
+
+    Attributes:
+        vectors: the names of what `embed` gives.
+    """
+
+    vectors: frozenset[str] = frozenset({"features", "pixels"})
 
     @abstractmethod
     def embed(self, x: Tensor) -> Embedded:
@@ -139,6 +145,8 @@ class GaussianKernel(Kernel):
         features: gives (n, D) features of images in [0, 1] (`lustral.networks.Penultimate`); None: the pixels.
         weights: a file written by `lustral.detectors.save_kernel`; None: the bandwidth above.
     """
+
+    vectors = frozenset({"vectors"})
 
     def __init__(
         self, bandwidth: None | float = None, features: None | nn.Module = None, weights: None | str = None

@@ -163,3 +163,11 @@ def test_a_calibration_without_enough_images_is_refused(tmp_path: Path) -> None:
     module = DetectorCalibration(GroupMMD(GaussianKernel(5.0)), group_size=100, num_reference=100)
     with pytest.raises(ValueError, match="The pool has 30 images, and a group 100"):
         _trainer(tmp_path, 1).validate(module, Digits(batch_size=64), verbose=False)
+
+
+@pytest.mark.parametrize("record", ["[]", '{"made_by": null}'])
+def test_a_set_without_a_description_is_refused(record: str, tmp_path: Path) -> None:
+    AdversarialSet(tmp_path, [3], (1, 2, 2), {"attack": "a"})
+    (tmp_path / "set.json").write_text(record)
+    with pytest.raises(ValueError, match="describes no set"):
+        AdversarialSet(tmp_path, [3], (1, 2, 2), {"attack": "a"})
