@@ -155,6 +155,18 @@ def test_a_detector_of_single_images_is_calibrated_on_each(tmp_path: Path) -> No
     assert read_threshold(tmp_path / "threshold.json").num_clean == 100
 
 
+def test_an_attacker_s_reference_is_of_training_images_and_calibrates_on_others(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"num_reference": 40, "reference_of": "train", "calibrate_on": "train"}
+    module = DetectorCalibration(SampleMMD(GaussianKernel(5.0)), **options)
+    _trainer(tmp_path, 1).validate(module, Digits(batch_size=64), verbose=False)
+    train = Digits().train_parts[0]
+    reference = StoredReference(str(tmp_path / "reference.safetensors"))
+    assert len(set(reference.index.tolist()) & set(train)) == 40
+    assert read_threshold(tmp_path / "threshold.json").num_clean == len(train) - 40
+    with pytest.raises(ValueError, match="reference_of is 'test'"):
+        DetectorCalibration(SampleMMD(GaussianKernel(5.0)), reference_of="test")  # type: ignore[arg-type]
+
+
 def test_a_calibration_without_enough_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="judges groups: give 2 or more"):
         DetectorCalibration(GroupMMD(GaussianKernel(5.0)))
