@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_modules.module import LustralModule
-from lustral.detectors import Detector, GroupDetector, Reference, calibrated
+from lustral.detectors import DeepKernel, Detector, GroupDetector, Reference, calibrated
 from lustral.noise import NoiseStream
 from lustral.rows import Runtime
 
@@ -87,7 +87,10 @@ class DetectorCalibration(LustralModule):
 
     def untrained(self) -> list[str]:
         """The networks that have random weights."""
-        found = [(name, m) for name, m in self.detector.named_modules() if hasattr(m, "weights") and not _kernel(m)]
+        # A deep kernel's network is in the kernel's file.
+        known = {id(m.network) for m in self.detector.modules() if isinstance(m, DeepKernel) and m.weights is not None}
+        named = [(name, m) for name, m in self.detector.named_modules() if id(m) not in known]
+        found = [(name, m) for name, m in named if hasattr(m, "weights") and not _kernel(m)]
         return [name for name, module in found if module.weights is None]
 
     def validation_step(self, batch: object, batch_idx: int) -> None:
