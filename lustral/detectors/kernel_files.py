@@ -53,7 +53,8 @@ def load_kernel_state(kernel: nn.Module, path: str | Path) -> None:
         raise ValueError(f"{path} does not fit {type(kernel).__name__}: it holds {sorted(state)}; train it again.")
     before = {name: tensor.clone() for name, tensor in own.items()}
     kernel.load_state_dict(state)
-    if wrong := [name for name, value in kernel.numbers().items() if not value > 0]:
+    numbers: dict[str, float] = getattr(kernel, "numbers", dict)()
+    if wrong := [name for name, value in numbers.items() if not value > 0]:
         kernel.load_state_dict(before)
         raise ValueError(f"{path} holds a kernel whose {', '.join(wrong)} is not positive: train it again.")
 
