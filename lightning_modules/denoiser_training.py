@@ -6,25 +6,21 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_modules.checks import check_fit
 from lightning_modules.module import LustralModule
 from lightning_modules.optimisation import Interval, Optimisation
-from lustral.attacks import Attack, Cases, Engine
-from lustral.defence import Defence
-from lustral.describe import describe
+from lightning_modules.victim_set import VictimSet
+from lustral.attacks import Attack
 from lustral.detectors import Kernel
 from lustral.networks import Classifier, DUNet
 from lustral.noise import NoiseStream
-from lustral.purifiers import Identity
 from lustral.threat import ThreatModel
 from lustral.training import AdversarialSet, DenoiserLoss
 
 Batch = tuple[Tensor, Tensor, Tensor]
-_SHARE = 4  # calls of R rows that are attacked together, and written when they are done
 
 
 class DenoiserTraining(LustralModule):
@@ -89,15 +85,14 @@ class DenoiserTraining(LustralModule):
             raise ValueError(f"adversarial is {adversarial!r}; it may be once or every_epoch.")
         if mirror and adversarial == "every_epoch":
             raise ValueError("mirror is for a stored set: with adversarial every_epoch, the data module mirrors.")
-        self.denoiser, self.attack, self.threat = denoiser, attack, threat
+        self.denoiser = denoiser
         self.denoiser_loss = loss or DenoiserLoss()
         self.adversarial, self.adversarial_folder, self.mirror = adversarial, adversarial_folder, mirror
         self.optimisation = Optimisation(optimizer, lr_scheduler, lr_interval)
-        self.rows, self.seed = rows, seed
-        # In a tuple, so that they are no part of checkpoints: they are frozen, and have files of their own.
-        self._frozen: tuple[Classifier, Kernel] = (classifier, kernel)
-        for part in self._frozen:
-            part.eval().requires_grad_(False)
+        self.seed = seed
+        self.victims = VictimSet(classifier, attack, threat, rows, seed)
+        # In a tuple, so that it is no part of checkpoints: it is frozen, and has a file of its own.
+        self._kernel = (kernel.eval().requires_grad_(False),)
         self.accuracy = MulticlassAccuracy(classifier.num_classes, average="micro")
         self._set: AdversarialSet | None = None
 
@@ -108,11 +103,11 @@ class DenoiserTraining(LustralModule):
 
     @property
     def classifier(self) -> Classifier:
-        return self._frozen[0]
+        return self.victims.classifier
 
     @property
     def kernel(self) -> Kernel:
-        return self._frozen[1]
+        return self._kernel[0]
 
     def setup(self, stage: str) -> None:
         if self.classifier.weights is None:
@@ -134,67 +129,25 @@ class DenoiserTraining(LustralModule):
 
     def _prepare(self) -> None:
         """Move the frozen networks to the device, make what is missing of the set, and close the kernel's scales."""
-        for part in self._frozen:
+        for part in (self.classifier, self.kernel):
             part.to(self.device)
         data: Any = getattr(self.trainer, "datamodule", None)
         if data is None or not hasattr(data, "train_images"):
             raise ValueError("A denoiser is trained with a data module of Lustral, which knows its training images.")
         train, val = data.train_parts
         if self.adversarial == "once":
-            self._set = self._opened([*train, *val], data)
-            self._fill(self._set, data)
-            self.trainer.strategy.barrier()
-        first = torch.tensor(val[: self.rows], device=self.device)
+            folder = self.adversarial_folder or str(Path(self.trainer.default_root_dir) / "adversarial")
+            self._set = self.victims.opened(self, data, [*train, *val], folder)
+        first = torch.tensor(val[: self.victims.rows], device=self.device)
         clean, y = (part.to(self.device) for part in data.train_images(first.tolist()))
-        attacked = self._set.read(first) if self._set is not None else self._attacked(clean, y, first)
+        attacked = self._set.read(first) if self._set is not None else self.victims.attacked(clean, y, first, 0)
         self.kernel.adapt(clean, attacked)
-
-    def _opened(self, positions: list[int], data: Any) -> AdversarialSet:
-        made_by = {
-            "classifier": describe(self.classifier),
-            "attack": describe(self.attack),
-            "threat": describe(self.threat),
-            "data": data.train_fingerprint(),
-            "seed": self.seed,
-            "rows": self.rows,
-        }
-        folder = self.adversarial_folder or str(Path(self.trainer.default_root_dir) / "adversarial")
-        if self.trainer.is_global_zero:
-            AdversarialSet(folder, positions, self.denoiser.image_shape, made_by)
-        self.trainer.strategy.barrier()
-        return AdversarialSet(folder, positions, self.denoiser.image_shape, made_by, create=False)
-
-    def _fill(self, kept: AdversarialSet, data: Any) -> None:
-        todo = kept.missing()
-        self.trainer.strategy.barrier()  # before anybody writes, so that all divide the same list
-        own = todo[self.global_rank :: self.trainer.world_size]
-        if len(todo):
-            rank_zero_info(f"Adversarial images of {len(todo)} positions are made: {kept.folder}")
-        for share in own.split(self.rows * _SHARE) if len(own) else ():
-            x, y = (part.to(self.device) for part in data.train_images(share.tolist()))
-            kept.write(share, self._attacked(x, y, share.to(self.device)))
-
-    def _attacked(self, x: Tensor, y: Tensor, index: Tensor, step: int = 0) -> Tensor:
-        """Adversarial images of ``x`` (B, C, H, W) for the undefended classifier.
-
-        Raises:
-            ValueError: if the attack met NaN or Inf.
-        """
-        engine = Engine(Defence(self.classifier, Identity()), self.rows)
-        noise = NoiseStream(self.seed, index).fork("adversarial set", str(step))
-        result = self.attack(engine, Cases(x, y, index), self.threat, noise)
-        if result.failed.any():
-            raise ValueError(
-                f"The attack met NaN or Inf at {int(result.failed.sum())} of {len(x)} images: check the classifier's "
-                "weights and the trainer's precision."
-            )
-        return result.images
 
     def adversarial_of(self, batch: Batch, noise: NoiseStream) -> Tensor:
         """The adversarial images (B, C, H, W) of a batch."""
         x, y, index = batch
         if self._set is None:
-            return self._attacked(x, y, index, self.global_step)
+            return self.victims.attacked(x, y, index, self.global_step)
         images = self._set.read(index)
         if not self.mirror or not self.training:
             return images

@@ -11,7 +11,7 @@ from torch import nn
 from lightning_modules.checks import check_fit
 from lightning_modules.evaluation import Evaluation
 from lustral.attacks import Attack, Cases
-from lustral.detectors import Detector, GroupDetector, Reference
+from lustral.detectors import DeepKernel, Detector, GroupDetector, Reference
 from lustral.diffusion import Denoiser
 from lustral.evaluation import DetectionEvaluator, DetectionRecord, write_card
 from lustral.evaluation.detection import check_detectors
@@ -99,7 +99,14 @@ class DetectionEvaluation(Evaluation):
         random = [
             name for name, m in inner if getattr(m, "weights", None) is None and next(m.parameters(), None) is not None
         ]
-        return [*super().untrained(), *random]
+        kernels = [
+            f"{name}.{path}.network"
+            for name, part in self.parts.items()
+            for path, module in part.named_modules()
+            if isinstance(module, DeepKernel) and module.weights is None
+            if getattr(module.network, "weights", None) is None
+        ]
+        return [*super().untrained(), *random, *kernels]
 
     def setup(self, stage: str) -> None:
         super().setup(stage)

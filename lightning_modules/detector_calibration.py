@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_modules.module import LustralModule
-from lustral.detectors import Detector, GroupDetector, Reference, calibrated
+from lustral.detectors import DeepKernel, Detector, GroupDetector, Reference, calibrated
 from lustral.noise import NoiseStream
 from lustral.rows import Runtime
 
@@ -29,6 +29,8 @@ class DetectorCalibration(LustralModule):
         group_size: images in a group; 1 for a detector of single images.
         false_alarm_rate: the share of clean groups (images) above the threshold, in (0, 1).
         num_reference: the first so many validation images are the reference; None: all of them.
+        reference_of: "validation"; or "train", training images instead (a keyed choice of ``num_reference``), as an
+            attacker has them who does not know the defender's reference.
         calibrate_on: the pool: "validation", the validation images that are not in the reference; or "train", for small
             data sets, the training images: networks have seen them, so look at the false alarms on other images too.
         num_pool: images in the pool, a keyed choice; None: all there are.
@@ -52,6 +54,7 @@ class DetectorCalibration(LustralModule):
         group_size: int = 1,
         false_alarm_rate: float = 0.05,
         num_reference: None | int = None,
+        reference_of: Part = "validation",
         calibrate_on: Part = "validation",
         num_pool: None | int = None,
         num_groups: int = 1000,
@@ -59,8 +62,9 @@ class DetectorCalibration(LustralModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if calibrate_on not in get_args(Part):
-            raise ValueError(f"calibrate_on is {calibrate_on!r}; it may be validation or train.")
+        for name, part in (("calibrate_on", calibrate_on), ("reference_of", reference_of)):
+            if part not in get_args(Part):
+                raise ValueError(f"{name} is {part!r}; it may be validation or train.")
         grouped = isinstance(detector, GroupDetector)
         if group_size < 1 or grouped != (group_size > 1):
             raise ValueError(
@@ -78,11 +82,15 @@ class DetectorCalibration(LustralModule):
         self.detector.runtime = Runtime(rows)
         self.group_size, self.false_alarm_rate, self.calibrate_on = group_size, false_alarm_rate, calibrate_on
         self.num_reference, self.num_pool, self.num_groups = num_reference, num_pool, num_groups
+        self.reference_of: Part = reference_of
         self.rows, self.seed = rows, seed
 
     def untrained(self) -> list[str]:
         """The networks that have random weights."""
-        found = [(name, m) for name, m in self.detector.named_modules() if hasattr(m, "weights") and not _kernel(m)]
+        # A deep kernel's network is in the kernel's file.
+        known = {id(m.network) for m in self.detector.modules() if isinstance(m, DeepKernel) and m.weights is not None}
+        named = [(name, m) for name, m in self.detector.named_modules() if id(m) not in known]
+        found = [(name, m) for name, m in named if hasattr(m, "weights") and not _kernel(m)]
         return [name for name, module in found if module.weights is None]
 
     def validation_step(self, batch: object, batch_idx: int) -> None:
@@ -98,9 +106,11 @@ class DetectorCalibration(LustralModule):
     def _calibrate(self, data: Any) -> None:
         folder = Path(self.trainer.default_root_dir)
         train, val = data.train_parts
-        chosen, left = val[: self.num_reference], val[len(val[: self.num_reference]) :]
-        pool = self._pool(train if self.calibrate_on == "train" else left)
-        identity = {**data.train_fingerprint(), "part": "validation"}
+        source = self._shuffled(train) if self.reference_of == "train" else val
+        chosen = source[: self.num_reference]
+        taken = set(chosen)
+        pool = self._pool([k for k in (train if self.calibrate_on == "train" else val) if k not in taken])
+        identity = {**data.train_fingerprint(), "part": self.reference_of}
         reference = Reference(data.train_images(chosen)[0], torch.tensor(chosen), identity)
         self.detector.refer(reference)
         with torch.no_grad():
@@ -113,6 +123,10 @@ class DetectorCalibration(LustralModule):
             f"Threshold {threshold.value:.5g} of {len(statistics)} clean statistics (mean {statistics.mean():.5g}) at "
             f"a false-alarm rate of {self.false_alarm_rate}, n = {self.group_size}: {path}"
         )
+
+    def _shuffled(self, positions: list[int]) -> list[int]:
+        order = NoiseStream(self.seed, torch.tensor(positions)).fork("reference").uniform((), dtype=torch.float64)
+        return [positions[k] for k in order.argsort(stable=True).tolist()]
 
     def _pool(self, positions: list[int]) -> Tensor:
         """The pool's positions in the training split, int64.

@@ -148,6 +148,11 @@ class MMDKernelTraining(LustralModule):
                 f"The weights of {', '.join(random)} are random, and a kernel would learn nothing from them: name a "
                 "weights file (model.classifier.weights)."
             )
+        if len(data.train_parts[1]) < 2:
+            raise ValueError(
+                f"{data.name} has {len(data.train_parts[1])} validation image, and the reference of a detector, which "
+                "is made of them, takes at least two: raise data.num_val."
+            )
         networks["kernel.network"] = getattr(self.kernel, "network", None) or nn.Identity()
         check_fit(data, networks.items())
         self._chosen = self._choose(data)

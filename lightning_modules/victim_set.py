@@ -63,7 +63,6 @@ class VictimSet:
         strategy.barrier()  # before anybody writes, so that all divide the same list
         if len(todo):
             rank_zero_info(f"Adversarial images of {len(todo)} positions are made: {kept.folder}")
-        self.classifier.to(module.device)
         for share in todo[module.global_rank :: module.trainer.world_size].contiguous().split(self.rows * _SHARE):
             if len(share):
                 x, y = (part.to(module.device) for part in data.train_images(share.tolist()))
@@ -72,14 +71,16 @@ class VictimSet:
         return kept
 
     @torch.enable_grad()
-    def attacked(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-        """Adversarial images of ``x`` (B, C, H, W) with labels ``y`` (B,) at positions ``index`` (B,).
+    def attacked(self, x: Tensor, y: Tensor, index: Tensor, step: int | None = None) -> Tensor:
+        """Adversarial images of ``x`` (B, C, H, W) with labels ``y`` (B,) at positions ``index`` (B,); the attack's
+        noise is another one for each ``step``.
 
         Raises:
             ValueError: if the attack met NaN or Inf.
         """
+        self.classifier.to(x.device)
         engine = Engine(Defence(self.classifier, Identity()), self.rows)
-        noise = NoiseStream(self.seed, index).fork("adversarial set")
+        noise = NoiseStream(self.seed, index).fork("adversarial set", *([] if step is None else [str(step)]))
         result = self.attack(engine, Cases(x, y, index), self.threat, noise)
         if result.failed.any():
             raise ValueError(

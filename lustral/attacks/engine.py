@@ -265,7 +265,7 @@ class Engine:
             loss = _sum_draws(torch.cat(losses).view(draws, batch))
         rank = loss if objective.plain is objective and not voted else objective.plain(logits, y)
         trace = {name: torch.cat([each[name] for each in traces]).unflatten(0, (draws, batch)) for name in asked}
-        return Answer(loss, rank, total, logits, right, zero, trace)
+        return Answer(loss, objective.ranked(rank, trace), total, logits, right, zero, trace)
 
     def _seeds(
         self,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lustral.attacks.engine import Answer, Engine
-from lustral.attacks.evasion import Evade
+from lustral.attacks.evasion import Evade, undetected_first
 from lustral.attacks.first_order import State
 from lustral.attacks.objectives import CrossEntropy, Objective, mean_over_draws
 from lustral.attacks.pgd import PGD
@@ -147,7 +147,8 @@ class OrthogonalPGD(PGD):
         up, down = (_by_group(each.gradient, size) for each in (answer, other))
         beyond = (-other.loss > 1.0 - self.margin).view(-1, size)[:, :1]
         direction = torch.where(beyond, _without(down, up), _without(up, down))
-        return replace(answer, gradient=direction.view_as(answer.gradient))
+        rank = undetected_first(answer.rank, other.trace)
+        return replace(answer, rank=rank, gradient=direction.view_as(answer.gradient))
 
 
 class _Alarm(Objective):

@@ -10,6 +10,8 @@ from lustral.attacks.objectives import Objective, mean_over_draws
 from lustral.attacks.steering import SteeredObjective
 
 _NOTHING: Mapping[str, Tensor] = {}
+_DETECTED = 1e4
+"""What a detected iterate loses in rank, for each threshold that its statistic amounts to: more than any loss."""
 
 
 class WithStatistic(SteeredObjective):
@@ -55,6 +57,9 @@ class Evade(SteeredObjective):
     def term(self, trace: Mapping[str, Tensor], y: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         return -(trace["alarm"] - (1.0 - self.margin)).clamp_min(0.0)
 
+    def ranked(self, plain: Tensor, trace: Mapping[str, Tensor]) -> Tensor:
+        return undetected_first(plain, trace)
+
 
 class SelectiveEvasion(Objective):
     """``objective`` while D / tau is at most 1 - margin, and -D / tau beyond: selective gradient descent (Bryniarski et
@@ -84,8 +89,19 @@ class SelectiveEvasion(Objective):
         loss = self.objective(logits, y, trace, given)
         return torch.where(alarm.detach() <= 1.0 - self.margin, loss, -alarm.to(loss.dtype))
 
+    def ranked(self, plain: Tensor, trace: Mapping[str, Tensor]) -> Tensor:
+        return undetected_first(plain, trace)
+
     def wrongness(self, logits: Tensor, y: Tensor) -> Tensor:
         return self.objective.wrongness(logits, y)
+
+
+def undetected_first(plain: Tensor, trace: Mapping[str, Tensor]) -> Tensor:
+    """(B,): ``plain`` losses (B,) of iterates that are not detected, and far less the more an iterate is: its loss is
+    that of the branch without the denoiser, which it does not take. (Iterates of large loss are mostly detected ones,
+    so without this they crowd out those that evade.)"""
+    alarm = mean_over_draws(trace["alarm"])
+    return torch.where(alarm <= 1.0, plain, (plain - _DETECTED * alarm).to(plain.dtype))
 
 
 def _check_margin(margin: float) -> None:

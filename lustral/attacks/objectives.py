@@ -53,6 +53,11 @@ class Objective(ABC):
             given: the arguments named in `expects`, (B, ...) each: a target, a multiplier, clean logits.
         """
 
+    def ranked(self, plain: Tensor, trace: Mapping[str, Tensor]) -> Tensor:
+        """(B,): the ranks of iterates with ``plain`` losses (B,), by default these. An objective that follows one
+        branch of a defence ranks iterates last that take another; ``trace`` has the entries named in `needs`."""
+        return plain
+
     def wrongness(self, logits: Tensor, y: Tensor) -> Tensor:
         """(B,) float64 in [0, 1]: how wrong ``logits`` (N draws, B, K) are under the verdict rule aimed at. By default
         the share of misclassified draws; ties are wrong, as in every verdict (votes of a few views often tie)."""

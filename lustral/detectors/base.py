@@ -48,6 +48,15 @@ class _Referring(nn.Module, ABC):
             )
         return self.reference
 
+    def _check(self, x: Tensor, noise: NoiseStream) -> None:
+        if len(x) != len(noise):
+            raise ValueError(f"A detector was given {len(x)} images and noise of {len(noise)} rows: give a row each.")
+        if self.reference is not None and x.shape[1:] != self.reference.images.shape[1:]:
+            raise ValueError(
+                f"{type(self).__name__} was given images of shape {tuple(x.shape[1:])}, and its reference has images "
+                f"of shape {tuple(self.reference.images.shape[1:])}: name a reference of the same data."
+            )
+
 
 class Detector(_Referring):
     """Scores images one by one; subclasses implement `statistic`. An image's score depends on nothing but the image,
@@ -61,9 +70,10 @@ class Detector(_Referring):
         """The `statistic`, verified. Final.
 
         Raises:
-            ValueError: if images and noise differ in number, or the statistic is not one number an image.
+            ValueError: if images and noise differ in number, images and reference in shape, or the statistic is not one
+                number an image.
         """
-        _check_rows(x, noise)
+        self._check(x, noise)
         found = self.statistic(x, noise)
         if found.shape != (len(x),):
             raise ValueError(
@@ -90,9 +100,10 @@ class GroupDetector(_Referring):
         blocks; ``noise`` has a row for each image. Final.
 
         Raises:
-            ValueError: if the images are not whole groups, or the noise has not as many rows.
+            ValueError: if the images are not whole groups or of another shape than the reference, or the noise has not
+                as many rows.
         """
-        _check_rows(x, noise)
+        self._check(x, noise)
         if group_size < 1 or len(x) % group_size or not len(x):
             raise ValueError(
                 f"{len(x)} images are no whole groups of {group_size}: give a multiple, such as "
@@ -103,8 +114,3 @@ class GroupDetector(_Referring):
         parts = {name: rows.split(group_size) for name, rows in embedded.items()}
         blocks = [{name: part[g] for name, part in parts.items()} for g in range(len(x) // group_size)]
         return torch.stack([self.of_group(block) for block in blocks])
-
-
-def _check_rows(x: Tensor, noise: NoiseStream) -> None:
-    if len(x) != len(noise):
-        raise ValueError(f"A detector was given {len(x)} images and noise of {len(noise)} rows: give a row each.")

@@ -51,7 +51,12 @@ def load_kernel_state(kernel: nn.Module, path: str | Path) -> None:
     state, own = read_tensors(path), kernel.state_dict()
     if state.keys() != own.keys() or any(state[name].shape != tensor.shape for name, tensor in own.items()):
         raise ValueError(f"{path} does not fit {type(kernel).__name__}: it holds {sorted(state)}; train it again.")
+    before = {name: tensor.clone() for name, tensor in own.items()}
     kernel.load_state_dict(state)
+    numbers: dict[str, float] = getattr(kernel, "numbers", dict)()
+    if wrong := [name for name, value in numbers.items() if not value > 0]:
+        kernel.load_state_dict(before)
+        raise ValueError(f"{path} holds a kernel whose {', '.join(wrong)} is not positive: train it again.")
 
 
 def _identity(kernel: nn.Module) -> dict[str, Any]:

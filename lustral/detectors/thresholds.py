@@ -36,13 +36,13 @@ class Threshold:
     num_clean: int
 
     def fires(self, statistics: Tensor, detector: Detector | GroupDetector, group_size: int = 1) -> Tensor:
-        """(...) bool: which ``statistics`` (...) of this detector on groups of this size are alarms.
+        """(...) bool: which ``statistics`` (...) of this detector on groups of this size are alarms; NaN is one.
 
         Raises:
             ValueError: if the threshold is of another detector, reference or group size.
         """
         self.check(detector, group_size)
-        return statistics > self.value
+        return ~(statistics <= self.value)
 
     def check(self, detector: Detector | GroupDetector, group_size: int) -> None:
         """Refuse another detector, reference or group size than those of the calibration.
@@ -61,7 +61,7 @@ class Threshold:
         if identity(detector) != self.detector_sha256:
             raise ValueError(
                 f"The threshold {self.value:.4g} is of another statistic than this {type(detector).__name__} (kernel, "
-                f"estimator or network differ): {again}."
+                f"estimator or network differ, or bandwidths are open here): {again}."
             )
 
     def write(self, path: str | Path) -> Path:

@@ -150,7 +150,8 @@ def _autoregressive(e: Tensor, lag: float) -> Tensor:
 def _result(observed: Tensor, null: Tensor) -> Tested:
     # Equal labellings give sums that differ by rounding, and count as equal.
     slack = 1e-12 * (1.0 + observed.abs())
-    extreme = (null >= (observed - slack)[:, None]).sum(-1)
+    # NaN compares false to everything: written this way round, a broken kernel rejects nothing.
+    extreme = (~(null < (observed - slack)[:, None])).sum(-1)
     return Tested(observed, (1.0 + extreme.to(observed.dtype)) / (1.0 + null.shape[1]))
 
 

@@ -37,8 +37,9 @@ def group_section(
     "level" and "power" are shares of rejections at 5 % by each test, of groups without and with adversarial images
     against clean images of the same pool (none beside its own source); "random" the power against random noise;
     "mixed" the power of the first test by the number of adversarial images. "statistic" says how well the statistic
-    against the reference tells adversarial groups from clean ones, and "threshold" what a threshold calibrated on half
-    of the clean groups for 5 % does on the other half.
+    against the reference tells adversarial groups from clean ones, and "threshold" what a threshold calibrated for 5 %
+    on clean groups of one half of the images does on groups of the other half. Groups of one half share images: their
+    intervals are of these images, and do not say how a threshold varies with the images that calibrate it.
 
     Args:
         detector: the detector.
@@ -87,16 +88,22 @@ def _tests(
 def _statistics(
     detector: GroupDetector, embedded: Mapping[str, dict[str, Tensor]], n: int, trials: int, seed: int
 ) -> dict[str, Any]:
-    """Statistics of random groups against the reference, the same images clean, adversarial and with noise."""
+    """Statistics of random groups against the reference, the same images clean, adversarial and with noise. The first
+    half of the trials draws from one half of the images, the second from the other."""
     size = len(next(iter(embedded["clean"].values())))
     device = next(iter(embedded["clean"].values())).device
     noise = NoiseStream(seed, torch.arange(trials, device=device)).fork("groups", str(n))
-    drawn = noise.uniform((size,), dtype=torch.float64).argsort(-1)[:, :n]
+    half = trials // 2
+    drawn = noise.uniform((size,), dtype=torch.float64)
+    order = NoiseStream(seed, torch.arange(size, device=device)).fork("halves").uniform((), dtype=torch.float64)
+    first = order.argsort().argsort() < size // 2
+    early = torch.arange(trials, device=device)[:, None] < half
+    drawn = drawn.masked_fill(early != first, torch.inf).argsort(-1)[:, :n]
     values = {
         view: torch.stack([detector.of_group({k: v[rows] for k, v in parts.items()}) for rows in drawn]).cpu()
         for view, parts in embedded.items()
     }
-    clean, half = values["clean"].numpy(), trials // 2
+    clean = values["clean"].numpy()
     threshold = calibrated(values["clean"][:half], LEVEL, detector, n)
     fires = {view: threshold.fires(found, detector, n) for view, found in values.items()}
     return {
@@ -106,7 +113,7 @@ def _statistics(
         "threshold": {
             **asdict(threshold),
             "false_alarms": asdict(wilson(int(fires["clean"][half:].sum()), trials - half)),
-            "detected": asdict(wilson(int(fires["adversarial"].sum()), trials)),
+            "detected": asdict(wilson(int(fires["adversarial"][half:].sum()), trials - half)),
         },
     }
 

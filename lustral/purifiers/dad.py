@@ -18,7 +18,8 @@ from lustral.purifiers.denoise import Denoise
 
 Route = Literal["detector", "raw", "denoised", "both"]
 """Which branch an image takes. detector: as the detector says. For attacks to differentiate, through a `Variant`: raw
-and denoised, always that one; both, the even draws raw and the odd ones denoised."""
+and denoised, always that one; both, the even draws raw and the odd ones denoised, and the other way round in the
+attack's odd steps (so that an attack of one draw a step sees both)."""
 Against = Literal["reference", "held"]
 
 
@@ -56,7 +57,7 @@ class RoutedDenoise(Purifier):
         self.denoise, self.threshold, self.group_size = denoise.eval(), threshold, group_size
         self.route: Route = route
         settled = isinstance(detector, (GroupMMD, SampleMMD))  # others, of perturbation scores, draw noise
-        self.random = route == "both" or (not settled if route == "raw" else denoise.random)
+        self.random = route == "both" or not settled or (route != "raw" and denoise.random)
         detector.eval().requires_grad_(False)
         if isinstance(threshold, StoredThreshold):
             threshold.threshold.check(detector, group_size)
@@ -80,11 +81,13 @@ class RoutedDenoise(Purifier):
                 # A node of its own: an image's gradient is then summed in pairs, whose order changes no bit.
                 found = self.statistic(x.view_as(x), context, noise.fork("detector"))
             trace = self._trace(found, wants)
-            detected = found.detach() > self.limit
+            detected = self._detected(found)
         if self.route == "detector":
             chosen = detected
-        elif self.route == "both" and noise.draw is not None:
-            chosen = noise.draw % 2 == 1
+        elif self.route == "both":
+            zero = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+            counted = (zero if each is None else each for each in (noise.draw, noise.iteration))
+            chosen = sum(counted, zero) % 2 == 1
         else:
             chosen = torch.full((len(x),), self.route == "denoised", device=x.device)
         # The only synchronisation with the device: how many rows go through the denoiser is a shape.
@@ -96,13 +99,17 @@ class RoutedDenoise(Purifier):
             images = x.index_copy(0, rows, self.denoise.denoised(x[rows], noise.select(rows)))
         return Purified(images[None], trace)
 
+    def _detected(self, statistic: Tensor) -> Tensor:
+        """(B,) bool. A statistic that is NaN is above any threshold: nobody may silence a detector with a bad image."""
+        return ~(statistic.detach() <= self.limit)
+
     def _trace(self, statistic: Tensor, wants: Collection[str]) -> dict[str, Tensor]:
         """Raises: ValueError: if an alarm is wanted where the threshold is not positive and finite."""
         trace = {}
         if "statistic" in wants:
             trace["statistic"] = statistic
         if "detected" in wants:
-            trace["detected"] = statistic.detach() > self.limit
+            trace["detected"] = self._detected(statistic)
         if "alarm" in wants:
             if not 0 < self.limit < math.inf:
                 raise ValueError(

@@ -70,7 +70,9 @@ class AdversarialSet:
             found = json.loads(there.read_text())
         except ValueError as error:
             raise ValueError(f"{there} is damaged ({error}): delete {self.folder}.") from error
-        old, new = found.get("made_by", {}), record["made_by"]
+        if not isinstance(found, dict) or not isinstance(found.get("made_by"), dict):
+            raise ValueError(f"{there} is damaged (it describes no set): delete {self.folder}.")
+        old, new = found["made_by"], record["made_by"]
         differing = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
         differing += [name for name in ("schema", "shape", "positions_sha256") if found.get(name) != record[name]]
         if differing:

@@ -8,16 +8,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lustral.detectors import StoredReference
+from lustral.detectors import StoredReference, read_threshold
 from lustral.tables import Choice, read_tables
 from lustral.tensor_files import read_tensors
 from tests.cli.evaluations import ATTACKED, EVAL, FAST, FAST_ATTACK, evaluate, fastest, num_judged
-from tests.cli.shrunk import Shrinker, as_words, attack, followed, purifier_of, training
+from tests.cli.shrunk import Shrinker, as_words, attack, followed, purifier_of, training, whole
 
 CONFIGS = Path("configs")
 TRAIN = sorted((CONFIGS / "train").glob("*.yaml"))
 CORRUPTED = [path for path in EVAL if path.stem.endswith("_corruptions")]
 QUALITY = [path for path in EVAL if path.stem.endswith("_quality")]
+CALIBRATION = sorted((CONFIGS / "calibration").glob("*.yaml"))
 REFERENCE = sorted((CONFIGS / "reference").glob("*.yaml"))
 AUTOATTACK = [  # those of surrogates run in the rows of tables
     path for path in sorted((CONFIGS / "attack").glob("*autoattack*.yaml")) if not path.stem.startswith("surrogate")
@@ -25,6 +26,7 @@ AUTOATTACK = [  # those of surrogates run in the rows of tables
 TABLES = read_tables(CONFIGS / "tables")
 PURIFIER = re.compile(r"(?:purifier:|--model\.purifier) (?:configs/|\.\./)(purifier/\S+)")
 SCALES = ("eps", "feature_bandwidth", "pixel_bandwidth")
+KERNEL = "model.detector.kernel"
 DETECTION = [path for path in EVAL if path.stem.endswith("_detection")]
 AUDITED = [CONFIGS / "eval" / f"{name}.yaml" for name in ("digits_ssni_n_diffpure", "cifar10_undefended")]
 
@@ -186,6 +188,23 @@ def test_detectors_are_judged_reported_and_gone_on_with(
     assert {path.name for path in run.glob("*.png")} == {"detection.png", "power.png"}
     assert cli("report", run, "--output", tmp_path / "report") == 0
     assert "Detection of groups" in (tmp_path / "report" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("recipe", CALIBRATION, ids=lambda path: path.stem)
+def test_calibration_recipes_write_a_reference_and_its_threshold(
+    recipe: Path, cli: Callable[..., int], tmp_path: Path, shrinker: Shrinker
+) -> None:
+    content, run = followed(recipe), tmp_path / recipe.stem
+    given = content["model"]["init_args"]
+    small = shrinker.data(content["data"]) | shrinker.kernel(whole(given["detector"]["init_args"]["kernel"]), KERNEL)
+    small |= {"model.group_size": min(2, given["group_size"]), "model.num_reference": 3, "model.num_groups": 19}
+    small |= {"data.num_val": 30, "model.num_pool": 24}
+    evaluate(cli, "validate", run, "-c", recipe, *as_words("", small))
+    reference, threshold = StoredReference(str(run / "reference.safetensors")), read_threshold(run / "threshold.json")
+    assert len(reference.images) == 3
+    assert reference.made_by["part"] == given.get("reference_of", "validation")
+    assert (threshold.reference_sha256, threshold.false_alarm_rate) == (reference.sha256, 0.05)
+    assert threshold.num_clean == (19 if threshold.group_size == 2 else 24)
 
 
 def _unpicked() -> list[Path]:

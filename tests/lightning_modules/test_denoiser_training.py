@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -85,6 +86,8 @@ def test_a_training_that_was_interrupted_ends_with_the_same_bits(
     _trainer(tmp_path / "whole", 3).fit(whole, _data())
     _trainer(tmp_path / "part", 1, _keep(tmp_path)).fit(_module(weights), _data())
     made = (tmp_path / "part" / "adversarial" / "images.npy").read_bytes()
+    for name in ("images", "done"):  # as if a third of the set had not been made
+        np.load(tmp_path / "part" / "adversarial" / f"{name}.npy", mmap_mode="r+")[::3] = 0
     state = torch.load(tmp_path / "part" / "last.ckpt", weights_only=True)["state_dict"]
     assert all(name.startswith("denoiser.") for name in state), "frozen networks are in no checkpoint"
     again = _module(weights)
@@ -155,6 +158,18 @@ def test_a_detector_of_single_images_is_calibrated_on_each(tmp_path: Path) -> No
     assert read_threshold(tmp_path / "threshold.json").num_clean == 100
 
 
+def test_an_attacker_s_reference_is_of_training_images_and_calibrates_on_others(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"num_reference": 40, "reference_of": "train", "calibrate_on": "train"}
+    module = DetectorCalibration(SampleMMD(GaussianKernel(5.0)), **options)
+    _trainer(tmp_path, 1).validate(module, Digits(batch_size=64), verbose=False)
+    train = Digits().train_parts[0]
+    reference = StoredReference(str(tmp_path / "reference.safetensors"))
+    assert len(set(reference.index.tolist()) & set(train)) == 40
+    assert read_threshold(tmp_path / "threshold.json").num_clean == len(train) - 40
+    with pytest.raises(ValueError, match="reference_of is 'test'"):
+        DetectorCalibration(SampleMMD(GaussianKernel(5.0)), reference_of="test")  # type: ignore[arg-type]
+
+
 def test_a_calibration_without_enough_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="judges groups: give 2 or more"):
         DetectorCalibration(GroupMMD(GaussianKernel(5.0)))
@@ -163,3 +178,11 @@ def test_a_calibration_without_enough_images_is_refused(tmp_path: Path) -> None:
     module = DetectorCalibration(GroupMMD(GaussianKernel(5.0)), group_size=100, num_reference=100)
     with pytest.raises(ValueError, match="The pool has 30 images, and a group 100"):
         _trainer(tmp_path, 1).validate(module, Digits(batch_size=64), verbose=False)
+
+
+@pytest.mark.parametrize("record", ["[]", '{"made_by": null}'])
+def test_a_set_without_a_description_is_refused(record: str, tmp_path: Path) -> None:
+    AdversarialSet(tmp_path, [3], (1, 2, 2), {"attack": "a"})
+    (tmp_path / "set.json").write_text(record)
+    with pytest.raises(ValueError, match="describes no set"):
+        AdversarialSet(tmp_path, [3], (1, 2, 2), {"attack": "a"})

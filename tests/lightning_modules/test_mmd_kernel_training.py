@@ -99,3 +99,12 @@ def test_random_weights_are_refused(digit_weights: dict[str, Path], tmp_path: Pa
     trainer = Trainer(accelerator="cpu", max_epochs=1, logger=False, default_root_dir=tmp_path)
     with pytest.raises(ValueError, match=r"weights of classifier, kernel\.features are random"):
         trainer.fit(module, datamodule=Digits(64))
+
+
+def test_a_training_that_could_write_no_reference_is_refused_before_it_begins(
+    digit_weights: dict[str, Path], tmp_path: Path
+) -> None:
+    trainer = Trainer(accelerator="cpu", max_epochs=1, logger=False, default_root_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"raise data\.num_val"):
+        trainer.fit(training(digit_weights["classifier"]), Digits(64, num_val=1))
+    assert not any(tmp_path.iterdir())

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lustral.attacks import Engine
-from lustral.detectors import StoredThreshold, calibrated, mmd
+from lustral.detectors import Detector, GaussianKernel, GroupMMD, StoredThreshold, calibrated, mmd
 from lustral.evaluation import Defence
 from lustral.networks import DUNet
 from lustral.noise import NoiseStream
@@ -157,7 +157,7 @@ def test_rectified_noise_only_brightens_and_symmetric_noise_does_not() -> None:
     found = noised(x, noise, 0.25, "rectified")
     assert float(found.amin()) == 0.0
     assert float((found == 0).float().mean()) == pytest.approx(0.5, abs=0.01)
-    assert float(found.mean()) == pytest.approx(0.0998, abs=0.001)
+    assert float(found.mean()) == pytest.approx(0.0997, abs=0.001)
     assert float(found.std()) == pytest.approx(0.146, abs=0.001)
     grey = noised(x + 0.5, noise, 0.1, "symmetric")
     assert float(grey.mean()) == pytest.approx(0.5, abs=0.001)
@@ -176,3 +176,40 @@ def test_the_detector_is_asked_in_calls_of_r_rows() -> None:
     features.register_forward_hook(lambda module, inputs, out: seen.append(len(out)))
     Engine(_Plain(purifier), 8).logits(MIXED, stream(12))
     assert set(seen) == {8}
+
+
+def test_a_bad_image_does_not_silence_the_detector(tmp_path: Path) -> None:
+    x = MIXED[:4].clone()
+    x[2] = torch.nan
+    assert dad(1.0)(x, stream(4), wants=["detected"]).trace["detected"].all()
+    detector, nan = group_mmd(), torch.tensor([torch.nan], dtype=torch.float64)
+    assert calibrated(torch.linspace(0, 1, 99), 0.05, detector, 4).fires(nan, detector, 4).all()
+
+
+def test_an_attack_of_one_draw_a_step_sees_both_branches() -> None:
+    purifier, x = Variant({"route": "both"}).of(dad(0.0)), MIXED[:4]
+    even, odd = (purifier(x, stream(4).repeat(1).at(iteration=k)).images[0] for k in (0, 1))
+    assert torch.equal(even, x)
+    assert not torch.isclose(odd, x).flatten(1).all(1).any()
+
+
+class _Random(Detector):
+    """Draws noise for its statistic."""
+
+    def statistic(self, x: torch.Tensor, noise: NoiseStream) -> torch.Tensor:
+        return noise.normal((), dtype=torch.float64)
+
+
+def test_a_detector_that_draws_noise_makes_the_defence_random() -> None:
+    silent, settled = Denoise(SmoothNetwork(), 0.0), sample_mmd()
+    assert DADPerSample(silent, _Random(None), 0.0).random
+    assert not DADPerSample(silent, settled, 0.0).random
+    assert DADPerSample(Denoise(SmoothNetwork()), settled, 0.0).random
+
+
+def test_the_authors_attack_takes_any_kernel() -> None:
+    detector = GroupMMD(GaussianKernel(4.0), "biased", reference())
+    purifier = DAD(Denoise(SmoothNetwork()), detector, 0.05, 4, "raw", "held")
+    found = purifier(MIXED[:4], stream(4), context=purifier.prepare(MIXED[4:8], stream(4)), wants=["statistic"])
+    expected = mmd(detector.kernel, MIXED[4:8], MIXED[:4], "biased")
+    torch.testing.assert_close(found.trace["statistic"], expected.expand(4), atol=1e-10, rtol=0)

@@ -24,6 +24,7 @@ from lustral.diffusion.perturbation import perturbation, perturbation_map
 from lustral.noise import NoiseStream
 from lustral.rows import Runtime
 from tests.contracts import SmoothDenoiser, images, stream
+from tests.toys.detection import group_mmd, sample_mmd
 
 
 def reference(n: int = 6, seed: int = 5) -> Reference:
@@ -156,3 +157,11 @@ def test_a_statistic_of_another_shape_is_refused() -> None:
 
     with pytest.raises(ValueError, match="one of groups is a GroupDetector"):
         Whole(None)(images(2), stream(2))
+
+
+def test_images_of_another_shape_than_the_reference_are_refused() -> None:
+    other, said = images(4, (1, 5, 5)), r"of shape \(1, 5, 5\), and its reference has images of shape \(1, 4, 4\)"
+    with pytest.raises(ValueError, match=said):
+        sample_mmd()(other, stream(4))
+    with pytest.raises(ValueError, match=said):
+        group_mmd().statistic(other, 2, stream(4))

@@ -23,7 +23,7 @@ from lustral.evaluation import Defence
 from lustral.purifiers import Variant
 from lustral.threat import ThreatModel
 from tests.contracts import ToyClassifier, generator, images, stream
-from tests.toys.detection import SHAPE, dad
+from tests.toys.detection import SHAPE, bright, dad
 
 THREAT = ThreatModel("linf", "32/255")
 RAW = Variant({"route": "raw"})
@@ -41,6 +41,17 @@ def test_the_losses_in_closed_form() -> None:
     torch.testing.assert_close(published, CrossEntropy()(logits, y) + 100.0 * alarm[0].float())
     for objective in (Evade(Margin()), SelectiveEvasion(Margin()), WithStatistic(Margin(), 1.0)):
         assert isinstance(objective.plain, Margin), "the detector's term steers, and ranks nothing"
+
+
+def test_iterates_that_evade_are_ranked_before_those_that_are_detected() -> None:
+    trace = {"alarm": torch.tensor([[0.5, 1.0, 1.1, 3.0], [0.7, 1.0, 1.1, 3.0]], dtype=torch.float64)}
+    plain = torch.tensor([1.0, 2.0, 90.0, 900.0])
+    for objective in (Evade(CrossEntropy()), SelectiveEvasion(Margin())):
+        assert objective.ranked(plain, trace).argsort(descending=True).tolist() == [1, 0, 2, 3]
+    engine, cases = _engine(THRESHOLD)
+    state = LagrangianPGD(5).start(bright(8), cases.labels, THREAT, stream(8))
+    for attack in (LagrangianPGD(5, surrogate=RAW), OrthogonalPGD(5, surrogate=RAW)):
+        assert attack.ask(attack.source(engine), state, stream(8), None).rank.max() < -1e4
 
 
 def _engine(threshold: float) -> tuple[Engine, Cases]:

@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lustral.detectors import DeepKernel, GaussianKernel, Kernel, SemanticKernel, mmd, power_objective, save_kernel
+from lustral.detectors import (
+    DeepKernel,
+    GaussianKernel,
+    Kernel,
+    SemanticKernel,
+    load_kernel_state,
+    mmd,
+    power_objective,
+    save_kernel,
+)
 from lustral.detectors.mmd import biased, finite_power, grams, null_deviation, paired, unbiased, variance
 from lustral.networks import ConvFeatures, Penultimate, WideResNet
 from tests.contracts import generator, images, randomise, stream
@@ -204,3 +213,14 @@ def test_kernels_are_written_and_read_with_the_identity_of_their_features(tmp_pa
 def test_impossible_scales_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         SemanticKernel(Features(), **options)
+
+
+def test_a_file_with_an_impossible_bandwidth_is_refused(tmp_path: Path) -> None:
+    """The published parametrisation may train the first bandwidth through zero."""
+    bad, good = (SemanticKernel(Features(), 0.1, 2.0, 5.0, "reference") for _ in range(2))
+    with torch.no_grad():
+        bad.scales.get_parameter("feature_bandwidth").fill_(-3.0)
+    path = save_kernel(bad, tmp_path / "kernel.safetensors")
+    with pytest.raises(ValueError, match="whose feature_bandwidth is not positive"):
+        load_kernel_state(good, path)
+    assert good.numbers()["feature_bandwidth"] == 2.0

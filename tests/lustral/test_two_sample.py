@@ -1,6 +1,7 @@
 """Two-sample tests: their level at every size, their power where it is known, and p-values by hand."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,3 +122,9 @@ def test_impossible_trials_are_refused(clean: Tensor) -> None:
         run_trials(clean, 111, 0, 5, 0)
     with pytest.raises(ValueError, match="noise stream of 1 rows"):
         permutation_test(clean[None, :8, :8].expand(2, -1, -1), 4, noise)
+
+
+@pytest.mark.parametrize("test", [permutation_test, wild_bootstrap_test])
+def test_a_broken_kernel_rejects_nothing(test: Any) -> None:
+    k = torch.full((2, 8, 8), torch.nan, dtype=torch.float64)
+    assert test(k, 4, NoiseStream(0, torch.arange(2)), 19).p_value.tolist() == [1.0, 1.0]
