@@ -43,7 +43,7 @@ class EMA(WeightAveraging):
     def _average(self, averages: Sequence[Tensor], currents: Sequence[Tensor], updates: Tensor) -> None:
         """Move ``averages``, all of one type and device, towards ``currents``."""
         if not averages[0].is_floating_point():
-            torch._foreach_copy_(averages, currents)
+            torch._foreach_copy_(list(averages), list(currents))  # type: ignore[attr-defined]  # as torch.optim does
             return
         n = updates.to(averages[0].dtype)
         if self.decay is not None:
@@ -52,7 +52,8 @@ class EMA(WeightAveraging):
             assert self.half_life is not None
             half_life = torch.clamp(self.ramp * n * self._images_an_update, max=self.half_life)
             kept = 0.5 ** (self._images_an_update / half_life.clamp_min(1e-8))
-        torch._foreach_lerp_(averages, currents, [1.0 - kept] * len(averages))
+        weights = [1.0 - kept] * len(averages)
+        torch._foreach_lerp_(list(averages), list(currents), weights)  # type: ignore
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         low = [

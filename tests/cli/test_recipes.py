@@ -9,10 +9,13 @@ import pytest
 import yaml
 
 from lustral.detectors import StoredReference, read_threshold
-from lustral.tables import Choice, read_tables
+from lustral.purifiers import Purifier
+from lustral.tables import Choice, fits, read_tables
 from lustral.tensor_files import read_tensors
 from tests.cli.evaluations import ATTACKED, EVAL, FAST, FAST_ATTACK, evaluate, fastest, num_judged
-from tests.cli.shrunk import Shrinker, as_words, attack, followed, purifier_of, training, whole
+from tests.cli.full_size import built
+from tests.cli.parsed import resolved
+from tests.cli.shrunk import Shrinker, as_words, attack, classes, followed, purifier_of, training, whole
 
 CONFIGS = Path("configs")
 TRAIN = sorted((CONFIGS / "train").glob("*.yaml"))
@@ -215,16 +218,34 @@ def _unpicked() -> list[Path]:
 
 
 @pytest.mark.usefixtures("brief_check")
-@pytest.mark.parametrize("purifier", _unpicked(), ids=lambda path: path.stem)
-def test_a_purifier_stands_before_the_classifier_of_its_base_recipe(
-    purifier: Path, cli: Callable[..., int], tmp_path: Path, shrinker: Shrinker
-) -> None:
+def _before_its_base(purifier: Path) -> Choice:
+    """The base recipe of a purifier, which stands before its classifier."""
     recipe = CONFIGS / "eval" / f"{purifier.stem.partition('_')[0]}.yaml"
     named = re.search(r"configs/(attack/\S+\.yaml)", purifier.read_text())  # where the recipe's has no gradient
     attack = {} if named is None else {"attack": CONFIGS / named[1]}
-    choice = Choice(recipe, groups={"purifier": purifier, **attack})
+    return Choice(recipe, groups={"purifier": purifier, **attack})
+
+
+UNPICKED = _unpicked()
+OF_A_KIND = list({classes(followed(path)): path for path in reversed(UNPICKED)}.values())
+
+
+@pytest.mark.parametrize("purifier", OF_A_KIND, ids=lambda path: path.stem)
+@pytest.mark.usefixtures("brief_check")
+def test_a_purifier_stands_before_the_classifier_of_its_base_recipe(
+    purifier: Path, cli: Callable[..., int], tmp_path: Path, shrinker: Shrinker
+) -> None:
+    """One of each chain of classes."""
+    choice = _before_its_base(purifier)
     evaluate(cli, "predict", tmp_path, *choice.words(), *fastest(shrinker, choice, tmp_path / "attack"))
     assert len((tmp_path / "predictions-rank0.csv").read_text().splitlines()) == 1 + num_judged(choice)
+
+
+@pytest.mark.parametrize("purifier", [p for p in UNPICKED if p not in OF_A_KIND], ids=lambda path: path.stem)
+def test_a_purifier_with_other_numbers_is_understood_and_built(purifier: Path) -> None:
+    choice = _before_its_base(purifier)
+    assert fits(choice, resolved(choice.words()))
+    assert isinstance(built(choice.parts()["purifier"]), Purifier)
 
 
 @pytest.mark.parametrize("recipe", AUDITED, ids=lambda path: path.stem)

@@ -14,13 +14,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
-from jsonargparse import ArgumentParser, Namespace, set_loader
-from lightning.pytorch import LightningDataModule, LightningModule
 
-import cli as front_door
 from lightning_modules import RobustnessEvaluation
 from lustral.attacks import Attack, Cases, Engine
-from lustral.choices import resets
 from lustral.defence import Defence
 from lustral.networks import Classifier, TimmClassifier, WideResNet
 from lustral.purifiers import CMAP, Chain, Purifier, Variant
@@ -31,6 +27,7 @@ from lustral.threat import ThreatModel
 from tests.cli.evaluations import ATTACKED as RECIPES
 from tests.cli.evaluations import FASTEST_ATTACK, evaluate, fastest, num_judged
 from tests.cli.full_size import PIXELS, built, network_calls
+from tests.cli.parsed import resolved
 from tests.cli.shrunk import Shrinker, attacks, classes, fewer, followed, purifier_of
 from tests.contracts import images, stream
 
@@ -146,10 +143,9 @@ def test_every_class_and_every_purifier_and_attack_of_a_table_is_run() -> None:
     run = [case.parts for case in RUN] + [purifier_of(path).parts() for path in RECIPES]
     for group in ("purifier", "attack", "data"):
         assert _named([parts[group] for parts in run]) >= _named([case.parts[group] for case in CASES])
-    for case in CASES:  # chains of classes, and each member of an ensemble
-        assert any(parts["purifier"] and classes(parts["purifier"]) == case.classes("purifier") for parts in run)
-        assert attacks(case.parts["attack"]) <= set[str]().union(*(attacks(parts["attack"]) for parts in run))
-        assert any(_class(parts["data"]) == _class(case.parts["data"]) for parts in run)
+    kinds = set[Hashable]().union(*map(_kinds, run))  # chains of classes, and each member of an ensemble
+    for case in CASES:
+        assert _kinds(case.parts) <= kinds, case.row
     combinations = {(case.classes("purifier"), case.classes("attack")) for case in CASES}
     assert {(case.classes("purifier"), case.classes("attack")) for case in ATTACKED} == combinations
     assert {case.file("purifier") for case in ATTACKED} == {case.file("purifier") for case in CASES}
@@ -247,28 +243,6 @@ def _shortened(purifier: Purifier) -> Purifier:
 
 
 @cache
-def _parser() -> ArgumentParser:
-    set_loader("yaml", front_door._value)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("-c", "--config", action="config")
-    parser.add_subclass_arguments(LightningModule, "model")
-    parser.add_subclass_arguments(LightningDataModule, "data")
-    return parser
-
-
-def _resolved(words: list[str]) -> dict[str, Any]:
-    """The configuration that the front door's parser makes of words, without the trainer's part."""
-    set_loader("yaml", front_door._value)
-    return _plain(_parser().parse_args([*words, *resets(["test", *words])]))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Namespace):
-        return {name: _plain(inner) for name, inner in vars(value).items() if name != "__path__"}
-    return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
-
-
-@cache
 def _compared() -> list[str]:
     """Of every row, what tells it from others."""
     return [case.of(*COMPARED) for case in CASES]
@@ -278,7 +252,7 @@ def _compared() -> list[str]:
 def test_a_row_is_what_its_command_chooses_and_no_other_is(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     known = {id(other.row.choice): other.parts for other in CASES}
     monkeypatch.setattr(Choice, "parts", lambda choice: known[id(choice)])  # nobody changes them
-    config = _resolved(case.row.choice.words())
+    config = resolved(case.row.choice.words())
     assert config["model"]["class_path"].endswith(RobustnessEvaluation.__name__)
     compared = _compared()
     own = case.of(*COMPARED)
