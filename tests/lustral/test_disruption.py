@@ -61,5 +61,6 @@ def test_it_is_refused_where_there_are_no_latents() -> None:
         ConsistencyDisruption()(Engine(Defence(ToyClassifier(), Identity()), 4), _cases(), LINF, stream(5))
     with pytest.raises(ValueError, match="form is 'exact'; it may be corrected, published"):
         ConsistencyDisruption(form="exact")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="strength = -1 cannot be negative"):
-        ConsistencyDisruption(-1)
+    for strength in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"strength = {strength} cannot be negative or infinite"):
+            ConsistencyDisruption(strength)
