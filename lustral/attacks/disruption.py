@@ -50,19 +50,10 @@ class ConsistencyDisruption(LatentSearch):
     ) -> None:
         if form not in get_args(Form):
             raise ValueError(f"form is {form!r}; it may be {', '.join(get_args(Form))}.")
-<<<<<<< HEAD
         super().__init__(num_steps, selection_draws)
-        if strength < 0:
-            raise ValueError(f"strength = {strength} cannot be negative.")
+        if not 0 <= strength < math.inf:
+            raise ValueError(f"strength = {strength} cannot be negative or infinite.")
         self.strength = strength
-=======
-        if not 0 <= strength < math.inf or num_steps < 1 or selection_draws < 1:
-            raise ValueError(
-                f"strength = {strength} cannot be negative or infinite, and num_steps = {num_steps} and selection_draws = "
-                f"{selection_draws} must be at least 1."
-            )
-        self.strength, self.num_steps, self.selection_draws = strength, num_steps, selection_draws
->>>>>>> w_breakcm
         self.form: Form = form
 
     @property
