@@ -55,8 +55,8 @@ class ConsistencyDisruption(Attack):
             raise ValueError(f"form is {form!r}; it may be {', '.join(get_args(Form))}.")
         if not 0 <= strength < math.inf or num_steps < 1 or selection_draws < 1:
             raise ValueError(
-                f"strength = {strength} cannot be negative or infinite, and num_steps = {num_steps} and selection_draws = "
-                f"{selection_draws} must be at least 1."
+                f"strength = {strength} cannot be negative or infinite, and num_steps = {num_steps} and "
+                f"selection_draws = {selection_draws} must be at least 1."
             )
         self.strength, self.num_steps, self.selection_draws = strength, num_steps, selection_draws
         self.form: Form = form
