@@ -94,7 +94,7 @@ def diffusion(steps: int, folder: Path) -> str:
 
 
 def objectives(steps: int, lr: float, folder: Path) -> dict[str, Callable[[], Denoiser]]:
-    half, mean, std = steps // 2, -0.8, 1.6
+    half, mean, std = steps // 2, 0.0, 1.6
 
     def tuned() -> Denoiser:
         return consistency(EasyConsistencyTuning(256, 1, mean, std), half, folder, lr, diffusion(half, folder))
@@ -144,7 +144,7 @@ def main(steps: int, lr: float, only: list[str]) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--only", nargs="*", default=[])
     arguments = parser.parse_args()
     main(arguments.steps, arguments.lr, arguments.only)
