@@ -1,7 +1,5 @@
 """Exponential moving average of the trained weights."""
 
-from collections.abc import Sequence
-
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
@@ -40,10 +38,10 @@ class EMA(WeightAveraging):
         self._images_an_update = 0
         super().__init__(use_buffers=True, multi_avg_fn=self._average)
 
-    def _average(self, averages: Sequence[Tensor], currents: Sequence[Tensor], updates: Tensor) -> None:
+    def _average(self, averages: list[Tensor], currents: list[Tensor], updates: Tensor) -> None:
         """Move ``averages``, all of one type and device, towards ``currents``."""
         if not averages[0].is_floating_point():
-            torch._foreach_copy_(list(averages), list(currents))  # type: ignore[attr-defined]  # as torch.optim does
+            torch._foreach_copy_(averages, currents)  # type: ignore[attr-defined]
             return
         n = updates.to(averages[0].dtype)
         if self.decay is not None:
@@ -52,8 +50,7 @@ class EMA(WeightAveraging):
             assert self.half_life is not None
             half_life = torch.clamp(self.ramp * n * self._images_an_update, max=self.half_life)
             kept = 0.5 ** (self._images_an_update / half_life.clamp_min(1e-8))
-        weights = [1.0 - kept] * len(averages)
-        torch._foreach_lerp_(list(averages), list(currents), weights)  # type: ignore
+        torch._foreach_lerp_(averages, currents, [1.0 - kept] * len(averages))  # type: ignore[attr-defined]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         low = [
