@@ -13,7 +13,7 @@ import yaml
 
 import lustral.networks
 from lustral.choices import resets
-from lustral.diffusion import Denoiser
+from lustral.diffusion import Denoiser, Generator
 from lustral.networks import Classifier, DUNet, TorchClassifier, load_classifier, with_new_head
 from lustral.networks.importing import FORMATS
 from lustral.networks.importing.command import option_names
@@ -29,7 +29,7 @@ def _parts(path: Path) -> tuple[str, dict]:
     config = yaml.safe_load(path.read_text())
     if "model" in config:
         trained = config["model"]["init_args"]
-        config = trained["denoiser"] if "denoiser" in trained else trained["classifier"]
+        config = next(trained[part] for part in ("denoiser", "generator", "classifier") if part in trained)
     return config["class_path"].rpartition(".")[2], config["init_args"]
 
 
@@ -59,7 +59,7 @@ def test_the_network_of_a_training_recipe_builds(path: Path) -> None:
     if name == with_new_head.__name__:
         assert options["weights"] in {_parts(other)[1]["weights"] for other in IMPORTED}
         return
-    assert isinstance(_built(name, options), Classifier | Denoiser | DUNet)
+    assert isinstance(_built(name, options), Classifier | Denoiser | DUNet | Generator)
     assert "weights" not in options
 
 
