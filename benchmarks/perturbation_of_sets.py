@@ -114,7 +114,7 @@ def picture(scores: dict[str, Tensor], generators: list[str], others: list[str],
         edges = np.linspace(float(every.min()), float(every.max()), 36)
         for axes, generator in zip(panels, generators or [""], strict=True):
             shown = [name for name in ("clean", generator, *others) if name in scores]
-            for colour, name in zip((PALETTE[1], PALETTE[2], PALETTE[0], PALETTE[3]), shown, strict=False):
+            for colour, name in zip([PALETTE[k] for k in (1, 2, 0, 3)][: len(shown)], shown, strict=True):
                 values = scores[name].log10().numpy()
                 axes.hist(values, edges, density=True, histtype="step", color=colour, label=name, linewidth=1.2)
             axes.set_xlabel("log10 of the perturbation score")

@@ -90,7 +90,7 @@ class CIFAR10C(ImageDataModule):
             )
 
     def load_train(self) -> ImageSource:
-        raise NotImplementedError  # `check` refuses before
+        raise ValueError("CIFAR-10-C has no training split: train on CIFAR-10 (datamodules.CIFAR10).")
 
     def load_test(self) -> ImageSource:
         labels = read_labels(self.folder / LABELS)
@@ -157,7 +157,7 @@ class CorruptedSource(ImageSource):
         return torch.from_numpy(pixels).permute(2, 0, 1).to(torch.float32).div(255).contiguous()
 
     def augmented(self, position: int, rng: np.random.Generator) -> Tensor:
-        raise NotImplementedError  # nothing is trained on
+        raise ValueError("CIFAR-10-C is for tests, and its images are not augmented: train on CIFAR-10.")
 
     def digest(self) -> str:
         content = hashlib.sha256(self.labels[: self.size].tobytes())

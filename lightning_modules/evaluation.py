@@ -16,7 +16,7 @@ from lustral.attacks import Cases
 from lustral.attacks.victim import whole_groups
 from lustral.describe import foreign_source
 from lustral.diffusion import Denoiser
-from lustral.environment import release_heap
+from lustral.environment import release_heap, settle
 from lustral.evaluation import Dealing, DefenceEvaluator, Fingerprint, Key, KeyedRecord, Record, self_check
 from lustral.networks import Classifier, DUNet
 from lustral.noise import NoiseStream
@@ -212,16 +212,7 @@ class Evaluation(LustralModule):
             ValueError: if a record would depend on anything but the image and the key of its noise.
         """
         self.defence.eval()
-        if self.device.type == "cpu":
-            # Sums are split over the threads of the pool, so their last bits depend on the number of threads. To use
-            # more cores, start more processes, which does not change results.
-            torch.set_num_threads(1)
-        # In benchmark mode cuDNN chooses algorithms by timing, and an image's bits would depend on the choice.
-        torch.backends.cudnn.benchmark = False
-        torch.backends.cudnn.deterministic = True
-        # With TF32 a GPU multiplies float32 numbers with 10 bits of mantissa.
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
+        settle(self.device.type)
         if not self._checked:
             for remark in self_check(self.evaluator.engine, self.evaluator.adversary, self._few(), self.evaluator.seed):
                 rank_zero_info(remark)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lustral.attacks import Attack, Cases
 from lustral.defence import Defence, Merge
 from lustral.describe import state_sha256
+from lustral.environment import settled
 from lustral.evaluation import Dealing, Evaluator, Fingerprint, Protocol, Record, RecordFolder, self_check
 from lustral.evaluation.card import make_card, write_card
 from lustral.evaluation.portions import portions
@@ -87,7 +88,7 @@ def purify(images: Tensor, purifier: Purifier, seed: int = 0, rows: int = 64) ->
     _check_images(images)
     purifier.runtime = Runtime(rows)
     noise = NoiseStream(seed, torch.arange(len(images), device=images.device)).fork("purify")
-    with _frozen(purifier), torch.no_grad():
+    with settled(images.device.type), _frozen(purifier), torch.no_grad():
         views = purifier(images, noise, purifier.gradient_modes[0]).images
     return views[0] if len(views) == 1 else views
 
@@ -176,7 +177,7 @@ def evaluate(
     _check_images(images)
     _check_labels(labels, len(images))
     device = next((p.device for p in model.parameters()), images.device)
-    with _frozen(model), _frozen(purifier or Identity()):
+    with settled(device.type), _frozen(model), _frozen(purifier or Identity()):
         if num_classes is None and not isinstance(model, Classifier):
             num_classes = _classes_of(model, images[:1].to(device))
         shape = tuple(images.shape[1:])
@@ -220,13 +221,15 @@ def _judged(
         "dataset": "arrays",
         "content": state_sha256({"images": images, "labels": labels.to(torch.int64)}),
     }
-    untrained: list[str] = []
-    fingerprint = Fingerprint({**evaluator.decides(), "data": data, "untrained": untrained, **dealing.described()})
-    kept = None if folder is None else RecordFolder(folder / "records", fingerprint)
+    fingerprint = Fingerprint({**evaluator.decides(), "data": data, **dealing.described()})
+    if folder is not None and (folder / "records" / "fingerprint.json").exists():
+        RecordFolder(folder / "records", fingerprint)  # refuses another evaluation's folder before the costlier check
     few = sorted({0, len(images) // 2, len(images) - 1})
     cases = Cases(images[few].to(device), labels[few].to(device, torch.int64), torch.tensor(few, device=device))
     for remark in self_check(evaluator.engine, evaluator.attack, cases, evaluator.seed):
         print(remark, file=sys.stderr)
+    # Only now is the folder claimed: what the check refuses leaves nothing in it.
+    kept = None if folder is None else RecordFolder(folder / "records", fingerprint)
     if folder is not None:
         _provenance(folder, fingerprint)
     records = {} if kept is None else kept.read()

@@ -22,7 +22,8 @@ import ctypes
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
@@ -66,6 +67,38 @@ def release_heap() -> None:
     """Return unused parts of the heap to the operating system, at most every 10 seconds; to be called between steps of
     long computations. It does nothing where the C library is not glibc."""
     _heap.release()
+
+
+def settle(device_type: str) -> None:
+    """Configure torch so that an image's bits depend on no timing, no number of threads and no shortened numbers.
+
+    Args:
+        device_type: "cpu", "cuda" ..., where the networks are.
+    """
+    if device_type == "cpu":
+        # Sums are split over the threads of the pool, so their last bits depend on the number of threads. To use more
+        # cores, start more processes, which does not change results.
+        torch.set_num_threads(1)
+    # In benchmark mode cuDNN chooses algorithms by timing, and an image's bits would depend on the choice.
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    # With TF32 a GPU multiplies float32 numbers with 10 bits of mantissa.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+@contextmanager
+def settled(device_type: str) -> Iterator[None]:
+    """In this context torch is configured by `settle`; afterwards it is as it was."""
+    cudnn, matmul, threads = torch.backends.cudnn, torch.backends.cuda.matmul, torch.get_num_threads()
+    before = (cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32)
+    settle(device_type)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = before[:2]
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before[2:]
 
 
 def _import_torchvision() -> torch.library.Library | None:

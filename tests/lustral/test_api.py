@@ -1,6 +1,7 @@
 """The Python entry."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 import lustral
 from lustral.attacks import PGD
 from lustral.evaluation import Protocol
+from lustral.purifiers import Purified
 from tests.contracts import images
 from tests.toys.smoothing import Smoothing
 
@@ -63,6 +65,21 @@ def test_neither_batch_nor_a_stop_changes_a_bit(tmp_path: Path) -> None:
     assert (run / "card.json").is_file()
     with pytest.raises(ValueError, match="another evaluation"):
         lustral.evaluate(Own(), X, Y, purifier=Smoothing(0.06), folder=run, **FAST)
+
+
+def test_a_refused_evaluation_leaves_its_folder_and_torch_as_they_were(tmp_path: Path) -> None:
+    class Unkeyed(Smoothing):
+        def run(self, x: Tensor, *rest: Any) -> Purified:
+            return Purified((x + self.std * torch.randn_like(x))[None])
+
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(ValueError, match="global"):
+            lustral.evaluate(Own(), X, Y, purifier=Unkeyed(0.1), folder=tmp_path / "run", **FAST)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert not (tmp_path / "run").exists()
 
 
 def test_purify_is_keyed_by_seed_and_row() -> None:
